@@ -1,0 +1,102 @@
+"""The memory bank: the newest vectors of one tower, kept without their graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class MemoryBank:
+    """A first-in-first-out ring of `size` vectors of length `dim`, each with an id and the update at which it was born.
+
+    `vectors` (n, dim), `ids` (n,) and `ages(step)` (n,) come in the order of the slots, which is not the order of age once
+    the ring has gone round; `order()` sorts slots from oldest to newest. Two banks that are written in step keep the same
+    pair in the same slot: that is what makes row i's positive column i (equations 5 and 6). Notebook 03.
+    """
+
+    def __init__(self, size: int, dim: int, dtype: torch.dtype = torch.float32, device: str = "cpu"):
+        if size < 0 or dim < 1:
+            raise ValueError(f"a bank of {size} vectors of length {dim}: size must be 0 or more, dim 1 or more.")
+        self.size, self.dim = size, dim
+        self._vectors = torch.zeros(size, dim, dtype=dtype, device=device)
+        self._ids = torch.full((size,), -1, dtype=torch.int64)
+        self._born = torch.zeros(size, dtype=torch.int64)
+        self.next_slot = 0  # where the next vector goes
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def vectors(self) -> Tensor:
+        """The vectors kept, (n, dim); a view, which the next write changes."""
+        return self._vectors[:self._count]
+
+    @property
+    def ids(self) -> Tensor:
+        """The id written with each vector, (n,)."""
+        return self._ids[:self._count]
+
+    def ages(self, step: int) -> Tensor:
+        """How many updates before `step` each vector was made, (n,)."""
+        return step - self._born[:self._count]
+
+    def order(self) -> Tensor:
+        """The slots from the oldest vector to the newest, (n,)."""
+        return torch.arange(self._count).roll(-self.next_slot if self._count == self.size else 0)
+
+    def write(self, ids: Tensor, vectors: Tensor, step: int) -> None:
+        """Store detached copies of (B, dim) vectors, in order, over the oldest ones; of more than `size`, the newest stay."""
+        if vectors.ndim != 2 or vectors.shape[1] != self.dim or len(ids) != len(vectors):
+            raise ValueError(f"write got {tuple(vectors.shape)} vectors and {len(ids)} ids: expected (B, {self.dim}) and B.")
+        if not self.size:
+            return
+        new = min(len(ids), self.size)
+        slots = self._slots(new)
+        self._vectors[slots] = vectors[-new:].detach().to(self._vectors)
+        self._ids[slots] = torch.as_tensor(ids, dtype=torch.int64)[-new:].cpu()
+        self._born[slots] = step
+        self.next_slot = (self.next_slot + new) % self.size
+        self._count = min(self._count + new, self.size)
+
+    def _slots(self, count: int) -> slice | Tensor:
+        """The next `count` slots to be written: a slice where they do not go round the end, which is the faster way."""
+        end = self.next_slot + count
+        return slice(self.next_slot, end) if end <= self.size else (torch.arange(self.next_slot, end) % self.size)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.next_slot = self._count = 0
+
+    def resize(self, size: int) -> None:
+        """Change the number of slots; the newest vectors stay."""
+        keep = self.order()[max(0, self._count - size):] if size else self.order()[:0]
+        vectors, ids, born = self._vectors[keep], self._ids[keep], self._born[keep]
+        self.__init__(size, self.dim, self._vectors.dtype, self._vectors.device)
+        n = self._count = len(keep)
+        self._vectors[:n], self._ids[:n], self._born[:n] = vectors, ids, born
+        self.next_slot = n % size if size else 0
+
+    def mark(self, count: int) -> tuple:
+        """What `restore` needs to take back writes of up to `count` vectors in all."""
+        slots = self._slots(min(count, self.size))
+        return (slots, self._vectors[slots].clone(), self._ids[slots].clone(), self._born[slots].clone(),
+                self.next_slot, self._count)
+
+    def restore(self, mark: tuple) -> None:
+        """Be again as at the mark."""
+        slots, self._vectors[slots], self._ids[slots], self._born[slots], self.next_slot, self._count = mark
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All of it as tensors, the write position too."""
+        return {"vectors": self._vectors, "ids": self._ids, "born": self._born,
+                "position": torch.tensor([self.next_slot, self._count])}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Be as the bank that gave this state. Raises `ValueError` where the sizes differ."""
+        if state["vectors"].shape != self._vectors.shape:
+            raise ValueError(f"the state is of a bank of {tuple(state['vectors'].shape)}, this one is {tuple(self._vectors.shape)}.")
+        self._vectors.copy_(state["vectors"])
+        self._ids.copy_(state["ids"])
+        self._born.copy_(state["born"])
+        self.next_slot, self._count = (int(n) for n in state["position"])

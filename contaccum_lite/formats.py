@@ -1,0 +1,382 @@
+"""Readers of the field's files: DPR's JSON, BEIR's folder, and one pair a line.
+
+Files are read as a stream and every text is kept once. A file that is not as it should be raises `ValueError`, and its
+sentence says the file, the place, what was found and what was expected.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import hashlib
+import itertools
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from .data import Pair, Pairs, Passage
+
+MARGIN = 3.0
+_CHUNK = 1 << 20             # bytes read at a time
+_LONGEST_RECORD = 1 << 28   # characters after which a record that has not ended is taken for broken
+_SPACE = " \t\r\n"
+
+
+# --- DPR ---------------------------------------------------------------------------------------------------------------
+
+def read_dpr(path: Path, test: str | None = None, test_pairs: int = 1000, margin: float = MARGIN, progress: bool = True) -> Pairs:
+    """DPR's retriever JSON: a list of {question, answers, positive_ctxs, negative_ctxs, hard_negative_ctxs}.
+
+    The first positive is the passage, as in the paper's code. Questions without a positive are left out, and counted.
+    The corpus is every context in the files: rank within it, not within Wikipedia. `margin`: see `keep_hard_negatives`.
+    """
+    corpus, dropped = _Corpus(), 0
+    sets = []
+    for file in [path, *([Path(test)] if test else [])]:
+        pairs = []
+        for row, record in enumerate(_json_array(file)):
+            pair = _dpr_pair(record, row, _Place(file, f"record {row}"), corpus, margin)
+            pairs.append(pair)
+        sets.append([pair for pair in pairs if pair])
+        dropped += sum(pair is None for pair in pairs)
+    notes = [f"{dropped:,} questions have no positive passage and are left out."] if dropped else []
+    return _finish(f"dpr:{path.name}", sets, corpus, test_pairs, notes, path)
+
+
+def _dpr_pair(record, row: int, place: _Place, corpus: _Corpus, margin: float) -> Pair | None:
+    place.expect(isinstance(record, dict), record, "an object with question, answers and positive_ctxs")
+    question = place.text(record, "question")
+    answers = place.list_of(record, "answers", str, needed=False)
+    positives, negatives, scores = [], [], []
+    for key, into in (("positive_ctxs", positives), ("hard_negative_ctxs", negatives), ("negative_ctxs", [])):
+        for number, context in enumerate(place.list_of(record, key, dict, needed=key == "positive_ctxs")):
+            inner = place.inside(f"{key}[{number}]")
+            passage = corpus.add(inner.text(context, "title", empty=True, needed=False), inner.text(context, "text"))
+            into.append((passage, inner.number(context, "ce_score")))
+    if not positives:
+        return None
+    (passage, score), grades = positives[0], {found.id: 1 for found, _ in positives}
+    kept = keep_hard_negatives([s for _, s in positives], negatives, margin)
+    return Pair(str(row), question, passage.text, passage.title, tuple(p for p in kept if p.id not in grades),
+                tuple(answers), passage.id, grades)
+
+
+def keep_hard_negatives(positive_scores: list, negatives: list[tuple], margin: float = MARGIN) -> list[Passage]:
+    """The negatives whose cross-encoder score is at least `margin` *below* the lowest positive's; those without scores stay.
+
+    This is what the paper's code does; its text (Section 4) says "higher", which would keep the unlabelled positives.
+    """
+    known = [score for score in positive_scores if score is not None]
+    return [p for p, score in negatives if score is None or not known or score <= min(known) - margin]
+
+
+# --- one pair a line ---------------------------------------------------------------------------------------------------
+
+def read_jsonl(path: Path, test: str | None = None, test_pairs: int = 1000, margin: float = MARGIN, progress: bool = True) -> Pairs:
+    """One JSON object a line: query, passage; optional id, title, answers, hard_negatives, score.
+
+    A hard negative is a string, or an object with passage and, optionally, title and score (then `margin` applies).
+    """
+    corpus, sets, known = _Corpus(), [], {}
+    for file in [path, *([Path(test)] if test else [])]:
+        pairs = []
+        for line, record in _json_lines(file):
+            place = _Place(file, f"line {line}")
+            pairs.append(_jsonl_pair(record, place, corpus, margin, default_id=f"{file.name}:{line}"))
+            if (first := known.setdefault(pairs[-1].id, place)) is not place:
+                raise place.error(f"the id {_short(pairs[-1].id)}, which {first.file.name}, {first.where} has too", "an id of its own")
+        sets.append(pairs)
+    return _finish(f"jsonl:{path.name}", sets, corpus, test_pairs, [], path)
+
+
+def _jsonl_pair(record, place: _Place, corpus: _Corpus, margin: float, default_id: str) -> Pair:
+    place.expect(isinstance(record, dict), record, "an object with query and passage")
+    name = record.get("id", default_id)
+    place.expect(isinstance(name, (str, int)) and not isinstance(name, bool), name, "a string or a whole number as id")
+    query = place.text(record, "query")
+    passage = corpus.add(place.text(record, "title", empty=True, needed=False), place.text(record, "passage"))
+    negatives = []
+    for number, negative in enumerate(place.list_of(record, "hard_negatives", (str, dict), needed=False)):
+        inner = place.inside(f"hard_negatives[{number}]")
+        negative = negative if isinstance(negative, dict) else {"passage": negative}
+        found = corpus.add(inner.text(negative, "title", empty=True, needed=False), inner.text(negative, "passage"))
+        negatives.append((found, inner.number(negative, "score")))
+    kept = keep_hard_negatives([place.number(record, "score")], negatives, margin)
+    answers = place.list_of(record, "answers", str, needed=False)
+    return Pair(str(name), query, passage.text, passage.title, tuple(p for p in kept if p.id != passage.id),
+                tuple(answers), passage.id)
+
+
+# --- BEIR --------------------------------------------------------------------------------------------------------------
+
+def read_beir(folder: Path, margin: float = MARGIN, progress: bool = True) -> Pairs:
+    """BEIR's folder: corpus.jsonl, queries.jsonl, qrels/train.tsv and qrels/test.tsv (or dev.tsv); each may be .gz.
+
+    One training pair per (query, relevant passage); one test pair per query, with the grades of all its passages.
+    hard_negatives.jsonl, if it is there, holds {"qid": …, "neg": [ids] or {"bm25": [ids], …}, "scores": {id: score}} a
+    line; with scores, the cross-encoder rule applies (`keep_hard_negatives`).
+    """
+    corpus = _Corpus()
+    for line, record in _json_lines(_find(folder, "corpus.jsonl")):
+        place = _Place(folder / "corpus.jsonl", f"line {line}")
+        place.expect(isinstance(record, dict), record, "an object with _id and text")
+        name = place.text(record, "_id")
+        if name in corpus.by_id:
+            raise place.error(f"the _id {_short(name)}, which an earlier line has too", "an _id of its own")
+        corpus.add(place.text(record, "title", empty=True, needed=False), place.text(record, "text", empty=True), name)
+    queries = {}
+    for line, record in _json_lines(_find(folder, "queries.jsonl")):
+        place = _Place(folder / "queries.jsonl", f"line {line}")
+        place.expect(isinstance(record, dict), record, "an object with _id and text")
+        queries[place.text(record, "_id")] = place.text(record, "text")
+    found = {split: file for split in ("train", "test", "dev") if (file := _find(folder, f"qrels/{split}.tsv", needed=False))}
+    if not found:
+        raise ValueError(f"{folder}: found no qrels/train.tsv, qrels/test.tsv or qrels/dev.tsv; expected at least one of them.")
+    qrels = {split: _read_qrels(file, queries, corpus) for split, file in found.items()}
+    negatives = _read_beir_negatives(folder, qrels.get("train", {}), queries, corpus, margin)
+    train = [_beir_pair(name, queries, grades, [corpus.by_id[p]], negatives.get(name, ()), suffix=f"-{p}")
+             for name, grades in qrels.get("train", {}).items() for p in grades]
+    tested = {split: [_beir_pair(name, queries, grades, [corpus.by_id[p] for p in grades], ()) for name, grades in qrels[split].items()]
+              for split in ("test", "dev") if split in qrels}
+    test = tested.get("test", tested.get("dev", []))
+    dev = tested.get("dev", []) if "test" in tested else []
+    notes = [] if train else [f"{folder.name} has no qrels/train.tsv with a relevant passage: it can be searched, not trained on."]
+    return Pairs(f"beir:{folder.name}", train, test, corpus.passages, dev, tuple(notes))
+
+
+def _beir_pair(name: str, queries: dict, grades: dict, positives: list[Passage], negatives: Iterable[Passage], suffix="") -> Pair:
+    best = max(positives, key=lambda p: grades[p.id])
+    return Pair(name + suffix, queries[name], best.text, best.title, tuple(p for p in negatives if p.id not in grades),
+                passage_id=best.id, relevant=grades)
+
+
+def _read_qrels(path: Path, queries: dict, corpus: _Corpus) -> dict[str, dict[str, int]]:
+    """query id → {passage id: grade}, grades above 0 only; a first line that is BEIR's header is passed over."""
+    grades: dict[str, dict[str, int]] = {}
+    for line, raw in _lines(path):
+        place = _Place(path, f"line {line}")
+        columns = raw.rstrip("\r\n").split("\t")
+        if line == 1 and columns[-1] == "score" or not raw.strip():
+            continue
+        place.expect(len(columns) == 3, raw, "three columns with tabs between them: query-id, corpus-id, score")
+        query, passage, score = columns
+        try:
+            grade = int(score)
+        except ValueError:
+            raise place.error(f"the score {_short(score)}", "a whole number") from None
+        for known, name, file in ((queries, query, "queries.jsonl"), (corpus.by_id, passage, "corpus.jsonl")):
+            if name not in known:
+                raise place.error(f"the id {_short(name)}, which is not in {file}", f"an id that {file} has")
+        if grade > 0:
+            grades.setdefault(query, {})[passage] = grade
+    return grades
+
+
+def _read_beir_negatives(folder: Path, train: dict, queries: dict, corpus: _Corpus, margin: float) -> dict[str, list[Passage]]:
+    path = _find(folder, "hard_negatives.jsonl", needed=False)
+    kept: dict[str, list[Passage]] = {}
+    for line, record in _json_lines(path) if path else ():
+        place = _Place(path, f"line {line}")
+        place.expect(isinstance(record, dict), record, "an object with qid and neg")
+        query = str(record.get("qid"))
+        if query not in queries:
+            raise place.error(f"the qid {_short(query)}, which is not in queries.jsonl", "an id that queries.jsonl has")
+        lists = record.get("neg")
+        lists = list(lists.values()) if isinstance(lists, dict) else [lists]
+        place.expect(all(isinstance(ids, list) for ids in lists), record.get("neg"), "a list of passage ids, or lists by name")
+        names = list(dict.fromkeys(str(name) for ids in lists for name in ids))
+        scores = record.get("scores") or {}
+        place.expect(isinstance(scores, dict) and all(isinstance(s, (int, float)) for s in scores.values()), scores, "scores as {id: number}")
+        if unknown := [name for name in names if name not in corpus.by_id]:
+            raise place.error(f"the negative {_short(unknown[0])}, which is not in corpus.jsonl", "an id that corpus.jsonl has")
+        positives = [scores.get(name) for name in train.get(query, {})]
+        kept[query] = keep_hard_negatives(positives, [(corpus.by_id[n], scores.get(n)) for n in names], margin)
+    return kept
+
+
+# --- what they share ---------------------------------------------------------------------------------------------------
+
+class _Corpus:
+    """Every passage once: the same title and text give the same Passage."""
+
+    def __init__(self):
+        self.passages: list[Passage] = []
+        self.by_id: dict[str, Passage] = {}
+        self._known: dict[tuple[str, str], Passage] = {}
+
+    def add(self, title: str, text: str, name: str | None = None) -> Passage:
+        passage = None if name is not None else self._known.get((title, text))
+        if passage is None:
+            passage = Passage(str(len(self.passages)) if name is None else name, title, text)
+            self.passages.append(passage)
+            self.by_id[passage.id] = passage
+            if name is None:
+                self._known[title, text] = passage
+        return passage
+
+
+class _Place:
+    """A place in a file, and the checks that name it."""
+
+    def __init__(self, file: Path, where: str):
+        self.file, self.where = file, where
+
+    def inside(self, part: str) -> _Place:
+        return _Place(self.file, f"{self.where}, {part}")
+
+    def error(self, found: str, expected: str) -> ValueError:
+        return ValueError(f"{self.file}, {self.where}: found {found}; expected {expected}.")
+
+    def expect(self, fine: bool, found, expected: str) -> None:
+        if not fine:
+            raise self.error(_short(found), expected)
+
+    def text(self, record: dict, key: str, empty: bool = False, needed: bool = True) -> str:
+        if key not in record and not needed:
+            return ""
+        if key not in record:
+            raise self.error(f"no key {key!r} among {_short(list(record))}", f"a text under {key!r}")
+        value = record[key]
+        if value is None and empty:
+            return ""
+        self.expect(isinstance(value, str), value, f"a text under {key!r}")
+        self.expect(bool(empty or value.strip()), value, f"a text under {key!r} that is not empty")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise self.error(f"half of a surrogate pair under {key!r}", "characters that exist") from None
+        return value
+
+    def list_of(self, record: dict, key: str, kind, needed: bool = True) -> list:
+        if key not in record and not needed:
+            return []
+        if key not in record:
+            raise self.error(f"no key {key!r} among {_short(list(record))}", f"a list under {key!r}")
+        value = record[key]
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        names = " or ".join({str: "texts", dict: "objects"}[k] for k in kinds)
+        self.expect(isinstance(value, list) and all(isinstance(v, kinds) for v in value), value, f"a list of {names} under {key!r}")
+        return value
+
+    def number(self, record: dict, key: str) -> float | None:
+        value = record.get(key)
+        fine = value is None or isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+        self.expect(fine, value, f"a number under {key!r}")
+        return value
+
+
+def _finish(name: str, sets: list[list[Pair]], corpus: _Corpus, test_pairs: int, notes: list[str], path: Path) -> Pairs:
+    """Pairs from what was read; without a test file, up to a fifth is held out by a hash of the question."""
+    if not sets[0]:
+        raise ValueError(f"{path}: found no pair of a query and a passage; expected at least one.")
+    if len(sets) == 2:
+        return Pairs(name, sets[0], sets[1], corpus.passages, notes=tuple(notes))
+    by_hash = sorted(sets[0], key=lambda pair: hashlib.sha256(pair.query.encode()).digest())
+    held = {pair.id for pair in by_hash[:min(test_pairs, len(by_hash) // 5)]}
+    return Pairs(name, [p for p in sets[0] if p.id not in held], [p for p in sets[0] if p.id in held], corpus.passages,
+                 notes=tuple(notes))
+
+
+def _find(folder: Path, name: str, needed: bool = True) -> Path | None:
+    for path in (folder / name, folder / (name + ".gz")):
+        if path.is_file():
+            return path
+    if needed:
+        raise ValueError(f"{folder}: found no {name} (or {name}.gz); expected BEIR's corpus.jsonl, queries.jsonl and qrels/*.tsv.")
+    return None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The file's bytes, unpacked if it is a .gz; what goes wrong on the way becomes a sentence."""
+    try:
+        with (gzip.open(path) if path.suffix == ".gz" else open(path, "rb")) as file:
+            yield file
+    except FileNotFoundError:
+        raise ValueError(f"{path}: found no such file; expected a file to read.") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path}: found a folder; expected a file.") from None
+    except EOFError:
+        raise ValueError(f"{path}: found a gzip file that breaks off; expected it whole: fetch it again.") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}: found bytes that are not gzip ({error}); expected a .gz file.") from None
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number from 1, line) of a text file."""
+    line = 0
+    with _opened(path) as file:
+        for line, raw in enumerate(file, 1):
+            try:
+                yield line, raw.decode("utf-8-sig" if line == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise _Place(path, f"line {line}").error(f"the byte 0x{raw[error.start]:02x}, which is not UTF-8", "text in UTF-8") from None
+    if not line:
+        raise ValueError(f"{path}: found an empty file; expected at least one line.")
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, object]]:
+    """(line number, value) of each line that is not blank."""
+    for line, text in _lines(path):
+        if text.strip():
+            try:
+                yield line, json.loads(text)
+            except json.JSONDecodeError as error:
+                raise _Place(path, f"line {line}").error(f"{error.msg} at column {error.colno}", "one JSON object on each line") from None
+            except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
+                raise _Place(path, f"line {line}").error("JSON that no reader takes", "one JSON object on each line") from None
+
+
+def _json_array(path: Path) -> Iterator[object]:
+    """The items of a JSON list, one by one: no more of the file is held than the longest item.
+
+    Python's own decoder on a sliding buffer, because `ijson` takes memory by the square of the nesting (a file of "[[[[…"
+    of 100 kB takes it all) and quietly mends broken characters.
+    """
+    decoder, row = json.JSONDecoder(), 0
+
+    def bad(found: str) -> ValueError:
+        return ValueError(f"{path}, record {row}: found JSON that cannot be read ({found}); expected a list of records.")
+
+    with _opened(path) as file:
+        chunks = codecs.iterdecode(iter(lambda: file.read(_CHUNK), b""), "utf-8-sig")
+        buffer, separator = "", "["
+        while True:
+            try:
+                buffer = buffer.lstrip(_SPACE)
+                if separator and buffer[:1] == separator:
+                    buffer, separator = buffer[1:].lstrip(_SPACE), ""
+                if buffer and separator == "[":
+                    raise ValueError(f"{path}: found a file that starts with {_short(buffer[:12])}; expected a JSON list ('[').")
+                if buffer[:1] == "]" and (separator == "," or row == 0):
+                    return
+                if buffer and separator == ",":
+                    raise bad(f"no comma before {_short(buffer[:12])}")
+                if not separator:
+                    item, end = decoder.raw_decode(buffer)
+                    yield item
+                    buffer, separator, row = buffer[end:], ",", row + 1
+                    continue
+            except json.JSONDecodeError as error:
+                if not error.msg.startswith("Unterminated string") and error.pos < len(buffer) - 16 or len(buffer) > _LONGEST_RECORD:
+                    raise bad(f"{error.msg} at {_short(buffer[error.pos:error.pos + 12])}") from None
+            except RecursionError:
+                raise bad("it is nested too deep") from None
+            try:
+                more = next(chunks, "") + "".join(itertools.islice(chunks, len(buffer) // _CHUNK))
+            except UnicodeDecodeError as error:
+                raise bad(f"the byte 0x{error.object[error.start]:02x}, which is not UTF-8") from None
+            if not more and not buffer and separator == "[":
+                raise ValueError(f"{path}: found an empty file; expected a JSON list of records.")
+            if not more:
+                raise bad("it breaks off")
+            buffer += more
+
+
+def _short(value) -> str:
+    """A value in an error: its type and its beginning, with no control characters."""
+    text = repr(value)
+    return f"{text[:60]}…" if len(text) > 60 else text

@@ -1,0 +1,52 @@
+"""Numbers read off a run: gradient norms, where the softmax puts its weight, memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+from torch import Tensor, nn
+
+
+def grad_norm(tower: nn.Module) -> float:
+    """‖∂loss/∂weights‖₂ of one tower; 0 where it has no gradient."""
+    gradients = [p.grad for p in tower.parameters() if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+
+
+def grad_norm_ratio(run) -> float:
+    """GradNormRatio of the run's last update: ‖passage tower's gradient‖₂ / ‖query tower's gradient‖₂ (Section 5.5).
+
+    1 is balance; a clip of one global norm scales both and leaves it as it is. Raises `ValueError` before the first update.
+    """
+    if not run.history:
+        raise ValueError("the run has made no update yet: call run.step() first.")
+    return run.history[-1].grad_norm_ratio
+
+
+@torch.no_grad()
+def similarity_mass(run) -> dict[int, float]:
+    """Equation 10: how much of the next batch's softmax falls on a passage, on average, by the passage's age in updates.
+
+    Scores of the next micro-batch's queries with its own passages (age 0) and with the passage bank; softmax over all of
+    them, each query's own positive and its duplicates left out, summed over the passages of an age and divided by their
+    number. The printed formula has no softmax in it; its text does, and so has this. Changes nothing in the run.
+    """
+    batch = run.feed.batches(run.step_count % run.feed.updates_per_epoch)[0]
+    vectors = run.learner.encode(batch)
+    bank = run.learner.passage_bank
+    columns = torch.cat([batch.pair_ids, bank.ids])
+    scores = vectors.queries @ torch.cat([vectors.passages, bank.vectors]).T / run.settings.temperature
+    mask = run.learner.mask(columns, columns[:0], len(batch.pair_ids))
+    scores = scores if mask is None else scores.masked_fill(mask, -torch.inf)
+    scores.fill_diagonal_(-torch.inf)
+    mass = scores.softmax(1).mean(0).cpu()                                       # (columns,)
+    ages = torch.cat([torch.zeros(len(batch.pair_ids), dtype=torch.int64), bank.ages(run.step_count)])
+    return {int(age): float(mass[ages == age].mean()) for age in ages.unique()}
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)

@@ -1,0 +1,97 @@
+"""Exact search through FAISS, and the measures of a ranking."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+TOP = (1, 5, 20, 100)
+
+
+class Hit(NamedTuple):
+    """A passage that a search found. It shows its name and score; its text is in `passage`."""
+
+    score: float
+    id: str
+    title: str
+    passage: str
+
+    def __repr__(self):
+        return f"{self.score:8.2f}  {self.title or self.id}"
+
+
+class Hits(list):
+    """Hits, best first, shown one a line."""
+
+    def __repr__(self):
+        return "\n".join(map(repr, self)) or "(nothing found)"
+
+
+def rank(queries: np.ndarray, passages: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k passages of the highest inner product for each query, exactly: (scores, rows), each (queries, k), best first."""
+    import faiss
+
+    index = faiss.IndexFlatIP(passages.shape[1])
+    index.add(np.ascontiguousarray(passages, dtype=np.float32))
+    return index.search(np.ascontiguousarray(queries, dtype=np.float32), min(k, len(passages)))
+
+
+def ranking_measures(rows: np.ndarray, relevant: Sequence[dict[int, int]]) -> dict[str, float]:
+    """top@1, 5, 20, 100, mrr@10, ndcg@10 and recall@100 in [0, 1], the mean over queries.
+
+    rows: (queries, k) passages, best first, k ≥ 100 or all there are; relevant: per query {row: grade above 0}.
+    top@k is DPR's: whether one of the first k is relevant.
+    """
+    if not len(rows):
+        raise ValueError("no test queries: nothing to measure.")
+    grades = np.zeros(rows.shape)
+    for place, (found, wanted) in enumerate(zip(rows, relevant)):
+        for row, grade in wanted.items():
+            grades[place, found == row] = grade
+    hit = grades > 0                                                              # (queries, k)
+    first = np.where(hit.any(1), hit.argmax(1), rows.shape[1] + 10**9)
+    measures = {f"top@{k}": float((first < k).mean()) for k in TOP}
+    measures["mrr@10"] = float(np.where(first < 10, 1 / (first + 1), 0).mean())
+    discounts = 1 / np.log2(np.arange(10) + 2)
+    gained = (grades[:, :10] * discounts[:grades.shape[1]]).sum(1)
+    ideal = [sum(g * d for g, d in zip(sorted(wanted.values(), reverse=True), discounts)) for wanted in relevant]
+    measures["ndcg@10"] = float(np.mean([g / i if i else 0.0 for g, i in zip(gained, ideal)]))
+    measures["recall@100"] = float(np.mean([h[:100].sum() / len(wanted) if wanted else 0.0 for h, wanted in zip(hit, relevant)]))
+    return measures
+
+
+def answer_measures(rows: np.ndarray, answers: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str, float]:
+    """answer_top@k: whether one of the first k passages contains an answer string, as DPR defines it (`has_answer`)."""
+    known: dict[int, list[str]] = {}
+    first = np.full(len(rows), 10**9)
+    for place, (found, wanted) in enumerate(zip(rows, answers)):
+        patterns = [words for words in map(_words, wanted) if words]
+        for position, row in enumerate(found[:max(TOP)]):
+            if row not in known:
+                known[row] = _words(texts[row])
+            if any(_contains(known[row], words) for words in patterns):
+                first[place] = position
+                break
+    return {f"answer_top@{k}": float((first < k).mean()) for k in TOP}
+
+
+def has_answer(answers: Sequence[str], text: str) -> bool:
+    """Whether an answer occurs in the text as a run of whole words, case and Unicode composition aside (DPR's rule)."""
+    words = _words(text)
+    return any(_contains(words, pattern) for pattern in map(_words, answers) if pattern)
+
+
+_WORD = re.compile(r"[\w\u0300-\u036f]+|[^\w\s]")
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(unicodedata.normalize("NFD", text).lower())
+
+
+def _contains(words: list[str], pattern: list[str]) -> bool:
+    n = len(pattern)
+    return any(words[start] == pattern[0] and words[start:start + n] == pattern for start in range(len(words) - n + 1))

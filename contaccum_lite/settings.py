@@ -1,0 +1,216 @@
+"""Settings: everything that decides a run, in one frozen dataclass.
+
+Sliders, share strings, tests and documents all read this file, so a default or a range stands here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from urllib.parse import parse_qsl, urlencode
+
+_NO_BANK = dict(memory_size=0, query_bank=False, passage_bank=False)
+_DUAL = dict(query_bank=True, passage_bank=True)
+
+#: method -> what it sets. `fixes` makes the method what it is; `starts` is only where its sliders start.
+PRESETS: dict[str, dict] = {
+    "dpr": dict(
+        says="one big batch, its own negatives only (DPR)",
+        fixes=dict(accumulation_steps=1, **_NO_BANK), starts=dict(local_batch=128)),
+    "grad_accum": dict(
+        says="K micro-batches, each with its own negatives only",
+        fixes=_NO_BANK),
+    "grad_cache": dict(
+        says="the big batch's gradient by two passes over K micro-batches",
+        fixes=_NO_BANK),
+    "pre_batch": dict(
+        says="micro-batches and a passage bank alone (pre-batch negatives)",
+        fixes=dict(query_bank=False, passage_bank=True)),
+    "contaccum": dict(
+        says="micro-batches and a dual bank of queries and passages",
+        starts=_DUAL),
+    "contaccum_no_past": dict(
+        says="ContAccum, its banks emptied after each weight update",
+        fixes=dict(past_encoder=False, **_DUAL)),
+    "pre_batch_no_past": dict(
+        says="a passage bank alone, emptied after each weight update",
+        fixes=dict(query_bank=False, passage_bank=True, past_encoder=False)),
+    "contaccum_no_accum": dict(
+        says="ContAccum without accumulation: one micro-batch per update",
+        fixes=dict(accumulation_steps=1, **_DUAL)),
+    "momentum": dict(
+        says="a dual bank filled by slowly moving copies of the towers (as in MoCo)",
+        fixes=_DUAL, starts=dict(momentum=0.99)),
+}
+for _preset in PRESETS.values():
+    _preset.setdefault("fixes", {})
+    _preset.setdefault("starts", {})
+
+#: tower -> where its sliders start; any other name is a folder with a pretrained encoder, which starts as in the paper.
+TOWERS: dict[str, dict] = {
+    "bag": dict(learning_rate=0.015),
+    "bert": dict(learning_rate=1e-3),
+    "folder": dict(learning_rate=2e-5, temperature=1.0, query_tokens=256, passage_tokens=256),
+}
+
+
+def _field(default, help, low=None, high=None, choices=None, symbol=None):
+    """A settings field. With the default LATER it is None until the method, the tower or `dim` say what it is."""
+    later = isinstance(default, _Later)
+    meta = dict(default=default.value if later else default, help=help, low=low, high=high, choices=choices, symbol=symbol)
+    return field(default=None if later else default, metadata=meta)
+
+
+@dataclass(frozen=True)
+class _Later:
+    """A default that holds unless the method or the tower has another."""
+
+    value: object
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides a run: method, batch, banks, optimiser, towers and seed.
+
+    A field left out takes the default of its method (`PRESETS`) or tower (`TOWERS`), then its own. Raises `ValueError` naming the
+    field, the value and the range for a value out of range, or for one that contradicts the method.
+    """
+
+    method: str = _field("contaccum", "how one weight update gets its gradient", choices=tuple(PRESETS))
+    local_batch: int = _field(_Later(8), "pairs in one micro-batch: what must fit in memory", 1, 4096, symbol="N_local")
+    accumulation_steps: int = _field(_Later(16), "micro-batches in one weight update", 1, 1024, symbol="K")
+    memory_size: int = _field(_Later(128), "vectors in each bank", 0, 1_000_000, symbol="N_memory")
+    temperature: float = _field(_Later(8.0), "scores are divided by this: √dim, which suits towers that end in LayerNorm", 1e-3, 1e3, symbol="τ")
+    learning_rate: float = _field(_Later(0.015), "AdamW's highest learning rate", 1e-8, 10.0)
+    updates: int = _field(400, "weight updates in the whole run", 1, 10_000_000)
+    warmup: int = _field(20, "updates of linear warm-up before the linear decay", 0, 10_000_000)
+    clip_norm: float = _field(2.0, "global gradient norm above which both towers are scaled down; 0 is off", 0.0, 1e9)
+    seed: int = _field(0, "weights, data order and noise all come from this", 0, 2**31 - 1)
+    tower: str = _field("bag", "'bag' (fast), 'bert' (a small one, from scratch), or a folder with a transformers encoder")
+    shared: bool = _field(False, "one tower for queries and passages")
+    pooling: str = _field("cls", "how a transformer's tokens become one vector", choices=("cls", "mean"))
+    dim: int = _field(64, "length of a vector (a transformers folder brings its own)", 2, 4096, symbol="d")
+    query_tokens: int = _field(_Later(32), "tokens of a query that are read", 2, 8192)
+    passage_tokens: int = _field(_Later(64), "tokens of title and passage that are read", 2, 8192)
+    query_bank: bool = _field(_Later(False), "keep past queries as rows of the similarity matrix", symbol="M_q")
+    passage_bank: bool = _field(_Later(False), "keep past passages as columns of the similarity matrix", symbol="M_p")
+    past_encoder: bool = _field(_Later(True), "keep the banks over weight updates")
+    drop_query_bank_at: int | None = _field(None, "update from which the query bank is left out; None is never", 0, 10_000_000)
+    bank_warmup: int = _field(0, "updates before the banks come into use", 0, 10_000_000)
+    hard_negatives: int = _field(0, "hard negatives per query in a micro-batch", 0, 64)
+    bank_hard_negatives: bool = _field(True, "keep past hard negatives in a bank of their own")
+    mask_duplicates: bool = _field(True, "leave out columns that are the row's own stale self or a copy of its passage")
+    momentum: float = _field(_Later(0.0), "how much the copies that fill the banks keep of themselves; 0 is no copies", 0.0, 0.999999)
+    similarity: str = _field("full", "how the similarity matrix is computed", choices=("full",))
+    dtype: str = _field("float32", "number format of weights and banks", choices=("float32", "float64"))
+    device: str = _field("cpu", "where it runs: 'cpu', 'cuda', 'cuda:1', …")
+
+    def __post_init__(self):
+        preset = PRESETS.get(self.method) if isinstance(self.method, str) else None
+        if preset is None:
+            raise ValueError(f"method is {self.method!r}: choose one of {', '.join(PRESETS)}.")
+        tower = TOWERS.get(self.tower, TOWERS["folder"]) if isinstance(self.tower, str) else {}
+        starts = {"temperature": math.sqrt(self.dim) if isinstance(self.dim, int) and self.dim > 0 else 1.0,
+                  **tower, **preset["starts"], **preset["fixes"]}
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if value is None and f.name != "drop_query_bank_at":
+                value = starts.get(f.name, f.metadata["default"])
+            object.__setattr__(self, f.name, _checked(f, value))
+        for name, fixed in preset["fixes"].items():
+            if getattr(self, name) != fixed:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, but method {self.method!r} ({preset['says']}) fixes it at {fixed!r}: "
+                    f"leave {name} out, or choose another method.")
+        if self.query_bank and not self.passage_bank:
+            raise ValueError("query_bank is True and passage_bank is False: the positive of a past query is in the passage "
+                             "bank, so a query bank needs passage_bank=True.")
+
+    @classmethod
+    def preset(cls, method: str, **fields) -> Settings:
+        """The settings of a method, with any field changed: `Settings.preset("contaccum", memory_size=512)`."""
+        return cls._from_names(dict(fields, method=method))
+
+    @classmethod
+    def parse(cls, line: str) -> Settings:
+        """Settings from a line made by `share()`. Raises `ValueError` for an unknown name or a value that cannot be read."""
+        fields = {}
+        types = {f.name: f for f in dataclasses.fields(cls)}
+        for name, text in parse_qsl(line.strip().lstrip("?"), keep_blank_values=True):
+            fields[name] = _read(types[name], text) if name in types else text
+        return cls._from_names(fields)
+
+    @classmethod
+    def _from_names(cls, fields: dict) -> Settings:
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = [name for name in fields if name not in known]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is not a setting: the settings are {', '.join(sorted(known))}.")
+        return cls(**fields)
+
+    def share(self) -> str:
+        """This run in one line: the method and all that differs from its defaults; `Settings.parse` reads it back."""
+        start = Settings(method=self.method, tower=self.tower, dim=self.dim)
+        plain = {"tower": "bag", "dim": 64}
+        names = [f.name for f in dataclasses.fields(self)]
+        return urlencode([("method", self.method)] + [
+            (n, getattr(self, n)) for n in names if n != "method" and getattr(self, n) != plain.get(n, getattr(start, n))], safe="/:")
+
+    def replace(self, **changes) -> Settings:
+        """A copy with these fields changed."""
+        return Settings._from_names({**dataclasses.asdict(self), **changes})
+
+    @property
+    def total_batch(self) -> int:
+        """Pairs in one weight update: N_total = N_local × K."""
+        return self.local_batch * self.accumulation_steps
+
+    @property
+    def has_bank(self) -> bool:
+        """Whether any past vector can enter the loss."""
+        return self.memory_size > 0 and self.passage_bank
+
+
+def _checked(f, value):
+    """The value in its field's type and range, or a ValueError that says what was given and what may be."""
+    low, high, choices = (f.metadata[k] for k in ("low", "high", "choices"))
+    kind = str(f.type)
+    if value is None and "None" in kind:
+        return None
+    wanted = kind.split(" |")[0]
+    if not isinstance(value, bool):
+        if wanted == "float" and isinstance(value, Real):
+            value = float(value)
+        elif wanted == "int" and isinstance(value, Integral):
+            value = int(value)
+    if type(value).__name__ != wanted:
+        raise ValueError(f"{f.name} is {value!r}, a {type(value).__name__}: it must be a {wanted}, {_range(f)}.")
+    if choices and value not in choices:
+        raise ValueError(f"{f.name} is {value!r}: choose one of {', '.join(choices)}.")
+    if wanted in ("int", "float") and not (math.isfinite(value) and low <= value <= high):
+        raise ValueError(f"{f.name} is {value!r}: it must be {_range(f)}.")
+    if wanted == "str" and not value:
+        raise ValueError(f"{f.name} is empty: {f.metadata['help']}.")
+    return value
+
+
+def _range(f) -> str:
+    low, high, choices = (f.metadata[k] for k in ("low", "high", "choices"))
+    if choices:
+        return f"one of {', '.join(choices)}"
+    return f"from {low} to {high}" if low is not None else f.metadata["help"]
+
+
+def _read(f, text: str):
+    """A value of the field's type from text."""
+    kind = str(f.type)
+    if "None" in kind and text in ("None", "none", ""):
+        return None
+    try:
+        if kind == "bool":
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        return {"int": int, "float": float, "str": str}[kind.split(" |")[0]](text)
+    except (ValueError, KeyError):
+        raise ValueError(f"{f.name} is {text!r}: it must be a {kind}, {_range(f)}.") from None

@@ -1,0 +1,317 @@
+"""Towers: text in, one vector out. A query tower and a passage tower make a retriever.
+
+`BagTower` is small enough to train under a slider; `TransformerTower` is any `transformers` encoder. Both read token ids
+padded with their `pad`, and both save and load with safetensors and JSON.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+VOCABULARY = 8192
+_WORDPIECE = 2  # goes up when the training of a vocabulary changes, so that no old one is taken from the cache
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+class Tokens:
+    """Token ids of many texts, end to end in one array: `tokens[rows]` is those rows as a padded (rows, longest) tensor."""
+
+    def __init__(self, rows: Sequence[Sequence[int]], pad: int):
+        self.pad = pad
+        lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
+        self.starts = np.concatenate([[0], np.cumsum(lengths)])
+        self.flat = np.fromiter((token for row in rows for token in row), dtype=np.int32, count=int(self.starts[-1]))
+
+    def __len__(self):
+        return len(self.starts) - 1
+
+    def __getitem__(self, rows) -> Tensor:
+        rows = np.asarray(rows, dtype=np.int64)
+        starts, lengths = self.starts[rows], self.starts[rows + 1] - self.starts[rows]
+        places = np.arange(max(lengths.max(initial=0), 1))
+        inside = places < lengths[:, None]                                  # (rows, longest)
+        padded = np.full(inside.shape, self.pad, dtype=np.int64)
+        padded[inside] = self.flat[(starts[:, None] + places)[inside]]
+        return torch.from_numpy(padded)
+
+
+# --- the small tower ---------------------------------------------------------------------------------------------------
+
+class BagTower(nn.Module):
+    """Token embedding → learned attention pooling → residual MLP → LayerNorm: a tower for one core.
+
+    `forward(ids)`: (B, L) token ids, padded with 0 → (B, dim) vectors of norm about √dim. Knows no word order. Notebook 00.
+    """
+
+    pad = 0
+    in_place = False  # a Run sets it: see _Lookup
+
+    def __init__(self, tokenizer, dim: int = 64):
+        super().__init__()
+        self.tokenizer, self.dim = tokenizer, dim
+        self.vocabulary_key = _digest(tokenizer)
+        self.embedding = nn.Embedding(tokenizer.get_vocab_size(), dim)
+        self.attention = nn.Parameter(torch.randn(dim) / dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        weight = self.embedding.weight
+        tokens = _Lookup.apply(weight, ids) if self.in_place and torch.is_grad_enabled() else nn.functional.embedding(ids, weight)
+        attention = (tokens @ self.attention).masked_fill(ids == self.pad, -1e4).softmax(-1)     # (B, L)
+        pooled = torch.bmm(attention.unsqueeze(1), tokens).squeeze(1)                            # (B, dim)
+        return self.norm(pooled + self.mlp(pooled))
+
+    def tokenize(self, texts: Sequence[str], titles: Sequence[str] | None = None, length: int = 64) -> Tokens:
+        """Token ids of each text, its title first, cut to `length`."""
+        if titles is not None:
+            texts = [f"{title} {text}" for title, text in zip(titles, texts)]
+        encoded = self.tokenizer.encode_batch_fast(_cut(texts, length), add_special_tokens=False)
+        return Tokens([e.ids[:length] for e in encoded], self.pad)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, tokenizer.json and model.safetensors into the folder."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save(str(folder / "tokenizer.json"))
+        (folder / "config.json").write_text(json.dumps({"tower": "bag", "dim": self.dim}))
+        save_file(_own_tensors(self), folder / "model.safetensors")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> BagTower:
+        """The tower that `save_pretrained` wrote. Raises `ValueError` for a folder that holds something else."""
+        from safetensors.torch import load_file
+        from tokenizers import Tokenizer
+
+        folder = Path(folder)
+        config = _read_config(folder)
+        if config.get("tower") != "bag":
+            raise ValueError(f"{folder} holds no bag tower (its config.json says tower={config.get('tower')!r}): use load_tower.")
+        tower = cls(Tokenizer.from_file(str(folder / "tokenizer.json")), config["dim"])
+        weights = load_file(folder / "model.safetensors")
+        tower.to(next(iter(weights.values())).dtype).load_state_dict(weights)
+        return tower
+
+
+class _Lookup(torch.autograd.Function):
+    """An embedding that adds its gradient to `weight.grad` in place, touching only the rows that were read.
+
+    PyTorch's own makes a table of zeros of the whole vocabulary for each micro-batch and adds that: with K small
+    micro-batches that is most of an update's time. Autograd does not see the result (`torch.autograd.grad` returns None
+    for the weight), so it is used only where a Run collects `.grad`.
+    """
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, ids: Tensor) -> Tensor:
+        ctx.weight, ctx.ids = weight, ids
+        return nn.functional.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        weight = ctx.weight
+        if weight.requires_grad:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            weight.grad.index_add_(0, ctx.ids.flatten(), gradient.flatten(0, -2))
+        return None, None
+
+
+def train_vocabulary(texts: Sequence[str], size: int = VOCABULARY):
+    """A lower-case WordPiece tokenizer learnt from the texts, the same each time; 0 is padding.
+
+    `tokenizers` numbers single characters in the order of a hash table that differs from process to process, and ties in
+    the training go by those numbers. So they are numbered here, as if they were special tokens.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    texts = list(texts)
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    counts = Counter()
+    for character, count in _character_counts(texts).items():
+        for part in normalizer.normalize_str(character).strip():
+            counts[part] += count
+    kept = sorted(counts, key=lambda c: (-counts[c], c))[:max(1, min(1000, size // 8))]
+    if len(kept) < len(counts):
+        rare = {ord(c): " " for c in _character_counts(texts) if not set(normalizer.normalize_str(c).strip()) <= set(kept)}
+        texts = [text.translate(rare) for text in texts]
+    numbered = [*SPECIAL, *sorted(kept), *(f"##{c}" for c in sorted(kept))]
+
+    def tokenizer_with(model):
+        tokenizer = Tokenizer(model)
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
+        return tokenizer
+
+    learner = tokenizer_with(models.WordPiece(unk_token="[UNK]"))
+    learner.train_from_iterator(texts, trainers.WordPieceTrainer(
+        vocab_size=size, special_tokens=numbered, limit_alphabet=10**6, show_progress=False))
+    tokenizer = tokenizer_with(models.WordPiece(learner.get_vocab(), unk_token="[UNK]", max_input_chars_per_word=64))
+    tokenizer.add_special_tokens(SPECIAL)
+    return tokenizer
+
+
+def _character_counts(texts: Sequence[str]) -> Counter:
+    counts = Counter()
+    for text in texts:
+        counts.update(text)
+    return counts
+
+
+def vocabulary_for(pairs, size: int = VOCABULARY):
+    """The WordPiece vocabulary of these pairs' training texts, from the cache if it has been learnt before."""
+    from tokenizers import Tokenizer
+
+    from .data import cached_json
+
+    def build():
+        texts = [text for pair in pairs.train for text in (pair.query, f"{pair.title} {pair.passage}")]
+        return json.loads(train_vocabulary(texts, size).to_str())
+
+    key = ("vocabulary", size)
+    if key not in pairs.memo:
+        pairs.memo[key] = json.dumps(cached_json(f"wordpiece-{size}-{_WORDPIECE}-{pairs.fingerprint}.json", build))
+    return Tokenizer.from_str(pairs.memo[key])
+
+
+# --- any transformer ---------------------------------------------------------------------------------------------------
+
+class TransformerTower(nn.Module):
+    """Any `transformers` encoder with CLS or mean pooling.
+
+    `forward(ids)`: (B, L) token ids, padded with the tokenizer's padding → (B, dim). No projection, no normalisation, as
+    in DPR. Notebook 09.
+    """
+
+    def __init__(self, model, tokenizer, pooling: str = "cls"):
+        super().__init__()
+        if tokenizer.pad_token_id is None:
+            raise ValueError("the tokenizer has no padding token: set tokenizer.pad_token before making the tower.")
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None  # a layer on top of [CLS] that DPR does not use
+        self.model, self.tokenizer, self.pooling = model, tokenizer, pooling
+        self.pad, self.dim = tokenizer.pad_token_id, model.config.hidden_size
+        self.vocabulary_key = _digest(tokenizer.backend_tokenizer) if tokenizer.is_fast else tokenizer
+
+    def forward(self, ids: Tensor) -> Tensor:
+        mask = (ids != self.pad).long()                                                     # (B, L)
+        hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state           # (B, L, dim)
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        weights = mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+    def tokenize(self, texts: Sequence[str], titles: Sequence[str] | None = None, length: int = 64) -> Tokens:
+        """Token ids of each text, as `[CLS] title [SEP] text [SEP]` where there are titles, cut to `length`."""
+        first, *second = [_cut(part, length) for part in ([texts] if titles is None else [titles, texts])]
+        ids = self.tokenizer(first, *second, truncation=True, max_length=length, padding=False)["input_ids"] if first else []
+        return Tokens(ids, self.pad)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the encoder and its tokenizer as `transformers` does, and the pooling beside them."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        (Path(folder) / "pooling.json").write_text(json.dumps({"pooling": self.pooling}))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, pooling: str | None = None) -> TransformerTower:
+        """An encoder from a folder (or a name on the hub, where there is a network); only safetensors are read."""
+        from transformers import AutoModel, AutoTokenizer
+
+        path = Path(folder) / "pooling.json"
+        if pooling is None:
+            pooling = json.loads(path.read_text())["pooling"] if path.is_file() else "cls"
+        try:
+            model = AutoModel.from_pretrained(folder, use_safetensors=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"no encoder could be loaded from {str(folder)!r} ({str(error).splitlines()[0]}): expected a folder "
+                             "with config.json, model.safetensors and a tokenizer.") from error
+        return cls(model, tokenizer, pooling)
+
+    @classmethod
+    def small_bert(cls, tokenizer, dim: int, pooling: str = "cls", layers: int = 2, heads: int = 4) -> TransformerTower:
+        """A BERT of random weights over a WordPiece vocabulary: the real architecture at a size that one core trains."""
+        from tokenizers.processors import TemplateProcessing
+        from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+        if dim % heads:
+            raise ValueError(f"dim is {dim}, not a multiple of the {heads} attention heads: choose {dim // heads * heads or heads} "
+                             f"or {(dim // heads + 1) * heads}.")
+        tokenizer.post_processor = TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]",
+            special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")])
+        config = BertConfig(vocab_size=tokenizer.get_vocab_size(), hidden_size=dim, num_hidden_layers=layers,
+                            num_attention_heads=heads, intermediate_size=4 * dim)
+        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+                                       sep_token="[SEP]", mask_token="[MASK]")
+        return cls(BertModel(config), fast, pooling)
+
+
+# --- both --------------------------------------------------------------------------------------------------------------
+
+def make_towers(settings, pairs) -> tuple[nn.Module, nn.Module]:
+    """The query tower and the passage tower of a run: separate and equal at the start, or one and the same if `shared`.
+
+    Weights come from `settings.seed`; the state of PyTorch's own generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        if settings.tower == "bag":
+            query = BagTower(vocabulary_for(pairs), settings.dim)
+        elif settings.tower == "bert":
+            query = TransformerTower.small_bert(vocabulary_for(pairs), settings.dim, settings.pooling)
+        else:
+            query = load_tower(settings.tower, settings.pooling)
+    query = query.to(device=settings.device, dtype=getattr(torch, settings.dtype))
+    return query, query if settings.shared else copy_of(query)
+
+
+def load_tower(folder: str | Path, pooling: str | None = None) -> nn.Module:
+    """A tower of either kind from the folder that it was saved in."""
+    if Path(folder).is_dir() and _read_config(Path(folder)).get("tower") == "bag":
+        return BagTower.from_pretrained(folder)
+    return TransformerTower.from_pretrained(folder, pooling)
+
+
+def _cut(texts: Sequence[str], length: int) -> list[str]:
+    """Texts without what lies far beyond `length` tokens: tokenizers take time and memory for all that they are given."""
+    return [" ".join(text[:40 * length].split())[:16 * length] if len(text) > 16 * length else text for text in texts]
+
+
+def copy_of(tower: nn.Module) -> nn.Module:
+    """A tower with weights of its own and the same tokenizer."""
+    return copy.deepcopy(tower, {id(tower.tokenizer): tower.tokenizer})
+
+
+def has_dropout(tower: nn.Module) -> bool:
+    """Whether this tower draws noise while it trains."""
+    return any(isinstance(m, nn.Dropout) and m.p > 0 for m in tower.modules()) or any(
+        getattr(getattr(m, "config", None), name, 0) for m in tower.modules()
+        for name in ("attention_probs_dropout_prob", "attention_dropout", "dropout"))
+
+
+def _digest(tokenizer) -> str:
+    """A name for what a tokenizer does: token ids made by one of the same name can be shared."""
+    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:16]
+
+
+def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def _read_config(folder: Path) -> dict:
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} holds no tower: its config.json cannot be read ({error}).") from None
+    return config if isinstance(config, dict) else {}

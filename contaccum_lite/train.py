@@ -1,0 +1,389 @@
+"""Run: towers, banks, optimiser and data order under one seed, one weight update at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from . import measure, search
+from .data import Pairs, write_atomically
+from .methods import Learner, MicroBatch, MicroStep, gradient
+from .settings import Settings
+from .towers import Tokens, load_tower, make_towers
+
+_FORMAT = 1
+_SMALL_CORPUS = 100_000  # passages up to which all token ids are kept
+
+
+class Update(NamedTuple):
+    """What one weight update did. Gradient norms are of the whole update, before clipping."""
+
+    step: int                 # from 1
+    loss: float               # mean over its micro-batches
+    grad_norm_query: float
+    grad_norm_passage: float
+    grad_norm_ratio: float    # passage / query
+    negatives: int            # columns other than its own positive that a local query had in the last micro-batch
+    seconds: float
+
+
+class Feed:
+    """Which pairs make update u: a new shuffle each epoch from the seed alone, the same for every method.
+
+    The last update of an epoch takes what is left, so that every pair is seen once an epoch.
+    """
+
+    def __init__(self, pairs: Pairs, settings: Settings, tower):
+        self.settings, self.pairs = settings, pairs
+        rows, self.note = pairs.with_hard_negatives() if settings.hard_negatives else (range(len(pairs.train)), "")
+        self.rows = np.array(rows, dtype=np.int64)
+        if not len(self.rows):
+            raise ValueError(f"{pairs.name} has no pair to train on" + (" that has a hard negative: set hard_negatives=0." if
+                             settings.hard_negatives else ": give a source with training pairs."))
+        train = pairs.train
+        self.positive = np.array([pairs.row_of[pair.passage_id] for pair in train])
+        self.hard = [[pairs.row_of[p.id] for p in pair.hard_negatives] for pair in train] if settings.hard_negatives else None
+        self.queries = tokens_of(pairs, tower, settings, "train")
+        self.passages = tokens_of(pairs, tower, settings, "passages")
+        self._epoch = (-1, None, None)
+
+    @property
+    def updates_per_epoch(self) -> int:
+        return math.ceil(len(self.rows) / self.settings.total_batch)
+
+    def batches(self, update: int) -> list[MicroBatch]:
+        """The micro-batches of this update, up to K of up to N_local pairs."""
+        epoch, place = divmod(update, self.updates_per_epoch)
+        if self._epoch[0] != epoch:
+            draw = np.random.default_rng([self.settings.seed, epoch])
+            self._epoch = (epoch, draw.permutation(self.rows), draw.random((len(self.pairs.train), self.settings.hard_negatives)))
+        total, local = self.settings.total_batch, self.settings.local_batch
+        chosen = self._epoch[1][place * total:(place + 1) * total]
+        return [self._micro_batch(chosen[start:start + local]) for start in range(0, len(chosen), local)]
+
+    def _micro_batch(self, rows: np.ndarray) -> MicroBatch:
+        hard = np.array([self.hard[r][int(u * len(self.hard[r]))] for r in rows for u in self._epoch[2][r]]
+                        if self.hard else [], dtype=np.int64)
+        return MicroBatch(torch.from_numpy(rows), torch.from_numpy(hard), self.queries[rows],
+                          self.passages[np.concatenate([self.positive[rows], hard])])
+
+
+class Run:
+    """One training run. `for update in run` trains it to its end; `run.step()` makes one weight update.
+
+    pairs: from `load_pairs`. settings: a `Settings`, or left out with its fields as keywords. towers: a (query tower,
+    passage tower) of your own, in place of those the settings make. All randomness comes from `settings.seed`, so the same
+    settings on the same pairs give the same run. An update that is interrupted is taken back: the next step makes it anew.
+    """
+
+    def __init__(self, pairs: Pairs, settings: Settings | None = None, *, towers=None, **fields):
+        if settings is not None and fields:
+            settings = settings.replace(**fields)
+        self.pairs = pairs
+        self.settings = s = settings or Settings(**fields)
+        if torch.device(s.device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device is {s.device!r}, and PyTorch finds no CUDA device here: choose 'cpu'.")
+        query_tower, passage_tower = towers or make_towers(s, pairs)
+        self.feed = Feed(pairs, s, query_tower)
+        self.learner = Learner(s, query_tower.train(), passage_tower.train(), *_keys(pairs, self.feed.positive))
+        for tower in self.learner.towers:
+            if hasattr(tower, "in_place"):
+                tower.in_place = True
+        parameters = [p for tower in self.learner.towers for p in tower.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(parameters, lr=s.learning_rate, eps=1e-8, weight_decay=0.0, fused=True)
+        self.history: list[Update] = []
+        self.step_count = 0
+        self._marks = None       # what takes back an update that is under way
+        self._turn = 0
+        self._index = (None, None)
+
+    def __repr__(self):
+        return f"Run({self.settings.share()!r} on {self.pairs.name}, {self.step_count} of {self.settings.updates} updates made)"
+
+    @property
+    def query_tower(self):
+        return self.learner.query_tower
+
+    @property
+    def passage_tower(self):
+        return self.learner.passage_tower
+
+    @property
+    def query_bank(self):
+        return self.learner.query_bank
+
+    @property
+    def passage_bank(self):
+        return self.learner.passage_bank
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out of the data, in sentences."""
+        return (*self.pairs.notes, *([self.feed.note] if self.feed.note else []))
+
+    # --- training ------------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Update]:
+        while self.step_count < self.settings.updates:
+            yield self.step()
+
+    def step(self) -> Update:
+        """Make one weight update. Raises `RuntimeError` when all have been made."""
+        for _ in self.micro_steps():
+            pass
+        return self.history[-1]
+
+    def micro_steps(self) -> Iterator[MicroStep]:
+        """Make one weight update, handing out each micro-batch's `MicroStep` on the way; the banks have just taken it in.
+
+        Left halfway (an exception, Ctrl-C, a new step), the update is taken back: weights and banks are as before it.
+        """
+        self._take_back()
+        if self.step_count >= self.settings.updates:
+            raise RuntimeError(f"all {self.settings.updates} updates of this run have been made: set updates higher in a new run.")
+        began, update = time.perf_counter(), self.step_count
+        batches = self.feed.batches(update)
+        self._marks = [(bank, bank.mark(sum(map(len, ids)))) for bank, ids in zip(self.learner.banks, (
+            [b.pair_ids for b in batches], [b.pair_ids for b in batches], [b.hard_ids for b in batches]))]
+        self._turn = turn = self._turn + 1
+        losses = []
+        try:
+            for micro in gradient(self.learner, batches, update):
+                losses.append(micro.loss)
+                yield micro
+                if turn != self._turn:
+                    raise RuntimeError("this update was taken back, because another step, a save or a load came in between.")
+            self._commit(losses, micro, began)
+        finally:
+            if turn == self._turn:
+                self._take_back()
+
+    def _commit(self, losses: list[float], micro: MicroStep, began: float) -> None:
+        loss = math.fsum(losses) / len(losses)
+        query, passage = (measure.grad_norm(tower) for tower in (self.query_tower, self.passage_tower))
+        norm = query if len(self.learner.towers) == 1 else math.hypot(query, passage)
+        if not math.isfinite(loss + norm):
+            raise FloatingPointError(f"update {self.step_count + 1}: the loss is {loss} and the gradient's norm {norm}. The weights "
+                                     "are as before it; lower learning_rate or raise temperature.")
+        clip = self.settings.clip_norm
+        with _uninterrupted():
+            if clip:
+                parameters = [p for tower in self.learner.towers for p in tower.parameters()]
+                torch.nn.utils.clip_grads_with_norm_(parameters, clip, torch.tensor(norm, dtype=torch.float64))
+            self.optimizer.param_groups[0]["lr"] = self.learning_rate(self.step_count)
+            self.optimizer.step()
+            self.learner.after_update(self.step_count)
+            self.step_count += 1
+            negatives = micro.scores.shape[1] - 1
+            ratio = passage / query if query else math.inf
+            self.history.append(Update(self.step_count, loss, query, passage, ratio, negatives, time.perf_counter() - began))
+            self._marks = None
+            self.optimizer.zero_grad(set_to_none=False)
+
+    def _take_back(self) -> None:
+        """Undo what an unfinished update did to the banks and gradients."""
+        if self._marks is not None:
+            self._turn += 1
+            self.optimizer.zero_grad(set_to_none=False)
+            for bank, mark in self._marks:
+                bank.restore(mark)
+            self._marks = None
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of update `step` (from 0): linear warm-up, then linear decay to 0."""
+        s = self.settings
+        if step < s.warmup:
+            return s.learning_rate * (step + 1) / s.warmup
+        return s.learning_rate * (s.updates - step) / max(1, s.updates - s.warmup)
+
+    # --- what it knows -------------------------------------------------------------------------------------------------
+
+    def evaluate(self, split: str = "test") -> dict[str, float]:
+        """Measures in [0, 1] of the test queries' ranking of all passages: top@1, 5, 20, 100, mrr@10, ndcg@10, recall@100.
+
+        Where the pairs carry answer strings, answer_top@k too. The banks and the noise are not touched. split: "test" or
+        "dev".
+        """
+        pairs = {"test": self.pairs.test, "dev": self.pairs.dev}.get(split)
+        if not pairs:
+            raise ValueError(f"{self.pairs.name} has no {split!r} pairs to evaluate on.")
+        queries = self._encode(self.query_tower, tokens_of(self.pairs, self.query_tower, self.settings, split))
+        _, rows = search.rank(queries, self._passage_vectors(), max(search.TOP))
+        row_of = self.pairs.row_of
+        relevant = [{row_of[name]: grade for name, grade in (p.relevant or {p.passage_id: 1}).items()} for p in pairs]
+        measures = search.ranking_measures(rows, relevant)
+        if any(pair.answers for pair in pairs):
+            measures |= search.answer_measures(rows, [p.answers for p in pairs], [p.text for p in self.pairs.passages])
+        return measures
+
+    def search(self, query: str, k: int = 5) -> search.Hits:
+        """The k passages that the towers, as they are now, find nearest to the query: hits with score, id, title, passage."""
+        if not isinstance(query, str) or not query.strip():
+            raise ValueError(f"the query is {query!r}: it must be a text.")
+        if k < 1:
+            raise ValueError(f"k is {k}: it must be 1 or more.")
+        vector = self._encode(self.query_tower, self.query_tower.tokenize([query], length=self.settings.query_tokens))
+        scores, rows = search.rank(vector, self._passage_vectors(), k)
+        found = [self.pairs.passages[row] for row in rows[0]]
+        return search.Hits(search.Hit(float(score), p.id, p.title, p.text) for score, p in zip(scores[0], found))
+
+    def _passage_vectors(self) -> np.ndarray:
+        """Every passage by the passage tower as it is now, (passages, d); kept until the weights move."""
+        if self._index[0] != self.step_count:
+            if len(self.pairs.passages) <= _SMALL_CORPUS:
+                vectors = self._encode(self.passage_tower, tokens_of(self.pairs, self.passage_tower, self.settings, "passages"))
+            else:
+                parts = (self.pairs.passages[start:start + 10_000] for start in range(0, len(self.pairs.passages), 10_000))
+                vectors = np.concatenate([self._encode(self.passage_tower, self.passage_tower.tokenize(
+                    [p.text for p in part], [p.title for p in part], self.settings.passage_tokens)) for part in parts])
+            self._index = (self.step_count, vectors)
+        return self._index[1]
+
+    @torch.no_grad()
+    def _encode(self, tower, tokens: Tokens, batch: int = 256) -> np.ndarray:
+        """Vectors of all these texts as float32, (texts, d), without noise; texts of like length go together."""
+        out = np.empty((len(tokens), tower.dim), dtype=np.float32)
+        order = np.argsort(np.diff(tokens.starts), kind="stable")
+        was_training = tower.training
+        tower.eval()
+        try:
+            for start in range(0, len(order), batch):
+                rows = order[start:start + batch]
+                out[rows] = tower(tokens[rows].to(self.settings.device)).float().cpu().numpy()
+        finally:
+            tower.train(was_training)
+        return out
+
+    # --- save and resume -----------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write all that the run needs to go on into the folder: safetensors and JSON.
+
+        A crash at any moment leaves the folder with the state saved before or with this one, never a mixture. An update
+        under way is taken back first.
+        """
+        from safetensors.torch import save_file
+
+        self._take_back()
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=f"update-{self.step_count:06d}-", dir=folder))
+        try:
+            for name, tower in (("query_tower", self.query_tower), ("passage_tower", self.passage_tower))[:len(self.learner.towers)]:
+                tower.save_pretrained(place / name)
+            save_file(self._tensors(), place / "state.safetensors")
+            _sync(place)
+            state = dict(format=_FORMAT, state=place.name, settings=dataclasses.asdict(self.settings), step=self.step_count,
+                         pairs=self.pairs.name, fingerprint=self.pairs.fingerprint, history=self.history)
+            write_atomically(folder / "run.json", json.dumps(state).encode())
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+        for old in folder.glob("update-*"):
+            if old != place:
+                shutil.rmtree(old, ignore_errors=True)
+
+    @classmethod
+    def load(cls, folder: str | Path, pairs: Pairs) -> Run:
+        """The run as it was saved; it goes on bit for bit as if it had not stopped. `pairs` must be those it was trained on."""
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        try:
+            state = json.loads((folder / "run.json").read_bytes())
+            fine = state["format"] == _FORMAT
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder} holds no saved run ({type(error).__name__}: {error}): expected a folder that run.save wrote.") from None
+        if not fine:
+            raise ValueError(f"{folder} was saved in format {state['format']!r}; this version reads format {_FORMAT}.")
+        if state["fingerprint"] != pairs.fingerprint:
+            raise ValueError(f"{folder} was trained on other pairs ({state['pairs']}, {state['fingerprint']}) than the ones given "
+                             f"({pairs.name}, {pairs.fingerprint}): give the same data; python-docs changes with the installed packages.")
+        settings, place = Settings(**state["settings"]), folder / state["state"]
+        towers = [load_tower(place / name, settings.pooling) for name in ("query_tower", "passage_tower")[:2 - settings.shared]]
+        towers = [tower.to(device=settings.device, dtype=getattr(torch, settings.dtype)) for tower in towers]
+        run = cls(pairs, settings, towers=(towers[0], towers[-1]))
+        run._set_tensors(load_file(place / "state.safetensors", device=settings.device))
+        run.step_count = state["step"]
+        run.history = [Update(*update) for update in state["history"]]
+        return run
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """Optimiser, banks and slow towers as named tensors."""
+        tensors = {f"optimizer.{n}.{name}": value for n, slots in self.optimizer.state_dict()["state"].items() for name, value in slots.items()}
+        for n, bank in enumerate(self.learner.banks):
+            tensors |= {f"bank.{n}.{name}": value for name, value in bank.state_dict().items()}
+        for n, tower in enumerate(self.learner.slow_towers):
+            tensors |= {f"slow.{n}.{name}": value for name, value in tower.state_dict().items()}
+        return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+
+    def _set_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        groups: dict[str, dict] = {}
+        for name, value in tensors.items():
+            kind, number, rest = name.split(".", 2)
+            groups.setdefault((kind, int(number)), {})[rest] = value
+        state = self.optimizer.state_dict()
+        state["state"] = {n: slots for (kind, n), slots in groups.items() if kind == "optimizer"}
+        self.optimizer.load_state_dict(state)
+        for n, bank in enumerate(self.learner.banks):
+            bank.load_state_dict(groups["bank", n])
+        for n, tower in enumerate(self.learner.slow_towers):
+            tower.load_state_dict(groups["slow", n])
+
+
+def tokens_of(pairs: Pairs, tower, settings: Settings, what: str) -> Tokens:
+    """Token ids of the "train", "test" or "dev" queries or of the "passages"; runs on the same pairs share them."""
+    length = settings.passage_tokens if what == "passages" else settings.query_tokens
+    key = ("tokens", what, length, tower.vocabulary_key)
+    if key not in pairs.memo:
+        if what == "passages":
+            pairs.memo[key] = tower.tokenize([p.text for p in pairs.passages], [p.title for p in pairs.passages], length)
+        else:
+            pairs.memo[key] = tower.tokenize([p.query for p in getattr(pairs, what)], length=length)
+    return pairs.memo[key]
+
+
+def _keys(pairs: Pairs, positive: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Numbers that are equal for equal texts: of each training pair's query and passage, and of each passage."""
+    queries, texts = {}, {}
+    text_keys = torch.tensor([texts.setdefault(p.text, len(texts)) for p in pairs.passages])
+    query_keys = torch.tensor([queries.setdefault(p.query, len(queries)) for p in pairs.train])
+    return query_keys, text_keys[torch.from_numpy(positive)], text_keys
+
+
+def _sync(folder: Path) -> None:
+    """Bring every file under the folder to the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+
+@contextmanager
+def _uninterrupted():
+    """Hold a Ctrl-C back until the block is done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held, before = [], signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, lambda *args: held.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held and callable(before):
+            before(*held[0])
