@@ -11,3 +11,16 @@ from .towers import BagTower, TransformerTower, load_tower
 from .train import Run, Update
 
 __version__ = "0.1.0"
+
+_WITH_WIDGETS = {"Race": "lab", "SearchBox": "views", "Card": "views"}  # loaded when first asked for: they need the [lab] extra
+
+
+def __getattr__(name: str):
+    if name in _WITH_WIDGETS:
+        from importlib import import_module
+        return getattr(import_module(f".{_WITH_WIDGETS[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *_WITH_WIDGETS])

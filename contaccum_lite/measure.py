@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 
 import torch
@@ -48,5 +47,9 @@ def similarity_mass(run) -> dict[int, float]:
 
 def peak_memory() -> float:
     """The most memory that this process has held, in MB."""
+    if sys.platform == "win32":
+        import psutil
+        return psutil.Process().memory_info().peak_wset / 1e6
+    import resource
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

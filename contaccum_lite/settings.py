@@ -50,7 +50,7 @@ for _preset in PRESETS.values():
 
 #: tower -> where its sliders start; any other name is a folder with a pretrained encoder, which starts as in the paper.
 TOWERS: dict[str, dict] = {
-    "bag": dict(learning_rate=0.015),
+    "bag": dict(learning_rate=0.005),
     "bert": dict(learning_rate=1e-3),
     "folder": dict(learning_rate=2e-5, temperature=1.0, query_tokens=256, passage_tokens=256),
 }
@@ -83,7 +83,7 @@ class Settings:
     accumulation_steps: int = _field(_Later(16), "micro-batches in one weight update", 1, 1024, symbol="K")
     memory_size: int = _field(_Later(128), "vectors in each bank", 0, 1_000_000, symbol="N_memory")
     temperature: float = _field(_Later(8.0), "scores are divided by this: √dim, which suits towers that end in LayerNorm", 1e-3, 1e3, symbol="τ")
-    learning_rate: float = _field(_Later(0.015), "AdamW's highest learning rate", 1e-8, 10.0)
+    learning_rate: float = _field(_Later(0.005), "AdamW's highest learning rate", 1e-8, 10.0)
     updates: int = _field(400, "weight updates in the whole run", 1, 10_000_000)
     warmup: int = _field(20, "updates of linear warm-up before the linear decay", 0, 10_000_000)
     clip_norm: float = _field(2.0, "global gradient norm above which both towers are scaled down; 0 is off", 0.0, 1e9)

@@ -10,7 +10,7 @@ import copy
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +25,11 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 class Tokens:
     """Token ids of many texts, end to end in one array: `tokens[rows]` is those rows as a padded (rows, longest) tensor."""
 
-    def __init__(self, rows: Sequence[Sequence[int]], pad: int):
+    def __init__(self, rows: Iterable[Sequence[int]], pad: int):
         self.pad = pad
-        lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
-        self.starts = np.concatenate([[0], np.cumsum(lengths)])
-        self.flat = np.fromiter((token for row in rows for token in row), dtype=np.int32, count=int(self.starts[-1]))
+        rows = [np.asarray(row, dtype=np.int32) for row in rows]
+        self.starts = np.cumsum([0, *map(len, rows)])
+        self.flat = np.concatenate([np.zeros(0, dtype=np.int32), *rows])
 
     def __len__(self):
         return len(self.starts) - 1
@@ -60,6 +60,7 @@ class BagTower(nn.Module):
         self.tokenizer, self.dim = tokenizer, dim
         self.vocabulary_key = _digest(tokenizer)
         self.embedding = nn.Embedding(tokenizer.get_vocab_size(), dim)
+        nn.init.normal_(self.embedding.weight, std=0.25)  # small against a step of Adam: words move, and rare ones too
         self.attention = nn.Parameter(torch.randn(dim) / dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim))
         self.norm = nn.LayerNorm(dim)
@@ -75,8 +76,10 @@ class BagTower(nn.Module):
         """Token ids of each text, its title first, cut to `length`."""
         if titles is not None:
             texts = [f"{title} {text}" for title, text in zip(titles, texts)]
-        encoded = self.tokenizer.encode_batch_fast(_cut(texts, length), add_special_tokens=False)
-        return Tokens([e.ids[:length] for e in encoded], self.pad)
+        def ids(part):
+            return [e.ids[:length] for e in self.tokenizer.encode_batch_fast(part, add_special_tokens=False)]
+
+        return Tokens(_in_parts(ids, _cut(texts, length)), self.pad)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, tokenizer.json and model.safetensors into the folder."""
@@ -212,9 +215,11 @@ class TransformerTower(nn.Module):
 
     def tokenize(self, texts: Sequence[str], titles: Sequence[str] | None = None, length: int = 64) -> Tokens:
         """Token ids of each text, as `[CLS] title [SEP] text [SEP]` where there are titles, cut to `length`."""
-        first, *second = [_cut(part, length) for part in ([texts] if titles is None else [titles, texts])]
-        ids = self.tokenizer(first, *second, truncation=True, max_length=length, padding=False)["input_ids"] if first else []
-        return Tokens(ids, self.pad)
+        def ids(*parts):
+            return self.tokenizer(*parts, truncation=True, max_length=length, padding=False)["input_ids"]
+
+        columns = [_cut(column, length) for column in ([texts] if titles is None else [titles, texts])]
+        return Tokens(_in_parts(ids, *columns), self.pad)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the encoder and its tokenizer as `transformers` does, and the pooling beside them."""
@@ -286,6 +291,12 @@ def load_tower(folder: str | Path, pooling: str | None = None) -> nn.Module:
 def _cut(texts: Sequence[str], length: int) -> list[str]:
     """Texts without what lies far beyond `length` tokens: tokenizers take time and memory for all that they are given."""
     return [" ".join(text[:40 * length].split())[:16 * length] if len(text) > 16 * length else text for text in texts]
+
+
+def _in_parts(function, *columns: list, size: int = 256) -> Iterator:
+    """What the function gives for the columns, some rows at a time: a tokenizer's working memory is that of all its rows."""
+    for start in range(0, len(columns[0]), size):
+        yield from function(*(column[start:start + size] for column in columns))
 
 
 def copy_of(tower: nn.Module) -> nn.Module:

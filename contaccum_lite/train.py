@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from . import measure, search
-from .data import Pairs, write_atomically
+from .data import Pairs, Passage, write_atomically
 from .methods import Learner, MicroBatch, MicroStep, gradient
 from .settings import Settings
 from .towers import Tokens, load_tower, make_towers
@@ -44,33 +44,46 @@ class Update(NamedTuple):
 class Feed:
     """Which pairs make update u: a new shuffle each epoch from the seed alone, the same for every method.
 
-    The last update of an epoch takes what is left, so that every pair is seen once an epoch.
+    The last update of an epoch takes what is left, so that every pair is seen once an epoch. Of a large corpus, only the
+    passages that training can meet are tokenized.
     """
 
     def __init__(self, pairs: Pairs, settings: Settings, tower):
-        self.settings, self.pairs = settings, pairs
+        self.settings = settings
         rows, self.note = pairs.with_hard_negatives() if settings.hard_negatives else (range(len(pairs.train)), "")
         self.rows = np.array(rows, dtype=np.int64)
         if not len(self.rows):
             raise ValueError(f"{pairs.name} has no pair to train on" + (" that has a hard negative: set hard_negatives=0." if
                              settings.hard_negatives else ": give a source with training pairs."))
-        train = pairs.train
-        self.positive = np.array([pairs.row_of[pair.passage_id] for pair in train])
-        self.hard = [[pairs.row_of[p.id] for p in pair.hard_negatives] for pair in train] if settings.hard_negatives else None
+        self.positive = np.array([pairs.row_of[pair.passage_id] for pair in pairs.train])
+        self.hard = [[pairs.row_of[p.id] for p in pair.hard_negatives] for pair in pairs.train] if settings.hard_negatives else []
         self.queries = tokens_of(pairs, tower, settings, "train")
-        self.passages = tokens_of(pairs, tower, settings, "passages")
+        if len(pairs.passages) <= _SMALL_CORPUS:
+            self.met = np.arange(len(pairs.passages))
+            self.passages = tokens_of(pairs, tower, settings, "passages")
+        else:
+            self.met = np.unique(np.concatenate([self.positive, *map(np.array, filter(None, self.hard))]))
+            self.passages = _tokenize_passages(tower, [pairs.passages[row] for row in self.met], settings)
         self._epoch = (-1, None, None)
 
     @property
     def updates_per_epoch(self) -> int:
         return math.ceil(len(self.rows) / self.settings.total_batch)
 
+    def keys(self, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Numbers that are equal for equal texts: of each training pair's query and passage, and of each passage."""
+        queries, texts = {}, {}
+        text_keys = torch.full((len(pairs.passages),), -1)
+        text_keys[self.met] = torch.tensor([texts.setdefault(pairs.passages[row].text, len(texts)) for row in self.met])
+        query_keys = torch.tensor([queries.setdefault(pair.query, len(queries)) for pair in pairs.train])
+        return query_keys, text_keys[torch.from_numpy(self.positive)], text_keys
+
     def batches(self, update: int) -> list[MicroBatch]:
         """The micro-batches of this update, up to K of up to N_local pairs."""
         epoch, place = divmod(update, self.updates_per_epoch)
         if self._epoch[0] != epoch:
             draw = np.random.default_rng([self.settings.seed, epoch])
-            self._epoch = (epoch, draw.permutation(self.rows), draw.random((len(self.pairs.train), self.settings.hard_negatives)))
+            self._epoch = (epoch, draw.permutation(self.rows), draw.random((len(self.positive), self.settings.hard_negatives)))
         total, local = self.settings.total_batch, self.settings.local_batch
         chosen = self._epoch[1][place * total:(place + 1) * total]
         return [self._micro_batch(chosen[start:start + local]) for start in range(0, len(chosen), local)]
@@ -78,8 +91,8 @@ class Feed:
     def _micro_batch(self, rows: np.ndarray) -> MicroBatch:
         hard = np.array([self.hard[r][int(u * len(self.hard[r]))] for r in rows for u in self._epoch[2][r]]
                         if self.hard else [], dtype=np.int64)
-        return MicroBatch(torch.from_numpy(rows), torch.from_numpy(hard), self.queries[rows],
-                          self.passages[np.concatenate([self.positive[rows], hard])])
+        passages = np.searchsorted(self.met, np.concatenate([self.positive[rows], hard]))
+        return MicroBatch(torch.from_numpy(rows), torch.from_numpy(hard), self.queries[rows], self.passages[passages])
 
 
 class Run:
@@ -99,7 +112,7 @@ class Run:
             raise ValueError(f"device is {s.device!r}, and PyTorch finds no CUDA device here: choose 'cpu'.")
         query_tower, passage_tower = towers or make_towers(s, pairs)
         self.feed = Feed(pairs, s, query_tower)
-        self.learner = Learner(s, query_tower.train(), passage_tower.train(), *_keys(pairs, self.feed.positive))
+        self.learner = Learner(s, query_tower.train(), passage_tower.train(), *self.feed.keys(pairs))
         for tower in self.learner.towers:
             if hasattr(tower, "in_place"):
                 tower.in_place = True
@@ -248,8 +261,8 @@ class Run:
                 vectors = self._encode(self.passage_tower, tokens_of(self.pairs, self.passage_tower, self.settings, "passages"))
             else:
                 parts = (self.pairs.passages[start:start + 10_000] for start in range(0, len(self.pairs.passages), 10_000))
-                vectors = np.concatenate([self._encode(self.passage_tower, self.passage_tower.tokenize(
-                    [p.text for p in part], [p.title for p in part], self.settings.passage_tokens)) for part in parts])
+                vectors = np.concatenate([self._encode(self.passage_tower, _tokenize_passages(self.passage_tower, part, self.settings))
+                                          for part in parts])
             self._index = (self.step_count, vectors)
         return self._index[1]
 
@@ -351,25 +364,21 @@ def tokens_of(pairs: Pairs, tower, settings: Settings, what: str) -> Tokens:
     key = ("tokens", what, length, tower.vocabulary_key)
     if key not in pairs.memo:
         if what == "passages":
-            pairs.memo[key] = tower.tokenize([p.text for p in pairs.passages], [p.title for p in pairs.passages], length)
+            pairs.memo[key] = _tokenize_passages(tower, pairs.passages, settings)
         else:
             pairs.memo[key] = tower.tokenize([p.query for p in getattr(pairs, what)], length=length)
     return pairs.memo[key]
 
 
-def _keys(pairs: Pairs, positive: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Numbers that are equal for equal texts: of each training pair's query and passage, and of each passage."""
-    queries, texts = {}, {}
-    text_keys = torch.tensor([texts.setdefault(p.text, len(texts)) for p in pairs.passages])
-    query_keys = torch.tensor([queries.setdefault(p.query, len(queries)) for p in pairs.train])
-    return query_keys, text_keys[torch.from_numpy(positive)], text_keys
+def _tokenize_passages(tower, passages: Sequence[Passage], settings: Settings) -> Tokens:
+    return tower.tokenize([p.text for p in passages], [p.title for p in passages], settings.passage_tokens)
 
 
 def _sync(folder: Path) -> None:
     """Bring every file under the folder to the disk."""
     for path in folder.rglob("*"):
         if path.is_file():
-            with open(path, "rb") as file:
+            with open(path, "r+b") as file:
                 os.fsync(file.fileno())
 
 

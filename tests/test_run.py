@@ -143,6 +143,17 @@ def test_evaluation_touches_nothing(toy):
     assert same(state(a), state(b))
 
 
+def test_a_large_corpus_trains_and_ranks_the_same(toy, monkeypatch):
+    """Above a size only the passages that training meets are tokenized ahead, and the corpus goes through in parts."""
+    plain = cl.Run(toy, settings(hard_negatives=1))
+    monkeypatch.setattr("contaccum_lite.train._SMALL_CORPUS", 100)
+    large = cl.Run(toy, settings(hard_negatives=1))
+    assert len(large.feed.met) == 512 < len(plain.feed.met) == 640
+    for _ in range(4):
+        large.step(), plain.step()
+    assert same(state(large), state(plain)) and large.evaluate() == plain.evaluate()
+
+
 # --- interruption -------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("method", ["contaccum", "grad_cache", "momentum", "contaccum_no_past"])

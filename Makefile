@@ -1,0 +1,34 @@
+# make lab    opens the first notebook in JupyterLab
+# make test   runs the tests and every notebook
+# Each makes its own environment in .venv first. PIP_FLAGS is handed to pip.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+ROOT := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
+
+.PHONY: lab test notebooks regime speed clean
+
+lab: .venv/ready
+	$(BIN)/jupyter lab $(ROOT) notebooks/00_start_here.ipynb
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+# run the notebooks and keep their outputs; the tables of the README
+notebooks: .venv/ready
+	$(BIN)/python notebooks/run.py
+
+regime: .venv/ready
+	$(BIN)/python -m benchmarks.regime
+
+speed: .venv/ready
+	$(BIN)/python -m benchmarks.speed
+
+.venv/ready: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python %d.%d is too old: give one of 3.11 or later, as in make PYTHON=python3.11 lab." % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed $(PIP_FLAGS) -r requirements.txt
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info
