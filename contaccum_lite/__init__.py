@@ -12,7 +12,7 @@ from .train import Run, Update
 
 __version__ = "0.1.0"
 
-_WITH_WIDGETS = {"Race": "lab", "SearchBox": "views", "Card": "views"}  # loaded when first asked for: they need the [lab] extra
+_WITH_WIDGETS = {"Lab": "lab", "SearchBox": "views", "Card": "views"}  # loaded when first asked for: they need the [lab] extra
 
 
 def __getattr__(name: str):

@@ -2,114 +2,529 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from statistics import median
+from urllib.parse import parse_qsl
+
+import traitlets
 
 from .data import Pairs
-from .settings import PRESETS, Settings
-from .train import Run
+from .settings import PRESETS, Settings, checked
+from .train import Run, TakenBack
 
 NAMES = {"dpr": "DPR", "grad_accum": "GradAccum", "grad_cache": "GradCache", "pre_batch": "pre-batch", "contaccum": "ContAccum",
          "contaccum_no_past": "ContAccum, no past", "pre_batch_no_past": "pre-batch, no past",
          "contaccum_no_accum": "ContAccum, K = 1", "momentum": "momentum"}
+LIVE = ("learning_rate", "memory_size")   # settings that a run under way can take
+GHOSTS = 6                                # earlier runs that are kept
+_FIELDS = {f.name: f for f in dataclasses.fields(Settings)}
+_SHAPES = ("method", "tower", "dim")      # settings on which other settings' defaults depend
 
 
-class Race:
-    """Several methods trained side by side on the same pairs, from the same weights, with the same batches.
+class Track:
+    """A run as curves show it: `run`, its Top@20 as (update, value) pairs, and the changes made to it while it ran."""
 
-    methods: names of `PRESETS`. updates: how many weight updates each makes. every: updates between two looks at Top@20.
-    Other fields are of every `Settings`, but where a method fixes them; DPR takes the whole N_local × K as its one batch. `run()` trains and draws; a Ctrl-C (■ in a notebook) stops it
-    between two updates and `run()` goes on from there. `runs[method]` is each `Run`. Notebook 00.
+    def __init__(self, run: Run):
+        self.run, self.start = run, run.settings
+        self.top20: list[tuple[int, float]] = []
+        self.changes: list[tuple[int, str, float]] = []     # (updates made, field, value) of sliders that moved while it ran
+        self.seconds = 0.0     # spent in training: no evaluation, no drawing
+
+    def share(self) -> str:
+        """The run in one line: its settings at the start, and `then=update:field:value,…` where a slider moved."""
+        then = ",".join(f"{step}:{name}:{value}" for step, name, value in self.changes)
+        return self.start.share() + (f"&then={then}" if then else "")
+
+    def note(self, name: str, value) -> None:
+        """Remember a change. Of several at rest, the last is enough; of the banks' sizes also the smallest, which forgot the most."""
+        step = self.run.step_count
+        same = [v for s, n, v in self.changes if (s, n) == (step, name)]
+        self.changes = [c for c in self.changes if c[:2] != (step, name)]
+        if name == "memory_size" and same and min(same) < value:
+            self.changes.append((step, name, min(same)))
+        self.changes.append((step, name, value))
+
+    @property
+    def negatives(self) -> int:
+        """The most negatives that a query had."""
+        return max((update.negatives for update in self.run.history), default=0)
+
+    @property
+    def middle_ratio(self) -> float:
+        """The median gradient-norm ratio of the middle third of its updates."""
+        third = len(self.run.history) // 3
+        return median([u.grad_norm_ratio for u in self.run.history[third:len(self.run.history) - third]] or [float("nan")])
+
+
+class Setting(traitlets.TraitType):
+    """A trait with the default and the range of a field of `Settings`."""
+
+    def __init__(self, field):
+        super().__init__(field.metadata["default"], help=field.metadata["help"], allow_none=True)
+        self.field = field
+
+    def validate(self, lab, value):
+        return checked(self.field, value)
+
+
+_Traits = type("_Traits", (traitlets.HasTraits,), {name: Setting(f) for name, f in _FIELDS.items()})
+
+
+class Lab(_Traits):
+    """A retriever to train by hand: choose, play, look, stop. `lab` as the last line of a cell shows it.
+
+    Every field of `Settings` is a trait of the lab, with its range: `lab.memory_size = 256`. A new learning rate or memory
+    size holds from the next update on; any other change waits for `reset()`, and `message` says so. pairs: from `load_pairs`.
+    settings or **fields: where it starts. every: updates between two looks at Top@20. `training` is the `Run`; `ghosts` are
+    the earlier ones. Notebooks 00 and 05.
     """
 
-    def __init__(self, pairs: Pairs, methods=("dpr", "grad_accum", "pre_batch", "contaccum"), updates: int = 150, every: int = 30, **fields):
+    playing = traitlets.Bool(False, help="whether it trains by itself now")
+    pace = traitlets.Float(0.0, min=0.0, max=1000.0, help="micro-batches per second while it plays; 0 is as fast as it can")
+    message = traitlets.Unicode("", help="what the lab wants you to know, in words")
+    ghosts = traitlets.List(help="earlier runs, the newest last")
+    ticks = traitlets.Int(0, help="pieces of work done: what pictures watch")
+
+    def __init__(self, pairs: Pairs, settings: Settings | None = None, *, every: int = 25, **fields):
+        super().__init__()
+        if every < 1:
+            raise ValueError(f"every is {every}: it must be 1 or more updates.")
         self.pairs, self.every = pairs, every
-        self.runs = {method: Run(pairs, self._settings(method, dict(fields, updates=updates))) for method in methods}
-        self.top20: dict[str, list[tuple[int, float]]] = {method: [] for method in methods}
-        self.seconds = dict.fromkeys(methods, 0.0)
-        self.updates = updates
-
-    @staticmethod
-    def _settings(method: str, fields: dict) -> Settings:
-        whole = Settings(**{name: value for name, value in fields.items() if name != "memory_size"})
-        own = {name: value for name, value in fields.items() if name not in PRESETS.get(method, {}).get("fixes", {})}
-        return Settings.preset(method, **({**own, "local_batch": whole.total_batch} if method == "dpr" else own))
-
-    def steps(self) -> Iterator[int]:
-        """Advance all runs by one update at a time; yields how many each has made."""
-        while (done := min(run.step_count for run in self.runs.values())) < self.updates:
-            for method, run in self.runs.items():
-                if run.step_count == done:
-                    if not self.top20[method]:
-                        self._look(method)
-                    began = time.perf_counter()
-                    run.step()
-                    self.seconds[method] += time.perf_counter() - began
-                    if run.step_count % self.every == 0 or run.step_count == self.updates:
-                        self._look(method)
-            yield done + 1
-
-    def _look(self, method: str) -> None:
-        run = self.runs[method]
-        self.top20[method].append((run.step_count, run.evaluate()["top@20"]))
-
-    def run(self, draw: bool = True) -> None:
-        """Train to the end, with live curves; stopped by an interrupt, it says so and can be called again."""
-        if draw:
-            from .views import RaceView
-            view = RaceView(self)
+        self.micro = None              # the last micro-batch's MicroStep
+        self.waiting = False           # inside `run`, where no button can be heard
+        self._settling, self._task, self._plan, self._script = False, None, [], {}
+        self._views = self._on_close = None
         try:
-            for _ in self.steps():
-                if draw:
-                    view.refresh()
-        except KeyboardInterrupt:
-            pass
-        if draw:
-            view.finish()
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._loop = None
+        self._thread = threading.get_ident()
+        start = Settings(**fields) if settings is None else settings.replace(**fields) if fields else settings
+        default = _default(start)
+        self._own = {n: getattr(start, n) for n in _FIELDS if getattr(start, n) != getattr(default, n)} | dict(fields)
+        self._show(start)
+        self._begin()
+        _one_per_cell(self)
 
-    def what_we_saw(self) -> str:
-        """The race's lessons as Markdown, each with its number."""
-        score = {m: self.top20[m][-1][1] for m in self.runs}
-        ratio = {m: _middle(run) for m, run in self.runs.items()}
-        return "\n".join([
-            f"- **Accumulation lost negatives.** GradAccum saw the same pairs as DPR in the same order, with "
-            f"{_negatives(self.runs['grad_accum'])} negatives per query in place of {_negatives(self.runs['dpr'])}: "
-            f"Top@20 {score['grad_accum']:.1%} against {score['dpr']:.1%}.",
-            f"- **A dual bank gave them back.** ContAccum had {_negatives(self.runs['contaccum'])} negatives with "
-            f"{self.runs['contaccum'].settings.local_batch} pairs in memory: {score['contaccum']:.1%}.",
-            f"- **A passage bank alone went wrong.** Pre-batch has the same negatives: {score['pre_batch']:.1%}. Its passage tower's "
-            f"gradient was {ratio['pre_batch']:.0f} times the query tower's in the middle of training; ContAccum's was {ratio['contaccum']:.1f} times."])
+    # --- settings ------------------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Settings:
+        """What the sliders say: the settings of the next run."""
+        return Settings(**{name: getattr(self, name) for name in _FIELDS})
+
+    @property
+    def pending(self) -> dict[str, tuple]:
+        """{field: (what the run has, what the sliders say)} of all that waits for a reset."""
+        now, wanted = self.training.settings, self.settings
+        return {n: (getattr(now, n), getattr(wanted, n)) for n in _FIELDS
+                if getattr(now, n) != getattr(wanted, n) and not self._can_change(n)}
+
+    def fixed(self, name: str) -> bool:
+        """Whether the method leaves no choice of this field."""
+        return name in PRESETS[self.method]["fixes"]
+
+    def _can_change(self, name: str) -> bool:
+        return name == "learning_rate" or name == "memory_size" and self.training.settings.passage_bank and self.method == self.training.settings.method
+
+    def _show(self, settings: Settings) -> None:
+        """Bring all traits to these settings."""
+        self._settling = True
+        try:
+            with self.hold_trait_notifications():
+                for name in _FIELDS:
+                    setattr(self, name, getattr(settings, name))
+        finally:
+            self._settling = False
+
+    @traitlets.validate(*_FIELDS)
+    def _fits(self, proposal):
+        name, value = proposal["trait"].name, proposal["value"]
+        if not self._settling and name not in _SHAPES:
+            Settings(**{**{n: getattr(self, n) for n in _FIELDS}, name: value})
+        return value
+
+    @traitlets.observe(*_FIELDS)
+    def _chosen(self, change):
+        if self._settling:
+            return
+        if change.name in _SHAPES:
+            self._show(self._settle(change.name, change.new))
+        elif self.method == "dpr" and change.name == "local_batch":
+            self._own["local_batch"] = max(1, change.new // self._own.get("accumulation_steps", _FIELDS["accumulation_steps"].metadata["default"]))
+        else:
+            self._own[change.name] = change.new
+        if not self.playing and not self._under_way:
+            self._take_changes()
+        self._say_pending()
+
+    def _settle(self, name: str, value) -> Settings:
+        """The settings after a change of method, tower or dim: what was chosen stays, what was a default follows.
+
+        DPR takes the whole N_local × K as its one batch, so that every method sees the same pairs in an update.
+        """
+        self._own[name] = value
+        own = {n: v for n, v in self._own.items() if n not in PRESETS[self.method]["fixes"]}
+        if self.method == "dpr":
+            plain = {n: v for n, v in self._own.items() if n in ("local_batch", "accumulation_steps")}
+            own["local_batch"] = Settings(**plain).total_batch
+        return Settings(**{**own, "method": self.method})
+
+    def _say_pending(self) -> None:
+        if waiting := self.pending:
+            new = ", ".join(f"{_symbol(n)} = {_word(n, to)}" for n, (_, to) in waiting.items())
+            old = ", ".join(f"{_symbol(n)} = {_word(n, was)}" for n, (was, _) in waiting.items())
+            self.message = f"Press Reset to train with {new}. Until then this run goes on with {old}."
+        elif self.message.startswith("Press Reset"):
+            self.message = ""
+
+    # --- training ------------------------------------------------------------------------------------------------------
+
+    @property
+    def training(self) -> Run:
+        """The run that is being trained."""
+        return self.track.run
+
+    @property
+    def done(self) -> bool:
+        """Whether all updates of the run, and of those lined up behind it, have been made."""
+        return self.training.step_count >= self.training.settings.updates and not self._plan
+
+    def play(self) -> None:
+        """Train by itself, in the background of the notebook, until `pause()`, `stop()` or the end.
+
+        Raises `RuntimeError` where no event loop runs (plain Python): `run(updates)` does the same work there.
+        """
+        if self._loop is None or self._loop.is_closed():
+            raise RuntimeError("nothing can play here, because no event loop runs: call lab.run(updates), which does the same work at once.")
+        if self.playing:
+            return
+        if self.done:
+            self.message = f"All {self.training.settings.updates} updates are made. Press Reset for a new run."
+            return
+        self.playing = True
+        self._task = self._loop.create_task(self._play())
+
+    async def _play(self) -> None:
+        kind = None
+        try:
+            while self.playing and (kind := self._advance()) is not None:
+                await asyncio.sleep(1 / self.pace if self.pace and kind == "micro-batch" else 0)
+        except Exception:
+            pass                       # _advance has put it into words
+        finally:
+            if self._task is None or self._task is asyncio.current_task():
+                self.playing, self._task = False, None
+                self.ticks += 1        # a last picture
+
+    def pause(self) -> None:
+        """Hold where it is, between two micro-batches; `play()` and `step()` go on from there."""
+        task, self._task = self._task, None
+        self.playing = False
+        if task is not None:
+            task.cancel()
+        self.ticks += 1
+
+    def stop(self) -> None:
+        """End training now: an update that was under way is undone, so the weights and banks are those after a whole update."""
+        self.pause()
+        self._rewind()
+        self._plan = []
+        self._take_changes()
+        self.ticks += 1
+
+    def step(self, kind: str = "update") -> None:
+        """Do one weight update, or go on to the end of the one under way; `step("micro-batch")` does one micro-batch."""
+        if kind not in ("update", "micro-batch"):
+            raise ValueError(f"kind is {kind!r}: a step is an 'update' or a 'micro-batch'.")
+        self.pause()
+        if self.done:
+            self.message = f"All {self.training.settings.updates} updates are made. Press Reset for a new run."
+            return
+        self.waiting = True
+        try:
+            while (did := self._advance()) not in (None, "update"):
+                if did == kind and self.micro.index + 1 < self.micro.of:
+                    break
+        finally:
+            self.waiting = False
+            self.ticks += 1
+
+    def run(self, updates: int | None = None) -> None:
+        """Do so many updates (all that are left, if not said) before it returns; what a cell calls where no one presses buttons.
+
+        A Ctrl-C (■ in a notebook) stops it between two micro-batches; called again, it goes on from there. An exception in
+        training is raised here.
+        """
+        self.pause()
+        end = None if updates is None else self.training.step_count + updates
+        self.waiting = True
+        try:
+            while (end is None or self.training.step_count < end) and self._advance() is not None:
+                pass
+        except KeyboardInterrupt:
+            self._rewind()
+            self.message = f"Interrupted after update {self.training.step_count}."
+        finally:
+            self.waiting = False
+            self.ticks += 1
+
+    def reset(self, settings: Settings | None = None) -> None:
+        """Start a new run with what the sliders say (or these settings); the one before stays as a ghost."""
+        playing = self.playing
+        self.pause()
+        self._rewind()
+        self._script, self._plan = {}, []
+        if settings is not None:
+            self._own = {n: getattr(settings, n) for n in _FIELDS if getattr(settings, n) != getattr(_default(settings), n)}
+            self._show(settings)
+        self._begin()
+        if playing:
+            self.play()
+
+    def line_up(self, methods=("dpr", "grad_accum", "pre_batch", "contaccum")) -> None:
+        """Put these methods in a row, each with what the sliders say but for what the method fixes; playing goes through them all."""
+        own, first = dict(self._own), True
+        for method in methods:
+            self.method = method
+            if first:
+                self.reset()
+                first = False
+            else:
+                self._plan.append(self.settings)
+        self._own = own
+        self._show(self.training.settings)
+        self.message = f"In a row: {', '.join(NAMES[m] for m in methods)}."
+
+    def race(self, methods=("dpr", "grad_accum", "pre_batch", "contaccum")) -> None:
+        """Train these methods one after the other before it returns; all start from the same weights and see the same batches."""
+        self.line_up(methods)
+        self.run()
+
+    def close(self) -> None:
+        """Stop, and take the pictures away. No task is left."""
+        self.pause()
+        self._rewind()
+        if self._views is not None:
+            self._views.close()
+            self._views = None
+
+    def _begin(self) -> None:
+        """A new run with what the sliders say."""
+        run = Run(self.pairs, self.settings)
+        if getattr(self, "track", None) is not None and self.track.run.step_count:
+            self.ghosts = [*self.ghosts, self.track][-GHOSTS:]
+        self.track, self.micro = Track(run), None
+        self._work = self._train()
+        self._under_way = False
+        self.message = ""
+        self.ticks += 1
+
+    def _rewind(self) -> None:
+        """Forget the update that is under way."""
+        self._work.close()
+        self._work, self._under_way = self._train(), False
+
+    def _advance(self) -> str | None:
+        """Do the next piece of work; what it was ("micro-batch", "update", "look"), or None at the end."""
+        began = time.perf_counter()
+        try:
+            kind = next(self._work, None)
+        except Exception as error:
+            self.playing = False
+            self._rewind()
+            self.message = f"Training stopped at update {self.training.step_count + 1}: {error or type(error).__name__}"
+            self.ticks += 1
+            raise
+        if kind != "look":
+            self.track.seconds += time.perf_counter() - began
+        if kind is None and self._plan:
+            self._show(self._plan.pop(0))
+            self._begin()
+            kind = "look"
+        self.ticks += 1
+        return kind
+
+    def _train(self) -> Iterator[str]:
+        """The work that is left in this run, piece by piece; between two pieces a button can be heard."""
+        run, track = self.training, self.track
+        while True:
+            due = run.step_count % self.every == 0 or run.step_count == run.settings.updates
+            if due and (not track.top20 or track.top20[-1][0] < run.step_count):
+                for _ in run.encode_passages():
+                    yield "look"
+                track.top20.append((run.step_count, run.evaluate()["top@20"]))
+                yield "look"
+            if run.step_count >= run.settings.updates:
+                return
+            self._take_changes()
+            self._under_way = True
+            try:
+                for self.micro in run.micro_steps():
+                    yield "micro-batch"
+            except TakenBack:
+                continue
+            finally:
+                self._under_way = False
+            yield "update"
+
+    def _take_changes(self) -> None:
+        """Between two updates: what the sliders, or the line that was loaded, want of the run under way."""
+        run = self.training
+        for name, value in self._script.pop(run.step_count, []):
+            self._own[name] = value
+            self._show(self.settings.replace(**{name: value}))
+            self._change()
+        self._change()
+
+    def _change(self) -> None:
+        run = self.training
+        for name in LIVE:
+            value = getattr(self, name)
+            if self._can_change(name) and value != getattr(run.settings, name):
+                run.change(**{name: value})
+                self.track.note(name, value)
+                self.ticks += 1
+
+    # --- in words ------------------------------------------------------------------------------------------------------
+
+    def share(self) -> str:
+        """The run under way in one line, with the sliders that moved while it ran; `load` makes it again, bit for bit."""
+        return self.track.share()
+
+    def load(self, line: str) -> None:
+        """Reset to the run of a line that `share()` made. Raises `ValueError` for a line that it cannot read, and changes nothing then."""
+        plain = "&".join(part for part in line.strip().lstrip("?").split("&") if not part.startswith("then="))
+        settings, script = Settings.parse(plain), {}
+        for change in filter(None, dict(parse_qsl(line.strip().lstrip("?"))).get("then", "").split(",")):
+            step, name, value = [*change.split(":"), "", ""][:3]
+            if not step.isdigit() or name not in LIVE:
+                raise ValueError(f"then={change!r} is no change of a run: expected update:field:value, where field is one of {', '.join(LIVE)}.")
+            changed = Settings.parse(f"{plain}&{name}={value}") if f"{name}=" not in plain else \
+                Settings.parse("&".join(p for p in plain.split("&") if not p.startswith(f"{name}=")) + f"&{name}={value}")
+            script.setdefault(int(step), []).append((name, getattr(changed, name)))
+        self.reset(settings)
+        self._script = script
+        self._take_changes()
 
     @property
     def summary(self) -> str:
-        """What the race shows, in a sentence made from its numbers."""
-        done = min(run.step_count for run in self.runs.values())
-        if not done:
-            return f"{len(self.runs)} methods at the start: no update made yet."
-        best = sorted(((self.top20[m][-1][1], m) for m in self.runs), reverse=True)
-        found = ", ".join(f"{NAMES[m]} {score:.0%}" for score, m in best)
-        ratios = ", ".join(f"{NAMES[m]} {run.history[-1].grad_norm_ratio:.1f}" for m, run in self.runs.items())
-        stopped = "" if done == self.updates else f" (stopped; {self.updates} are planned)"
-        return (f"After {done} updates{stopped}, test questions whose passage is among the first 20 of {len(self.pairs.passages):,}: "
-                f"{found}. Gradient norm of the passage tower over the query tower's: {ratios}.")
+        """The lab in a sentence made from its numbers."""
+        run, update = self.training, self.training.step_count
+        name = names([*self.ghosts, self.track])[-1] if self.ghosts else NAMES[run.settings.method]
+        if not run.history:
+            return f"{name}: no update made yet; {run.settings.updates} are planned."
+        last = run.history[-1]
+        seen = f", Top@20 {self.track.top20[-1][1]:.1%} after update {self.track.top20[-1][0]}" if self.track.top20 else ""
+        return (f"{name}: update {update} of {run.settings.updates}, loss {last.loss:.2f}, {last.negatives} negatives per query, "
+                f"gradient norm of the passage tower {last.grad_norm_ratio:.2f} times the query tower's{seen}.")
+
+    def tracks(self) -> list[tuple[str, Track]]:
+        """(name, track) of the ghosts and, last, of the run under way; a name says what differs."""
+        tracks = [*self.ghosts, self.track]
+        return list(zip(names(tracks), tracks))
 
     def table(self) -> str:
-        """The race as a Markdown table, made from its numbers."""
-        rows = ["| method | pairs in memory at once | negatives per query | Top@20 | gradient-norm ratio, middle | seconds |", "|---" * 6 + "|"]
-        for method, run in self.runs.items():
-            score = self.top20[method][-1][1] if self.top20[method] else float("nan")
-            rows.append(f"| {NAMES[method]} | {run.settings.local_batch} | {_negatives(run)} | {score:.1%} | {_middle(run):.1f} "
-                        f"| {self.seconds[method]:.1f} |")
+        """All runs as a Markdown table, made from their numbers."""
+        rows = ["| run | updates | pairs in memory at once | negatives per query | Top@20 | gradient-norm ratio, middle | seconds of training |",
+                "|---" * 7 + "|"]
+        for name, track in self.tracks():
+            score = f"{track.top20[-1][1]:.1%}" if track.top20 else "not yet"
+            rows.append(f"| {name} | {track.run.step_count} | {track.run.settings.local_batch} | {track.negatives} | {score} "
+                        f"| {track.middle_ratio:.1f} | {track.seconds:.1f} |")
         return "\n".join(rows)
 
+    def what_we_saw(self) -> str:
+        """The lessons of a race as Markdown, each with its number. Raises `ValueError` before `race()`."""
+        found = {track.run.settings.method: track for _, track in self.tracks() if track.top20 and track.run.history}
+        if not {"dpr", "grad_accum", "pre_batch", "contaccum"} <= set(found):
+            raise ValueError(f"the lab has run {', '.join(found) or 'nothing'}: call lab.race() first, which runs all four methods.")
+        score = {method: track.top20[-1][1] for method, track in found.items()}
+        return "\n".join([
+            f"- **Accumulation lost negatives.** GradAccum saw the same pairs as DPR in the same order, with "
+            f"{found['grad_accum'].negatives} negatives per query in place of {found['dpr'].negatives}: "
+            f"Top@20 {score['grad_accum']:.1%} against {score['dpr']:.1%}.",
+            f"- **A dual bank gave them back.** ContAccum had {found['contaccum'].negatives} negatives with "
+            f"{found['contaccum'].run.settings.local_batch} pairs in memory: {score['contaccum']:.1%}.",
+            f"- **A passage bank alone went wrong.** Pre-batch has the same negatives: {score['pre_batch']:.1%}. Its passage tower's "
+            f"gradient was {found['pre_batch'].middle_ratio:.0f} times the query tower's in the middle of training; ContAccum's was "
+            f"{found['contaccum'].middle_ratio:.1f} times."])
 
-def _negatives(run: Run) -> int:
-    """The negatives of a query once the bank is full, in a whole micro-batch."""
-    return max((u.negatives for u in run.history), default=0)
+    # --- the outside ---------------------------------------------------------------------------------------------------
+
+    def soon(self, action: Callable, *arguments) -> None:
+        """Do it on the thread that trains. A button's callback may come on another one, and must not meet a step halfway."""
+        if self._loop is None or threading.get_ident() == self._thread or self._loop.is_closed():
+            action(*arguments)
+        else:
+            self._loop.call_soon_threadsafe(action, *arguments)
+
+    @property
+    def views(self):
+        """The lab's pictures (`panel.LabView`), made when first asked for."""
+        if self._views is None:
+            from .panel import LabView
+            self._views = LabView(self)
+        return self._views
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        return self.views.bundle()
 
 
-def _middle(run: Run) -> float:
-    """The median gradient-norm ratio of the middle third of a run's updates."""
-    third = len(run.history) // 3
-    return median([u.grad_norm_ratio for u in run.history[third:len(run.history) - third]] or [float("nan")])
+def names(tracks: list[Track]) -> list[str]:
+    """What tells these runs apart, for each of them: the method, then each setting that not all have in common."""
+    lines = [{**dict(parse_qsl(track.start.share())), "then": "".join(
+        f", from update {step + 1} {_symbol(name)} {_word(name, value)}" for step, name, value in track.changes[-2:])}
+        for track in tracks]
+    differ = {key for line in lines for key in line if any(other.get(key) != line[key] for other in lines)} - {"method", "then"}
+    differ = [name for name in _FIELDS if name in differ]
+    found = []
+    for track, line in zip(tracks, lines):
+        fixed = PRESETS[track.start.method]["fixes"]
+        more = [f"{_symbol(n)} {_word(n, getattr(track.start, n))}" for n in differ if n not in fixed]
+        found.append(", ".join([NAMES[track.start.method], *more]) + line["then"])
+    return [name if found.count(name) == 1 else f"{name} ({found[:place].count(name) + 1})" for place, name in enumerate(found)]
+
+
+def _default(settings: Settings) -> Settings:
+    return Settings(method=settings.method, tower=settings.tower, dim=settings.dim)
+
+
+def _symbol(name: str) -> str:
+    return _FIELDS[name].metadata["symbol"] or name.replace("_", " ")
+
+
+def _word(name: str, value) -> str:
+    return NAMES[value] if name == "method" else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+_labs: dict[str, list] = {}   # notebook cell -> [its execution, its labs]
+
+
+def _one_per_cell(lab: Lab) -> None:
+    """A cell that is run again ends the labs that it made before; those of other cells go on."""
+    cell, execution = _cell()
+    if cell is None:
+        return
+    known = _labs.setdefault(cell, [execution, []])
+    if known[0] != execution:
+        for old in known[1]:
+            if old() is not None:
+                old().close()
+        known[:] = [execution, []]
+    known[1].append(weakref.ref(lab))
+
+
+def _cell() -> tuple[str | None, str | None]:
+    """Which notebook cell is running, and which run of it this is; (None, None) elsewhere."""
+    try:
+        from IPython import get_ipython
+        parent = get_ipython().kernel.get_parent("shell")
+        return parent["metadata"]["cellId"], parent["header"]["msg_id"]
+    except (ImportError, AttributeError, KeyError, TypeError):
+        return None, None

@@ -71,10 +71,7 @@ class Learner:
     def __post_init__(self):
         s = self.settings
         dtype = getattr(torch, s.dtype)
-        dims = dict(dim=self.query_tower.dim, dtype=dtype, device=s.device)
-        self.query_bank = MemoryBank(s.memory_size if s.query_bank else 0, **dims)
-        self.passage_bank = MemoryBank(s.memory_size if s.passage_bank else 0, **dims)
-        self.hard_bank = MemoryBank(self.passage_bank.size * s.hard_negatives * s.bank_hard_negatives, **dims)
+        self.banks = [MemoryBank(size, self.query_tower.dim, dtype, s.device) for size in self._sizes()]
         self.slow_towers = [copy_of(t).eval().requires_grad_(False) for t in self.towers] if s.momentum else []
         self.noisy = any(has_dropout(tower) for tower in self.towers)
 
@@ -83,8 +80,28 @@ class Learner:
         return [self.query_tower] if self.query_tower is self.passage_tower else [self.query_tower, self.passage_tower]
 
     @property
-    def banks(self) -> list[MemoryBank]:
-        return [self.query_bank, self.passage_bank, self.hard_bank]
+    def query_bank(self) -> MemoryBank:
+        return self.banks[0]
+
+    @property
+    def passage_bank(self) -> MemoryBank:
+        return self.banks[1]
+
+    @property
+    def hard_bank(self) -> MemoryBank:
+        return self.banks[2]
+
+    def _sizes(self) -> tuple[int, int, int]:
+        """Slots of the query, passage and hard-negative bank."""
+        s = self.settings
+        size = s.memory_size * s.passage_bank
+        return size * s.query_bank, size, size * s.hard_negatives * s.bank_hard_negatives
+
+    def resize(self) -> None:
+        """Bring the banks to the size that the settings say; the newest vectors stay."""
+        for bank, size in zip(self.banks, self._sizes()):
+            if bank.size != size:
+                bank.resize(size)
 
     def encode(self, batch: MicroBatch, query_tower=None, passage_tower=None) -> Encoded:
         """The vectors of a micro-batch by these towers (the learner's own if none are given)."""

@@ -56,10 +56,13 @@ TOWERS: dict[str, dict] = {
 }
 
 
-def _field(default, help, low=None, high=None, choices=None, symbol=None):
-    """A settings field. With the default LATER it is None until the method, the tower or `dim` say what it is."""
+def _field(default, help, low=None, high=None, choices=None, symbol=None, slider=None):
+    """A settings field. With a later default it is None until the method, the tower or `dim` say what it is.
+
+    slider: its choices in a lab, a range or a tuple; a field without them has no slider.
+    """
     later = isinstance(default, _Later)
-    meta = dict(default=default.value if later else default, help=help, low=low, high=high, choices=choices, symbol=symbol)
+    meta = dict(default=default.value if later else default, help=help, low=low, high=high, choices=choices, symbol=symbol, slider=slider)
     return field(default=None if later else default, metadata=meta)
 
 
@@ -79,15 +82,15 @@ class Settings:
     """
 
     method: str = _field("contaccum", "how one weight update gets its gradient", choices=tuple(PRESETS))
-    local_batch: int = _field(_Later(8), "pairs in one micro-batch: what must fit in memory", 1, 4096, symbol="N_local")
-    accumulation_steps: int = _field(_Later(16), "micro-batches in one weight update", 1, 1024, symbol="K")
-    memory_size: int = _field(_Later(128), "vectors in each bank", 0, 1_000_000, symbol="N_memory")
-    temperature: float = _field(_Later(8.0), "scores are divided by this: √dim, which suits towers that end in LayerNorm", 1e-3, 1e3, symbol="τ")
-    learning_rate: float = _field(_Later(0.005), "AdamW's highest learning rate", 1e-8, 10.0)
-    updates: int = _field(400, "weight updates in the whole run", 1, 10_000_000)
+    local_batch: int = _field(_Later(8), "pairs in one micro-batch: what must fit in memory", 1, 4096, symbol="N_local", slider=range(1, 33))
+    accumulation_steps: int = _field(_Later(16), "micro-batches in one weight update", 1, 1024, symbol="K", slider=range(1, 65))
+    memory_size: int = _field(_Later(128), "vectors in each bank", 0, 1_000_000, symbol="N_memory", slider=(0, 8, 16, 32, 64, 128, 256, 512, 1024))
+    temperature: float = _field(_Later(8.0), "scores are divided by this: √dim, which suits towers that end in LayerNorm", 1e-3, 1e3, symbol="τ", slider=(0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0))
+    learning_rate: float = _field(_Later(0.005), "AdamW's highest learning rate", 1e-8, 10.0, slider=(1e-4, 2e-4, 5e-4, 0.001, 0.002, 0.005, 0.01, 0.02))
+    updates: int = _field(400, "weight updates in the whole run", 1, 10_000_000, slider=(50, 100, 150, 200, 400, 800, 1600))
     warmup: int = _field(20, "updates of linear warm-up before the linear decay", 0, 10_000_000)
     clip_norm: float = _field(2.0, "global gradient norm above which both towers are scaled down; 0 is off", 0.0, 1e9)
-    seed: int = _field(0, "weights, data order and noise all come from this", 0, 2**31 - 1)
+    seed: int = _field(0, "weights, data order and noise all come from this", 0, 2**31 - 1, slider=range(100))
     tower: str = _field("bag", "'bag' (fast), 'bert' (a small one, from scratch), or a folder with a transformers encoder")
     shared: bool = _field(False, "one tower for queries and passages")
     pooling: str = _field("cls", "how a transformer's tokens become one vector", choices=("cls", "mean"))
@@ -118,7 +121,7 @@ class Settings:
             value = getattr(self, f.name)
             if value is None and f.name != "drop_query_bank_at":
                 value = starts.get(f.name, f.metadata["default"])
-            object.__setattr__(self, f.name, _checked(f, value))
+            object.__setattr__(self, f.name, checked(f, value))
         for name, fixed in preset["fixes"].items():
             if getattr(self, name) != fixed:
                 raise ValueError(
@@ -173,8 +176,8 @@ class Settings:
         return self.memory_size > 0 and self.passage_bank
 
 
-def _checked(f, value):
-    """The value in its field's type and range, or a ValueError that says what was given and what may be."""
+def checked(f, value):
+    """The value in its field's type and range, or a `ValueError` that says what was given and what may be."""
     low, high, choices = (f.metadata[k] for k in ("low", "high", "choices"))
     kind = str(f.type)
     if value is None and "None" in kind:

@@ -29,6 +29,10 @@ _FORMAT = 1
 _SMALL_CORPUS = 100_000  # passages up to which all token ids are kept
 
 
+class TakenBack(RuntimeError):
+    """An update that was under way is undone, because something else moved the run."""
+
+
 class Update(NamedTuple):
     """What one weight update did. Gradient norms are of the whole update, before clipping."""
 
@@ -179,7 +183,7 @@ class Run:
                 losses.append(micro.loss)
                 yield micro
                 if turn != self._turn:
-                    raise RuntimeError("this update was taken back, because another step, a save or a load came in between.")
+                    raise TakenBack("this update was taken back, because another step, a save or a change came in between.")
             self._commit(losses, micro, began)
         finally:
             if turn == self._turn:
@@ -215,6 +219,17 @@ class Run:
             for bank, mark in self._marks:
                 bank.restore(mark)
             self._marks = None
+
+    def change(self, learning_rate: float | None = None, memory_size: int | None = None) -> None:
+        """Go on with another learning rate or another size of the banks, whose newest vectors stay; from the next update on.
+
+        An update under way is taken back. Raises `ValueError` for a value out of range or that the method does not allow.
+        """
+        changes = {"learning_rate": learning_rate, "memory_size": memory_size}
+        settings = self.settings.replace(**{name: value for name, value in changes.items() if value is not None})
+        self._take_back()
+        self.settings = self.learner.settings = settings
+        self.learner.resize()
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of update `step` (from 0): linear warm-up, then linear decay to 0."""
@@ -256,30 +271,50 @@ class Run:
 
     def _passage_vectors(self) -> np.ndarray:
         """Every passage by the passage tower as it is now, (passages, d); kept until the weights move."""
-        if self._index[0] != self.step_count:
-            if len(self.pairs.passages) <= _SMALL_CORPUS:
-                vectors = self._encode(self.passage_tower, tokens_of(self.pairs, self.passage_tower, self.settings, "passages"))
-            else:
-                parts = (self.pairs.passages[start:start + 10_000] for start in range(0, len(self.pairs.passages), 10_000))
-                vectors = np.concatenate([self._encode(self.passage_tower, _tokenize_passages(self.passage_tower, part, self.settings))
-                                          for part in parts])
-            self._index = (self.step_count, vectors)
+        for _ in self.encode_passages():
+            pass
         return self._index[1]
 
-    @torch.no_grad()
-    def _encode(self, tower, tokens: Tokens, batch: int = 256) -> np.ndarray:
-        """Vectors of all these texts as float32, (texts, d), without noise; texts of like length go together."""
+    def encode_passages(self) -> Iterator[int]:
+        """Encode every passage for the next search or evaluation, a batch at a time; yields how many are done.
+
+        A player takes a breath between two batches; `evaluate` and `search` do it all at once where it is not done yet.
+        """
+        if self._index[0] == self.step_count:
+            return
+        step, passages = self.step_count, self.pairs.passages
+        vectors = np.empty((len(passages), self.passage_tower.dim), dtype=np.float32)
+        for first in range(0, len(passages), _SMALL_CORPUS if len(passages) <= _SMALL_CORPUS else 10_000):
+            if len(passages) <= _SMALL_CORPUS:
+                tokens = tokens_of(self.pairs, self.passage_tower, self.settings, "passages")
+            else:
+                tokens = _tokenize_passages(self.passage_tower, passages[first:first + 10_000], self.settings)
+            for rows, part in self._encode_parts(self.passage_tower, tokens):
+                vectors[first + rows] = part
+                yield first + len(rows)
+                if step != self.step_count:
+                    return
+        self._index = (step, vectors)
+
+    def _encode(self, tower, tokens: Tokens) -> np.ndarray:
+        """Vectors of all these texts, (texts, d)."""
         out = np.empty((len(tokens), tower.dim), dtype=np.float32)
-        order = np.argsort(np.diff(tokens.starts), kind="stable")
-        was_training = tower.training
-        tower.eval()
-        try:
-            for start in range(0, len(order), batch):
-                rows = order[start:start + batch]
-                out[rows] = tower(tokens[rows].to(self.settings.device)).float().cpu().numpy()
-        finally:
-            tower.train(was_training)
+        for rows, vectors in self._encode_parts(tower, tokens):
+            out[rows] = vectors
         return out
+
+    def _encode_parts(self, tower, tokens: Tokens, batch: int = 256) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(rows, their vectors as float32) of these texts, without noise; texts of like length go together."""
+        order = np.argsort(np.diff(tokens.starts), kind="stable")
+        for start in range(0, len(order), batch):
+            rows, was_training = order[start:start + batch], tower.training
+            tower.eval()
+            try:
+                with torch.no_grad():
+                    vectors = tower(tokens[rows].to(self.settings.device)).float().cpu().numpy()
+            finally:
+                tower.train(was_training)
+            yield rows, vectors
 
     # --- save and resume -----------------------------------------------------------------------------------------------
 

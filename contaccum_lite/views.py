@@ -2,148 +2,538 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
+import math
 import re
-import time
+import textwrap
+import threading
 
-from .lab import NAMES
+import numpy as np
+import torch
 
-#: Okabe and Ito's colours, which the common colour-blindnesses tell apart, with a dash of its own for each method.
-STYLES = {"dpr": ("#666666", "solid"), "grad_accum": ("#0072B2", "dash"), "pre_batch": ("#D55E00", "dot"), "contaccum": ("#009E73", "solid"),
-          "grad_cache": ("#56B4E9", "dashdot"), "momentum": ("#CC79A7", "dash")}
-_DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
+from . import measure, stills
+from .grid import Grid, colours
+from .lab import GHOSTS, NAMES
+from .stills import STYLES, bundle
+
 LONGEST_TEXT = 400
+#: What an entry of the similarity matrix carries gradient to.
+CARRIES = {(True, True): "both towers", (True, False): "the query tower only", (False, True): "the passage tower only",
+           (False, False): "neither tower: both vectors are memories"}
+
+
+def short(text: str, longest: int = LONGEST_TEXT) -> str:
+    """Text of a data set as one line without control characters, shortened with its length said."""
+    clean = re.sub(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text[:10 * longest])
+    return clean[:longest] + (f" … ({len(text):,} characters)" if len(text) > longest else "")
 
 
 def plain_text(text: str, longest: int = LONGEST_TEXT) -> str:
-    """Text of a data set as HTML that shows just that text: escaped, without control characters, shortened with its length said."""
-    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]", "", text)
-    more = f" … ({len(text):,} characters)" if len(text) > longest else ""
-    return html.escape(text[:longest]).replace("$", "&#36;") + more
+    """`short` text as HTML that shows just that text."""
+    return html.escape(short(text, longest)).replace("$", "&#36;")
 
 
-def bundle(widget, png: bytes, sentence: str) -> tuple[dict, dict]:
-    """One output for all readers: the live widget, a picture where no kernel runs, and the sentence."""
-    from ipywidgets import Widget  # noqa: F401  (registers the display of widgets)
+class View:
+    """A picture of a lab: `data()` as plain numbers, `sentence`, `widget`, `still` on matplotlib axes."""
 
-    data, metadata = {"text/plain": sentence, "image/png": base64.b64encode(png).decode()}, {"image/png": {"alt": sentence}}
-    if widget is not None:
-        live = widget._repr_mimebundle_()
-        live = live[0] if isinstance(live, tuple) else live
-        data["application/vnd.jupyter.widget-view+json"] = live["application/vnd.jupyter.widget-view+json"]
-    return data, metadata
+    title, wide = "", (6.0, 4.0)
 
+    def __init__(self, lab):
+        self.lab, self.output = lab, None
 
-# --- the race ----------------------------------------------------------------------------------------------------------
-
-class RaceView:
-    """Live curves of a `Race`: Top@20 and the gradient-norm ratio over updates, at most five frames a second."""
-
-    def __init__(self, race):
-        import ipywidgets
+    def show(self) -> None:
+        """Show it here and now, before a cell trains; the still picture beside it is made anew when the training ends."""
         from IPython.display import display
 
-        self.race, self._drawn = race, 0.0
-        self.figure = race_figure(race)
-        self.words = ipywidgets.HTML(_paragraph(race.summary))
-        self.widget = ipywidgets.VBox([self.figure, self.words])
-        self.handle = display(*[_Bundle(self)], display_id=True)
+        self.output = display(self, display_id=True)
 
-    def refresh(self) -> None:
-        """Draw what is new, unless the last frame was drawn just now."""
-        if time.monotonic() - self._drawn < 0.2:
-            return
-        with self.figure.batch_update():
-            for trace, (_, _, x, y) in zip(self.figure.data, race_lines(self.race)):
-                trace.x, trace.y = x, y
-        self.words.value = _paragraph(self.race.summary)
-        self._drawn = time.monotonic()
+    def settle(self) -> None:
+        """Make the still picture anew where `show` put one."""
+        if self.output is not None:
+            self.output.update(self)
 
-    def finish(self) -> None:
-        """Draw the last frame and put the picture beside it that stays."""
-        self._drawn = 0.0
-        self.refresh()
-        if self.handle is not None:
-            self.handle.update(_Bundle(self))
-
-
-class _Bundle:
-    def __init__(self, view):
-        self.view = view
+    def png(self) -> bytes:
+        """The picture as it is now, with its sentence."""
+        figure = stills.new(*self.wide)
+        self.still(figure)
+        return stills.png(figure, self.sentence)
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        return bundle(self.view.widget, race_png(self.view.race), self.view.race.summary)
+        self.draw()
+        return bundle(self.widget, self.png(), self.sentence)
 
 
-def race_lines(race) -> list[tuple[str, str, list, list]]:
-    """(method, panel, x, y) of every line in a race's picture: the data behind it."""
-    lines = []
-    for method, run in race.runs.items():
-        lines.append((method, "top20", [u for u, _ in race.top20[method]], [100 * t for _, t in race.top20[method]]))
-        width = max(1, race.updates // 40)
-        ratios = [u.grad_norm_ratio for u in run.history]
-        groups = [ratios[i:i + width] for i in range(0, len(ratios), width)]
-        lines.append((method, "ratio", [i * width + len(g) for i, g in enumerate(groups)], [sorted(g)[len(g) // 2] for g in groups]))
-    return lines
+# --- the similarity matrix ---------------------------------------------------------------------------------------------
+
+class MatrixView(View):
+    """The last micro-batch's similarity matrix, as "score", "softmax weight" or "gradient weight". Notebook 01."""
+
+    title, wide = "Similarity matrix", (5.2, 5.4)
+    KINDS = {"score": "q·p/τ", "softmax weight": "how much of a query's softmax falls on a passage", "gradient weight":
+             "∂loss/∂score: below 0 pulls together, above 0 pushes apart"}
+
+    def __init__(self, lab, kind: str = "softmax weight"):
+        super().__init__(lab)
+        self.grid = self.widget = Grid(title=self.title, talks="rows", empty="press Play or Step to see the first micro-batch", width=440)
+        self._kind = kind
+        self.kind = kind
+        self.grid.observe(lambda change: lab.soon(self.tell), "at")
+        self.grid.observe(lambda change: lab.soon(self.rank), "picked")
+
+    @property
+    def kind(self) -> str:
+        return self._kind
+
+    @kind.setter
+    def kind(self, kind: str) -> None:
+        if kind not in self.KINDS:
+            raise ValueError(f"kind is {kind!r}: choose one of {', '.join(self.KINDS)}.")
+        self._kind = kind
+        self.draw()
+
+    def data(self) -> dict | None:
+        """values (rows, columns) of this kind, nan where an entry is left out; local, hard_from; row and column ids; None at the start."""
+        micro = self.lab.micro
+        if micro is None:
+            return None
+        values = {"score": lambda: micro.scores, "gradient weight": lambda: micro.weights, "softmax weight": lambda: softmax(micro)}[self.kind]()
+        return dict(kind=self.kind, values=torch.where(micro.scores == -torch.inf, torch.nan, values), local=micro.local,
+                    hard_from=micro.hard_from, row_ids=micro.row_ids, column_ids=micro.column_ids)
+
+    def cells(self) -> np.ndarray:
+        """The values as bytes of colour, (rows, columns)."""
+        micro = self.lab.micro
+        if micro is None:
+            return np.zeros((0, 0), dtype=np.uint8)
+        if self.kind == "softmax weight":
+            places = softmax(micro).clamp_(min=1e-4).log10_().mul_(254 / 4).add_(255)
+        elif self.kind == "score":
+            most = float(micro.scores.nan_to_num(neginf=0).abs().max()) or 1.0
+            places = (micro.scores * (127 / most)).add_(128)
+        else:
+            strength = micro.weights * len(micro.weights)
+            places = strength.abs().sqrt_().copysign_(strength).mul_(127).add_(128)
+        cells = places.clamp_(1, 255).round_().to(torch.uint8)
+        cells[micro.scores == -torch.inf] = 0
+        if self.kind == "gradient weight":
+            for start, end in self._frozen():
+                cells[micro.local:, start:end] = 0
+        return cells.cpu().numpy()
+
+    def _frozen(self) -> list[tuple[int, int]]:
+        """The columns that are memories, as (start, end)."""
+        micro = self.lab.micro
+        return [(micro.local, micro.hard_from), (micro.hard_from + self._local_hard(), micro.scores.shape[1])]
+
+    def _local_hard(self) -> int:
+        micro = self.lab.micro
+        return min(micro.local * self.lab.training.settings.hard_negatives, micro.scores.shape[1] - micro.hard_from)
+
+    def blocks(self) -> list[tuple[str, int, int, str]]:
+        """(name, start, end, "row" or "column") of the matrix's blocks."""
+        micro = self.lab.micro
+        if micro is None:
+            return []
+        rows, columns, hard = *micro.scores.shape, micro.hard_from + self._local_hard()
+        found = [("local", 0, micro.local, "row"), ("query bank", micro.local, rows, "row"), ("local", 0, micro.local, "column"),
+                 ("passage bank", micro.local, micro.hard_from, "column"), ("hard", micro.hard_from, hard, "column"),
+                 ("hard bank", hard, columns, "column")]
+        return [block for block in found if block[2] > block[1]]
+
+    def draw(self) -> None:
+        """Send the matrix as it is now."""
+        ends = {"score": ["−", "0", "+"], "softmax weight": ["≤ 0.0001", "1"], "gradient weight": ["pulls together", "pushes apart"]}[self.kind]
+        palette = colours("magnitude" if self.kind == "softmax weight" else "signed").tobytes()
+        self.grid.show(self.cells(), blocks=self.blocks(), diagonal=0 if self.lab.micro is None else len(self.lab.micro.scores),
+                       legend=ends, colours=palette, sentence=self.sentence, title=f"{self.title}: {self.kind}")
+        self.tell()
+        self.rank()
+
+    @property
+    def sentence(self) -> str:
+        micro = self.lab.micro
+        if micro is None:
+            return "No micro-batch yet."
+        rows, columns = micro.scores.shape
+        parts = lambda side: " + ".join(f"{end - start} {name}" for name, start, end, which in self.blocks() if which == side)
+        own = softmax(micro).diagonal()
+        first = float((micro.scores.diagonal() >= micro.scores.amax(1)).float().mean())
+        return (f"Update {micro.update + 1}, micro-batch {micro.index + 1} of {micro.of}: {rows} rows ({parts('row')}) by {columns} columns "
+                f"({parts('column')}). A query gives its own passage {float(own.mean()):.0%} of its softmax on average and ranks it first in "
+                f"{first:.0%} of the rows; {self.carrying():.0%} of the entries carry gradient. Loss {micro.loss:.2f}; knowing nothing "
+                f"would be log {columns} = {math.log(columns):.2f}.")
+
+    def carrying(self) -> float:
+        """The share of entries through which a gradient flows to a tower."""
+        micro = self.lab.micro
+        rows, columns = micro.scores.shape
+        frozen = (rows - micro.local) * sum(end - start for start, end in self._frozen())
+        return 1 - frozen / (rows * columns)
+
+    def carries(self, row: int, column: int) -> str:
+        """Where the gradient of this entry goes, in words."""
+        micro = self.lab.micro
+        if micro.scores[row, column] == -torch.inf:
+            return "none: the entry is left out, as a copy of the row's own pair"
+        return CARRIES[row < micro.local, not any(start <= column < end for start, end in self._frozen())]
+
+    def _name(self, side: str, place: int) -> str:
+        return next(name for name, start, end, which in self.blocks() if which == side and start <= place < end)
+
+    def _passage(self, column: int):
+        micro, pairs = self.lab.micro, self.lab.pairs
+        number = int(micro.column_ids[column])
+        return pairs.passages[number if column >= micro.hard_from else pairs.row_of[pairs.train[number].passage_id]]
+
+    def tell(self) -> None:
+        """Put what is under the cursor into words."""
+        at = self.grid.at
+        self.grid.told = self.describe(*at) if len(at) == 2 and self.lab.micro is not None else \
+            "Point at an entry, or use the arrow keys: its texts, its number and where its gradient goes. Click a row, or press Enter: its ranking."
+
+    def describe(self, row: int, column: int) -> str:
+        """Both texts of an entry, its numbers, and where its gradient goes."""
+        micro, passage = self.lab.micro, self._passage(column)
+        query = self.lab.pairs.train[int(micro.row_ids[row])].query
+        positive = ", its own passage" if row == column else ""
+        return (f"row {row} ({self._name('row', row)}) × column {column} ({self._name('column', column)}{positive}): score "
+                f"{float(micro.scores[row, column]):.2f}, softmax {float(softmax(micro, row)[column]):.4f}, gradient weight "
+                f"{float(micro.weights[row, column]):+.5f}; gradient goes to {self.carries(row, column)}\n"
+                f"query: {short(query, 160)}\npassage: {short(passage.title, 80)} — {short(passage.text, 160)}")
+
+    def rank(self) -> None:
+        """Put the picked row's ranking into words."""
+        picked = self.grid.picked
+        self.grid.ranking = self.ranking(picked[0]) if picked and self.lab.micro is not None else ""
+
+    def ranking(self, row: int, most: int = 3) -> str:
+        """Where a row's own passage stands, and what stands above it."""
+        micro = self.lab.micro
+        scores = micro.scores[row]
+        order = scores.argsort(descending=True, stable=True).tolist()
+        place = order.index(row)
+        above = "; ".join(f"{short(self._passage(c).title or self._passage(c).id, 60)} ({float(scores[c]):.2f})" for c in order[:min(place, most)])
+        more = f" and {place - most} more" if place > most else ""
+        return (f"Row {row} ranks its own passage {place + 1} of {int((scores > -torch.inf).sum())}, with {float(softmax(micro, row)[row]):.1%} of its softmax. "
+                + (f"Above it: {above}{more}." if place else "Nothing is above it."))
+
+    def still(self, figure) -> None:
+        stills.grid(figure.subplots(), self.grid)
 
 
-def race_figure(race):
-    """The race as one plotly FigureWidget of two panels."""
+def softmax(micro, row: int | None = None):
+    """Each row's softmax of a MicroStep, (rows, columns), or one row's, (columns,): its gradient weights without the positive's."""
+    if row is not None:
+        found = micro.weights[row] * len(micro.weights)
+        found[row] += 1
+        return found
+    found = micro.weights * len(micro.weights)
+    found.diagonal().add_(1)
+    return found
+
+
+# --- the banks ---------------------------------------------------------------------------------------------------------
+
+class BanksView(View):
+    """Both banks slot by slot, one row of cells per micro-batch: age in updates, and the next slot to be written. Notebook 03."""
+
+    title, wide = "Memory banks", (5.2, 4.2)
+
+    def __init__(self, lab):
+        import ipywidgets
+
+        super().__init__(lab)
+        self.grids = {"query": Grid(title="Query bank", empty="no query bank", width=215),
+                      "passage": Grid(title="Passage bank", empty="no passage bank", width=215)}
+        for name, grid in self.grids.items():
+            grid.observe(lambda change, name=name: lab.soon(self.tell, name), "at")
+        self.words = ipywidgets.HTML()
+        self.widget = ipywidgets.VBox([ipywidgets.HBox(list(self.grids.values())), self.words])
+        self.draw()
+
+    def bank(self, name: str):
+        return self.lab.training.query_bank if name == "query" else self.lab.training.passage_bank
+
+    def data(self) -> dict[str, dict]:
+        """Per bank: size, filled, ids and ages by slot, and the next slot to be written."""
+        step = self._step()
+        return {name: dict(size=(bank := self.bank(name)).size, filled=len(bank), ids=bank.ids.tolist(), ages=bank.ages(step).tolist(),
+                           next_slot=bank.next_slot) for name in self.grids}
+
+    def _step(self) -> int:
+        """The update from which ages count: the one under way, or the last one made."""
+        micro = self.lab.micro
+        return self.lab.training.step_count if micro is None else micro.update
+
+    def across(self, size: int) -> int:
+        """Cells in a row: whole micro-batches, so many that the picture is at most about twice as high as wide."""
+        local = min(self.lab.training.settings.local_batch, max(1, size))
+        return local * max(1, math.ceil(math.sqrt(size / 1.5) / local)) if size else 1
+
+    def oldest(self, size: int) -> int:
+        """The age, in updates, at which an entry is written over when every update is whole."""
+        return max(1, math.ceil(size / self.lab.training.settings.total_batch))
+
+    def cells(self, name: str) -> np.ndarray:
+        """Bytes of colour by slot, the newest the brightest: age in updates, those of the update under way in micro-batches of it."""
+        bank = self.bank(name)
+        if not bank.size:
+            return np.zeros((0, 0), dtype=np.uint8)
+        across = self.across(bank.size)
+        cells = np.zeros(math.ceil(bank.size / across) * across, dtype=np.uint8)
+        written = np.empty(len(bank))
+        written[bank.order().numpy()] = np.arange(len(bank))[::-1]               # pairs written since
+        ages = written // self.lab.training.settings.local_batch / self.lab.training.settings.accumulation_steps
+        cells[:len(bank)] = np.clip(255 - 230 * ages / self.oldest(bank.size), 1, 255)
+        return cells.reshape(-1, across)
+
+    def draw(self) -> None:
+        """Send both banks as they are now."""
+        for name, grid in self.grids.items():
+            bank = self.bank(name)
+            across = self.across(bank.size)
+            grid.show(self.cells(name), colours=colours("magnitude").tobytes(), marks=[divmod(bank.next_slot, across)] if bank.size else [],
+                      legend=[_old(self.oldest(bank.size)), "new"] if bank.size else [], sentence=self.one(name),
+                      empty=f"this method keeps no {name} bank" if not bank.size and not self._kept(name) else "N_memory is 0")
+            self.tell(name)
+        self.words.value = _paragraph(self.compare())
+
+    def _kept(self, name: str) -> bool:
+        return getattr(self.lab.training.settings, f"{name}_bank")
+
+    def one(self, name: str) -> str:
+        """A bank in a sentence."""
+        bank = self.bank(name)
+        if not bank.size:
+            return f"No {name} bank."
+        if not len(bank):
+            return f"{bank.size} slots, all empty; slot 0 is written next."
+        ages = bank.ages(self._step())
+        return (f"{len(bank)} of {bank.size} slots hold a {name}, {_old(int(ages.min()), int(ages.max()))}; "
+                f"slot {bank.next_slot} is written next{', over the oldest' if len(bank) == bank.size else ''}.")
+
+    def compare(self) -> str:
+        """What the two banks mean together."""
+        queries, passages = len(self.lab.training.query_bank), len(self.lab.training.passage_bank)
+        if not self.bank("passage").size:
+            return "Nothing is remembered: a query's negatives are its own micro-batch."
+        if not self.bank("query").size:
+            return (f"{passages} past passages stand in the matrix as columns, and no past query as a row: the gradient of the query tower "
+                    "sees them, that of the passage tower has no such counterpart.")
+        return f"{queries} past queries stand in the matrix as rows and {passages} past passages as columns: slot for slot the same pairs."
+
+    @property
+    def sentence(self) -> str:
+        return " ".join([f"Query bank: {self.one('query')}", f"Passage bank: {self.one('passage')}", self.compare()])
+
+    def tell(self, name: str) -> None:
+        """Put the slot under the cursor into words."""
+        grid = self.grids[name]
+        grid.told = self.describe(name, grid.at[0] * grid.columns + grid.at[1]) if len(grid.at) == 2 else \
+            "Point at a slot: what it holds." if self.bank(name).size else ""
+
+    def describe(self, name: str, slot: int) -> str:
+        """What a slot holds."""
+        bank = self.bank(name)
+        if slot >= bank.size:
+            return f"no slot {slot}: the bank has {bank.size}."
+        following = ", the next to be written" if slot == bank.next_slot else ""
+        if slot >= len(bank):
+            return f"slot {slot}: empty{following}."
+        pair = self.lab.pairs.train[int(bank.ids[slot])]
+        text = short(pair.query, 120) if name == "query" else f"{short(pair.title, 60)} — {short(pair.passage, 120)}"
+        return f"slot {slot}, {_old(int(bank.ages(self._step())[slot]))}{following}\n{text}"
+
+    def still(self, figure) -> None:
+        for axis, grid in zip(figure.subplots(1, 2), self.grids.values()):
+            stills.grid(axis, grid)
+
+
+def _old(first: int, last: int | None = None) -> str:
+    """An age in updates, or a range of them, in words."""
+    if last in (None, first):
+        return "of this update" if first == 0 else f"{first} update{'s' * (first > 1)} old"
+    return f"{first} to {last} update{'s' * (last > 1)} old"
+
+
+# --- curves ------------------------------------------------------------------------------------------------------------
+
+#: panel -> (title, y axis is logarithmic)
+PANELS = {"loss": ("loss", False), "norms": ("gradient norms: query –, passage - -", True), "ratio": ("gradient norm: passage ÷ query tower", True),
+          "top20": ("Top@20, % of test queries", False), "mass": ("similarity mass by age, updates", False)}
+_GREY = "#8A8A8A"
+
+
+class CurvesView(View):
+    """Loss, both gradient norms, their ratio, Top@20 and similarity mass by age; earlier runs as thin lines. Notebooks 04 and 05."""
+
+    title, wide = "Curves", (9.6, 5.2)
+
+    def __init__(self, lab):
+        import ipywidgets
+
+        super().__init__(lab)
+        self.lock = threading.RLock()
+        self._drawn = self.lines()
+        self.figure = _figure(self._drawn, self.lock)
+        self.words = ipywidgets.HTML(_paragraph(self.sentence))
+        self.widget = ipywidgets.VBox([self.figure, self.words])   # in a box a figure takes the whole width
+
+    def data(self) -> dict[str, dict]:
+        """{run's name: its numbers by update}, whole; the last is the run under way."""
+        return {name: dict(loss=[u.loss for u in track.run.history], ratio=[u.grad_norm_ratio for u in track.run.history],
+                           norms=[(u.grad_norm_query, u.grad_norm_passage) for u in track.run.history], top20=list(track.top20))
+                for name, track in self.lab.tracks()}
+
+    def lines(self) -> list[dict]:
+        """What is drawn, always in the same order: GHOSTS earlier runs (empty where there are fewer), then the present one."""
+        tracks = self.lab.tracks()
+        found = []
+        for place in range(GHOSTS + 1):
+            number = place - (GHOSTS + 1 - len(tracks))
+            name, track = tracks[number] if number >= 0 else ("", None)
+            found += self._of(name, track, ghost=place < GHOSTS)
+        run, history = self.lab.training, self.lab.training.history
+        at = [u.step for u in history]
+        found.append(_line("loss", "log N: knowing nothing", at, [math.log(u.negatives + 1) for u in history], _GREY, "dash", 1.5))
+        found.append(_line("norms", "query tower", at, [u.grad_norm_query for u in history], "#0072B2", "solid", 2))
+        found.append(_line("norms", "passage tower", at, [u.grad_norm_passage for u in history], "#D55E00", "dash", 2))
+        mass = measure.similarity_mass(run) if run.history else {}
+        found.append(_line("mass", "similarity mass", list(mass), list(mass.values()), "#009E73", "solid", 2) | {"markers": True})
+        return found
+
+    def _of(self, name: str, track, ghost: bool) -> list[dict]:
+        history = track.run.history if track else []
+        color, dash = STYLES.get(track.run.settings.method, (_GREY, "solid")) if track else (_GREY, "solid")
+        at, wide = [u.step for u in history], 1.2 if ghost else 3
+        return [_line("loss", name, at, [u.loss for u in history], color, dash, wide, ghost),
+                _line("ratio", name, at, [u.grad_norm_ratio for u in history], color, dash, wide, ghost),
+                _line("top20", name, [u for u, _ in track.top20] if track else [], [100 * v for _, v in track.top20] if track else [],
+                      color, dash, wide, ghost)]
+
+    def draw(self) -> None:
+        """Bring the figure's lines up to date, in one message."""
+        lines = self.lines()
+        with self.lock, self.figure.batch_update():
+            for trace, line, drawn in zip(self.figure.data, lines, self._drawn):
+                if line == drawn:
+                    continue
+                trace.x, trace.y = np.array(line["x"], dtype=np.float64), np.array(line["y"], dtype=np.float64)
+                if line["name"] != drawn["name"]:
+                    trace.name, trace.showlegend = _label(line["name"]), line["panel"] == "top20" and bool(line["name"])
+                    trace.line.color, trace.line.dash = line["color"], line["dash"]
+        self._drawn = lines
+        self.words.value = _paragraph(self.sentence)
+
+    @property
+    def sentence(self) -> str:
+        tracks = self.lab.tracks()
+        run, track = self.lab.training, self.lab.track
+        if not run.history:
+            return "No update yet: no curve." + _earlier(tracks[:-1])
+        last = run.history[-1]
+        seen = f" Top@20 {track.top20[-1][1]:.1%} after update {track.top20[-1][0]}." if track.top20 else ""
+        return (f"After update {last.step}: loss {last.loss:.2f} (log {last.negatives + 1} = {math.log(last.negatives + 1):.2f}); gradient norms "
+                f"{last.grad_norm_query:.3g} (query tower) and {last.grad_norm_passage:.3g} (passage tower), ratio {last.grad_norm_ratio:.2f}."
+                + seen + _earlier(tracks[:-1]))
+
+    def still(self, figure) -> None:
+        stills.curves(figure, self.lines(), PANELS)
+
+
+def _earlier(ghosts) -> str:
+    if not ghosts:
+        return ""
+    return " Earlier runs: " + "; ".join(f"{name}, Top@20 {track.top20[-1][1]:.1%} after {track.top20[-1][0]} updates" if track.top20 else
+                                         f"{name}, {track.run.step_count} updates" for name, track in ghosts) + "."
+
+
+def _line(panel, name, x, y, color, dash, wide, ghost=False) -> dict:
+    """A line of at most about 200 points: of longer ones, the median of each group."""
+    if panel != "mass" and len(x) > 200:
+        width = math.ceil(len(x) / 200)
+        x = [x[min(i + width, len(x)) - 1] for i in range(0, len(x), width)]
+        y = [sorted(y[i:i + width])[len(y[i:i + width]) // 2] for i in range(0, len(y), width)]
+    return dict(panel=panel, name=name, x=x, y=y, color=color, dash=dash, width=wide, ghost=ghost)
+
+
+def _label(name: str) -> str:
+    """A run's name for plotly, which reads tags: escaped, and broken into short lines."""
+    return "<br>".join(html.escape(part) for part in textwrap.wrap(name, 34))
+
+
+def _figure(lines: list[dict], lock):
+    """One plotly FigureWidget of all panels."""
     from plotly.graph_objects import FigureWidget
     from plotly.subplots import make_subplots
 
-    figure = FigureWidget(make_subplots(rows=1, cols=2, subplot_titles=("Top@20 on the test questions, %", "gradient norm: passage ÷ query tower")))
-    for method, panel, x, y in race_lines(race):
-        color, dash = STYLES.get(method, ("#999999", "solid"))
-        figure.add_scatter(x=x, y=y, mode="lines", name=NAMES[method], legendgroup=method, showlegend=panel == "top20",
-                           line=dict(color=color, dash=dash, width=3), row=1, col=1 if panel == "top20" else 2)
-    figure.update_yaxes(rangemode="tozero", row=1, col=1)
-    figure.update_yaxes(type="log", row=1, col=2)
-    figure.update_xaxes(title="updates", range=[0, race.updates])
-    figure.update_layout(height=340, margin=dict(l=40, r=10, t=40, b=40), legend=dict(orientation="h", y=-0.2),
-                         modebar=dict(remove=["sendChartToCloud"]))
+    class LiveFigure(FigureWidget):
+        """Shows its present lines after a page is loaded again, and takes the page's answers one at a time."""
+
+        def get_state(self, key=None, drop_defaults=False):
+            state = super().get_state(key, drop_defaults)
+            for name, own in (("_widget_data", "_data"), ("_widget_layout", "_layout")):
+                if name in state and hasattr(self, "_widget_layout") and hasattr(self, own):
+                    state[name] = self.trait_metadata(name, "to_json")(getattr(self, own), self)
+            return state
+
+        def set_state(self, sync_data):
+            with lock:
+                super().set_state(sync_data)
+
+    figure = LiveFigure(make_subplots(rows=2, cols=3, subplot_titles=[title for title, _ in PANELS.values()], horizontal_spacing=0.07, vertical_spacing=0.16))
+    where = {panel: (n // 3 + 1, n % 3 + 1) for n, panel in enumerate(PANELS)}
+    for line in lines:
+        row, col = where[line["panel"]]
+        figure.add_scatter(x=np.array(line["x"], dtype=np.float64), y=np.array(line["y"], dtype=np.float64), name=_label(line["name"]), row=row, col=col,
+                           mode="lines+markers" if line.get("markers") else "lines", showlegend=line["panel"] == "top20" and bool(line["name"]),
+                           line=dict(color=line["color"], dash=line["dash"], width=line["width"]), opacity=0.55 if line["ghost"] else 1)
+    for panel, (_, log) in PANELS.items():
+        row, col = where[panel]
+        figure.update_yaxes(type="log" if log else "linear", row=row, col=col, **({} if log else dict(rangemode="tozero")))
+    figure.add_hrect(y0=0.5, y1=2, row=1, col=3, fillcolor="#009E73", opacity=0.12, line_width=0)
+    figure.update_xaxes(title="updates", row=2, col=1)
+    figure.update_xaxes(gridcolor="rgba(128,128,128,.25)", zeroline=False)
+    figure.update_yaxes(gridcolor="rgba(128,128,128,.25)", zeroline=False)
+    figure.update_annotations(font_size=12)
+    figure.update_layout(template="none", height=430, margin=dict(l=40, r=10, t=30, b=40), legend=dict(x=0.71, y=0.42, xanchor="left", yanchor="top"),
+                         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font=dict(color="#808080"), uirevision="kept",
+                         autosize=True)
+    figure._config = {**(figure._config or {}), "responsive": True, "displayModeBar": False}
     return figure
-
-
-def race_png(race) -> bytes:
-    """The race as a still picture with its sentence below."""
-    figure, axes = _subplots(2)
-    for method, panel, x, y in race_lines(race):
-        color, dash = STYLES.get(method, ("#999999", "solid"))
-        axes[int(panel == "ratio")].plot(x, y, color=color, linestyle=_DASHES[dash], linewidth=2.2, label=NAMES[method] if panel == "top20" else None)
-    axes[0].set(title="Top@20 on the test questions, %", xlabel="updates", xlim=(0, race.updates), ylim=(0, None))
-    axes[1].set(title="gradient norm: passage ÷ query tower", xlabel="updates", xlim=(0, race.updates), yscale="log")
-    axes[1].axhspan(0.5, 2, color="#009E73", alpha=0.08)
-    axes[0].legend(frameon=False, fontsize=9)
-    return _png(figure, race.summary)
 
 
 # --- search ------------------------------------------------------------------------------------------------------------
 
 class SearchBox:
-    """A box that searches the passages with one or more runs as they are now, side by side. Text found is shown live only."""
+    """A box that searches the passages with one or more runs as they are now, side by side. Text found is shown live only.
 
-    def __init__(self, runs: dict, query: str = "remove whitespace from a string", k: int = 5):
+    runs: {name: Run}, or a lab, whose run under way is asked.
+    """
+
+    def __init__(self, runs, query: str = "remove whitespace from a string", k: int = 5):
         import ipywidgets
 
-        self.runs, self.k = runs, k
+        self.lab, self.k, self.hits = (None if isinstance(runs, dict) else runs), k, {}
+        self.runs = runs
         self.box = ipywidgets.Text(value=query, description="search", continuous_update=False, layout=dict(width="32em"))
         self.found = ipywidgets.HTML()
         self.widget = ipywidgets.VBox([self.box, self.found])
-        self.box.observe(self._search, "value")
-        self._search()
+        self.box.observe(lambda change: self.lab.soon(self.search) if self.lab else self.search(), "value")
+        self.search()
 
-    def _search(self, change=None) -> None:
+    def search(self) -> None:
+        """Ask again, with the towers as they are now."""
+        runs = {self.lab.tracks()[-1][0]: self.lab.training} if self.lab else self.runs
         if self.box.value.strip():
-            self.hits = {method: run.search(self.box.value, self.k) for method, run in self.runs.items()}
+            self.hits = {name: run.search(self.box.value, self.k) for name, run in runs.items()}
             self.found.value = "<div style='display:flex;gap:2em;line-height:1.35'>" + "".join(map(self._column, self.hits)) + "</div>"
 
-    def _column(self, method: str) -> str:
+    def _column(self, name: str) -> str:
         rows = "".join(f"<li><b>{plain_text(h.title or h.id, 120)}</b> <small>{h.score:.1f}</small><br>{plain_text(h.passage, 160)}</li>"
-                       for h in self.hits[method])
-        return f"<div style='flex:1;min-width:0;overflow-wrap:anywhere'><b>{NAMES.get(method, method)}</b><ol>{rows}</ol></div>"
+                       for h in self.hits[name])
+        after = f" <small>after update {self.lab.training.step_count}</small>" if self.lab else ""
+        return f"<div style='flex:1;min-width:0;overflow-wrap:anywhere'><b>{plain_text(NAMES.get(name, name))}</b>{after}<ol>{rows}</ol></div>"
 
     @property
     def sentence(self) -> str:
@@ -172,73 +562,5 @@ class Card:
         return {**(data[0] if isinstance(data, tuple) else data), "text/plain": f"The pair of {self.pair.title}: run this cell to read its text."}
 
 
-# --- the four methods --------------------------------------------------------------------------------------------------
-
-#: What an entry of the similarity matrix carries gradient to: colour and legend.
-GRADIENTS = {"both": ("#1F4E79", "both towers"), "query": ("#7FB2E5", "query tower only"), "passage": ("#F0A04B", "passage tower only"),
-             "none": ("#D9D9D9", "neither (frozen)"), "absent": ("#FFFFFF", "not computed")}
-
-
-def methods_figure():
-    """The similarity matrices of four methods at N_total 4, N_local 2, K 2, N_memory 4, each entry coloured by where its gradient goes."""
-    from matplotlib.patches import Patch, Rectangle
-
-    def kind(method, row, column):
-        if method == "GradAccum" and row // 2 != column // 2:
-            return "absent"
-        local = 4 if method in ("DPR, the big batch", "GradAccum") else 2
-        return {(True, True): "both", (True, False): "query", (False, True): "passage", (False, False): "none"}[row < local, column < local]
-
-    shapes = {"DPR, the big batch": (4, 4), "GradAccum": (4, 4), "pre-batch": (2, 6), "ContAccum": (6, 6)}
-    notes = {"DPR, the big batch": "3 negatives per query\nall 4 pairs in memory at once", "GradAccum": "1 negative per query\n2 pairs in memory, twice",
-             "pre-batch": "5 negatives per query\na bank of 4 past passages", "ContAccum": "5 negatives per query\nbanks of 4 past queries and passages"}
-    figure, axes = _subplots(4, width=11, height=3.6)
-    for axis, (method, (rows, columns)) in zip(axes, shapes.items()):
-        for row in range(rows):
-            for column in range(columns):
-                color = GRADIENTS[kind(method, row, column)][0]
-                axis.add_patch(Rectangle((column, -row - 1), 1, 1, facecolor=color, edgecolor="#888888", linewidth=0.6))
-                if row == column:
-                    axis.text(column + 0.5, -row - 0.5, "+", ha="center", va="center", color="white" if color == "#1F4E79" else "black", fontsize=13)
-        if columns == 6:
-            axis.plot([2, 2], [0, -rows], color="black", linewidth=1.6)
-        if rows == 6:
-            axis.plot([0, 6], [-2, -2], color="black", linewidth=1.6)
-        axis.set(xlim=(-0.2, 6.2), ylim=(-6.2, 0.2), aspect="equal", xticks=[], yticks=[])
-        axis.set_title(method, fontsize=12)
-        axis.spines[:].set_visible(False)
-        axis.text(0, -rows - 0.3, notes[method], va="top", fontsize=8.5)
-    axes[0].set_ylabel("queries", fontsize=9)
-    figure.legend(handles=[Patch(facecolor=c, edgecolor="#888888", label=text) for c, text in GRADIENTS.values()], loc="lower center",
-                  ncols=5, frameon=False, fontsize=9, title="An entry's gradient goes to (+ is the positive; columns are passages)", title_fontsize=9)
-    figure.tight_layout(rect=(0, 0.12, 1, 1))
-    return figure
-
-
-# --- still pictures ----------------------------------------------------------------------------------------------------
-
-def _subplots(columns: int, width: float = 9.6, height: float = 3.4):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, columns)
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _png(figure, sentence: str) -> bytes:
-    import textwrap
-
-    caption = textwrap.fill(sentence, 125)
-    figure.tight_layout(rect=(0, 0.04 + 0.055 * (caption.count("\n") + 1), 1, 1))
-    figure.text(0.01, 0.015, caption, fontsize=8.5, va="bottom", color="#333333")
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=90)
-    return out.getvalue()
-
-
 def _paragraph(sentence: str) -> str:
-    return f"<p role='status'>{html.escape(sentence)}</p>"
+    return f"<p role='status' style='line-height:1.35'>{html.escape(sentence)}</p>"

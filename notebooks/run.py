@@ -42,10 +42,10 @@ def run(path: Path) -> None:
 
 
 def pictures() -> None:
-    from contaccum_lite import views
+    from contaccum_lite import stills
 
     (HERE / "images").mkdir(exist_ok=True)
-    views.methods_figure().savefig(HERE / "images" / "methods.png", dpi=110)
+    stills.methods_figure().savefig(HERE / "images" / "methods.png", dpi=110)
 
 
 if __name__ == "__main__":

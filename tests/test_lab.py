@@ -1,113 +1,429 @@
-"""The race, the search box and the card, without a browser."""
+"""The lab's state and player, without a picture and without a browser."""
 
-import re
+import asyncio
+import gc
+import random
+import threading
 
 import pytest
+import torch
 
 import contaccum_lite as cl
-from contaccum_lite import views
-from contaccum_lite.data import Pair, Pairs, Passage
+from contaccum_lite import lab as lab_module
+from contaccum_lite.lab import Lab, names
+from contaccum_lite.settings import PRESETS
+
+SMALL = dict(updates=12, accumulation_steps=3, memory_size=16, dim=16, every=4)
 
 
-@pytest.fixture(scope="module")
-def race(toy):
-    race = cl.Race(toy, updates=12, every=4, dim=16, accumulation_steps=3, memory_size=16)
-    race.run(draw=False)
-    return race
+def small(pairs, **fields):
+    return Lab(pairs, **{**SMALL, **fields})
 
 
-def test_a_race_is_fair(race, toy):
-    for method, run in race.runs.items():
-        assert run.settings.total_batch == 24 and run.step_count == 12
-        assert run.settings.memory_size == (16 if method in ("pre_batch", "contaccum") else 0)
-    alone = cl.Run(toy, race.runs["contaccum"].settings)
-    assert [u.loss for u in alone] == [u.loss for u in race.runs["contaccum"].history]
+def losses(lab):
+    return [u.loss for u in lab.training.history]
 
 
-def test_sentence_table_and_lessons_come_from_the_runs(race):
-    for method, run in race.runs.items():
-        score = run.evaluate()["top@20"]
-        assert race.top20[method][-1] == (12, score) and [u for u, _ in race.top20[method]] == [0, 4, 8, 12]
-        name = {"dpr": "DPR", "grad_accum": "GradAccum", "pre_batch": "pre-batch", "contaccum": "ContAccum"}[method]
-        assert f"{name} {score:.0%}" in race.summary and f"{name} {run.history[-1].grad_norm_ratio:.1f}" in race.summary
-        assert f"{score:.1%}" in race.table() and f"{score:.1%}" in race.what_we_saw()
-    assert "7 negatives per query in place of 23" in race.what_we_saw() and "had 23 negatives with 8 pairs" in race.what_we_saw()
+# --- what can be set ---------------------------------------------------------------------------------------------------
+
+def test_every_setting_is_a_trait_with_its_default_and_range(toy):
+    lab = Lab(toy)
+    assert lab.settings == cl.Settings() == lab.training.settings
+    assert all(lab.trait_metadata(n, "help") == f.metadata["help"] for n, f in cl.Settings.__dataclass_fields__.items())
+    with pytest.raises(ValueError, match="local_batch is 0: it must be from 1 to 4096"):
+        lab.local_batch = 0
+    with pytest.raises(ValueError, match="memory_size is 'x'"):
+        lab.memory_size = "x"
+    with pytest.raises(ValueError, match="query bank needs passage_bank"):
+        lab.passage_bank = False
+    assert lab.settings == cl.Settings() and lab.message == ""
+    with pytest.raises(ValueError, match="every is 0"):
+        Lab(toy, every=0)
 
 
-def test_lines_are_the_data(race):
-    lines = {(m, p): (x, y) for m, p, x, y in views.race_lines(race)}
-    assert lines["dpr", "top20"] == ([0, 4, 8, 12], [100 * s for _, s in race.top20["dpr"]])
-    assert lines["pre_batch", "ratio"] == (list(range(1, 13)), [u.grad_norm_ratio for u in race.runs["pre_batch"].history])
-    figure = views.race_figure(race)
-    assert [tuple(t.y) for t in figure.data] == [tuple(y) for _, _, _, y in views.race_lines(race)]
-    assert len({t.line.dash for t in figure.data}) >= 3                        # told apart by dash, not by colour alone
+@pytest.mark.parametrize("method", PRESETS)
+def test_a_method_brings_what_it_fixes_and_gives_it_back(toy, method):
+    lab = Lab(toy, local_batch=4, accumulation_steps=8, memory_size=64, seed=3)
+    lab.method = method
+    s = lab.settings
+    for name, value in PRESETS[method]["fixes"].items():
+        assert getattr(s, name) == value and lab.fixed(name)
+    assert s.seed == 3 and (s.total_batch == 32 or method == "contaccum_no_accum")
+    if method == "grad_accum":
+        with pytest.raises(ValueError, match="fixes it at 0"):
+            lab.memory_size = 8
+    lab.method = "contaccum"
+    assert lab.settings == cl.Settings(local_batch=4, accumulation_steps=8, memory_size=64, seed=3)
+
+
+def test_dpr_takes_the_whole_batch_and_keeps_the_total(toy):
+    lab = Lab(toy, local_batch=4, accumulation_steps=8)
+    lab.method = "dpr"
+    assert (lab.local_batch, lab.accumulation_steps) == (32, 1)
+    lab.local_batch = 64
+    lab.method = "grad_accum"
+    assert (lab.local_batch, lab.accumulation_steps) == (8, 8)
+
+
+# --- training ----------------------------------------------------------------------------------------------------------
+
+def test_run_is_the_run(toy):
+    lab = small(toy)
+    lab.run()
+    alone = cl.Run(toy, lab.settings)
+    assert losses(lab) == [u.loss for u in alone] and lab.done
+    assert [u for u, _ in lab.track.top20] == [0, 4, 8, 12] and lab.track.top20[-1][1] == alone.evaluate()["top@20"]
+    assert f"{alone.evaluate()['top@20']:.1%}" in lab.summary and f"{alone.history[-1].grad_norm_ratio:.2f}" in lab.summary
+
+
+def test_steps_of_both_sizes_go_on_from_each_other(toy):
+    lab, whole = small(toy), small(toy)
+    whole.run()
+    lab.step("micro-batch")
+    assert lab.micro.index == 0 and lab.training.step_count == 0
+    lab.step("micro-batch")
+    assert lab.micro.index == 1
+    lab.step()                                        # what is left of the update
+    assert lab.training.step_count == 1 and lab.micro.index == 2
+    for _ in range(3):
+        lab.step("micro-batch")
+    assert lab.training.step_count == 2               # the last micro-batch of an update makes it
+    lab.step("micro-batch")
+    lab.run(3)
+    assert lab.training.step_count == 5
+    lab.run()
+    assert losses(lab) == losses(whole)
+    lab.step()
+    assert "All 12 updates are made" in lab.message and lab.training.step_count == 12
+    with pytest.raises(ValueError, match="a step is an 'update' or a 'micro-batch'"):
+        lab.step("epoch")
+
+
+def test_stop_undoes_the_half_made_update(toy):
+    lab, whole = small(toy), small(toy)
+    whole.run()
+    lab.run(2)
+    before = [bank.vectors.clone() for bank in lab.training.learner.banks]
+    lab.step("micro-batch")
+    assert not torch.equal(before[1], lab.training.passage_bank.vectors)
+    lab.stop()
+    assert all(torch.equal(a, bank.vectors) for a, bank in zip(before, lab.training.learner.banks)) and lab.training.step_count == 2
+    lab.run()
+    assert losses(lab) == losses(whole)
+
+
+def test_another_hand_on_the_run_is_survived(toy):
+    lab, whole = small(toy), small(toy)
+    whole.run()
+    lab.step("micro-batch")
+    lab.training.step()                               # takes the lab's half-made update back, and makes it
+    lab.run()
+    assert losses(lab) == losses(whole)
+
+
+def test_an_exception_is_a_sentence(toy, monkeypatch):
+    lab = small(toy)
+    lab.run(2)
+    before = lab.training.query_tower.state_dict()["embedding.weight"].clone() if "embedding.weight" in lab.training.query_tower.state_dict() else None
+    monkeypatch.setattr(lab.training.learner, "encode", lambda *_: (_ for _ in ()).throw(MemoryError("no memory left for <b>this</b>")))
+    with pytest.raises(MemoryError):
+        lab.run(1)
+    assert lab.message == "Training stopped at update 3: no memory left for <b>this</b>" and not lab.playing
+    monkeypatch.undo()
+    lab.run()
+    assert lab.training.step_count == 12
+    assert before is None or before.shape
+
+
+# --- changes under way -------------------------------------------------------------------------------------------------
+
+def test_learning_rate_and_memory_size_hold_from_the_next_update(toy):
+    lab = small(toy)
+    lab.run(2)
+    lab.step("micro-batch")
+    lab.memory_size, lab.learning_rate = 8, 0.001
+    assert lab.training.passage_bank.size == 16 and lab.training.settings.learning_rate != 0.001 and not lab.pending
+    newest = lab.training.passage_bank.ids[lab.training.passage_bank.order()][-8:]
+    lab.step()
+    lab._take_changes()
+    assert lab.training.passage_bank.size == 8 and lab.training.query_bank.size == 8 and lab.training.settings.learning_rate == 0.001
+    assert lab.training.learning_rate(3) < 0.001 and len(newest) == 8
+    assert lab.share().endswith("&then=3:learning_rate:0.001,3:memory_size:8")
+
+
+def test_shrinking_and_growing_keep_the_newest(toy):
+    lab = small(toy, memory_size=24)
+    lab.run(3)
+    run = lab.training
+    newest = run.passage_bank.ids[run.passage_bank.order()].tolist()
+    vectors = run.passage_bank.vectors[run.passage_bank.order()].clone()
+    lab.memory_size = 8                               # at rest it holds at once
+    assert run.passage_bank.ids[run.passage_bank.order()].tolist() == newest[-8:] == run.query_bank.ids[run.query_bank.order()].tolist()
+    lab.memory_size = 40
+    assert len(run.passage_bank) == 8 and run.passage_bank.size == 40
+    assert torch.equal(run.passage_bank.vectors[run.passage_bank.order()], vectors[-8:])
+    lab.run()
+    assert len(run.passage_bank) == 40
+
+
+def test_other_changes_ask_for_a_reset_in_words(toy):
+    lab = small(toy)
+    lab.run(1)
+    lab.accumulation_steps = 4
+    lab.temperature = 2.0
+    assert lab.message == "Press Reset to train with K = 4, τ = 2. Until then this run goes on with K = 3, τ = 4."
+    assert lab.pending == {"accumulation_steps": (3, 4), "temperature": (4.0, 2.0)}
+    lab.run(1)
+    assert lab.micro.of == 3
+    lab.accumulation_steps, lab.temperature = 3, 4.0
+    assert lab.message == "" and not lab.pending
+    lab.method = "pre_batch"
+    assert "method = pre-batch" in lab.message and "M_q = False" in lab.message
+    lab.reset()
+    assert lab.training.settings.method == "pre_batch" and lab.message == "" and len(lab.ghosts) == 1
+
+
+def test_a_slider_dragged_wildly_leaves_all_consistent(toy):
+    lab, draw = small(toy, updates=400, memory_size=16), random.Random(1)
+    for turn in range(1000):
+        name = draw.choice(["memory_size", "learning_rate", "accumulation_steps", "local_batch", "temperature", "method"])
+        value = {"memory_size": draw.randrange(0, 100), "learning_rate": 10 ** draw.uniform(-4, -2), "accumulation_steps": draw.randrange(1, 9),
+                 "local_batch": draw.randrange(1, 20), "temperature": draw.uniform(0.5, 9), "method": draw.choice(list(PRESETS))}[name]
+        if not lab.fixed(name):
+            setattr(lab, name, value)
+        if turn % 5 == 0 and not lab.done:
+            lab.step("micro-batch")
+        lab.settings                                  # always a valid whole
+    run = lab.training
+    assert set(lab.pending) == {n for n in cl.Settings.__dataclass_fields__ if getattr(lab.settings, n) != getattr(run.settings, n)} - {"learning_rate"} \
+        - ({"memory_size"} if lab.method == run.settings.method else set())
+    assert len(run.query_bank) == len(run.passage_bank) <= run.passage_bank.size == run.settings.memory_size
+    assert run.query_bank.ids.tolist() == run.passage_bank.ids.tolist()
+    again = Lab(toy)
+    lab.stop()
+    again.load(lab.share())
+    again.run(run.step_count)
+    assert losses(again) == losses(lab)
+
+
+# --- share, ghosts, race -----------------------------------------------------------------------------------------------
+
+def test_share_load_same_run_to_the_bit(toy):
+    lab = small(toy, method="momentum", seed=5)
+    lab.run(3)
+    lab.memory_size = 8
+    lab.run(2)
+    lab.learning_rate = 0.002
+    lab.run()
+    again = Lab(toy)
+    again.load(lab.share())
+    again.run()
+    assert again.share() == lab.share() and losses(again) == losses(lab)
+    for a, b in zip(again.training.passage_tower.parameters(), lab.training.passage_tower.parameters()):
+        assert torch.equal(a, b)
+    assert again.settings == lab.settings
+
+
+@pytest.mark.parametrize("line, words", [("method=nothing", "method is 'nothing'"), ("method=dpr&then=5:seed:3", "expected update:field:value"),
+                                         ("method=contaccum&then=x:memory_size:3", "expected update:field:value"),
+                                         ("method=contaccum&then=5:memory_size:-3", "memory_size is -3"), ("K=3", "'K' is not a setting"),
+                                         ("method=contaccum&then=5:memory_size", "memory_size is ''")])
+def test_a_line_that_cannot_be_read_changes_nothing(toy, line, words):
+    lab = small(toy)
+    lab.run(1)
+    before = lab.training, lab.settings
+    with pytest.raises(ValueError, match=words):
+        lab.load(line)
+    assert before == (lab.training, lab.settings)
+
+
+def test_ghosts_are_named_by_what_differs(toy):
+    lab = small(toy)
+    lab.run(2)
+    lab.memory_size = 8
+    lab.reset()
+    lab.run(1)
+    lab.method = "grad_accum"
+    lab.reset()
+    lab.run(1)
+    assert names([*lab.ghosts, lab.track])[1:] == ["ContAccum, N_memory 8", "GradAccum"]
+    lab.reset()                                       # the same once more
+    assert names([*lab.ghosts, lab.track])[2:] == ["GradAccum (1)", "GradAccum (2)"]
+    for _ in range(9):
+        lab.run(1)
+        lab.reset()
+    assert len(lab.ghosts) == lab_module.GHOSTS
+    lab.reset()                                       # no update made: nothing to keep
+    assert len(lab.ghosts) == lab_module.GHOSTS
+
+
+def test_a_race_is_fair_and_tells_its_lessons(toy):
+    lab = small(toy)
+    with pytest.raises(ValueError, match="call lab.race"):
+        lab.what_we_saw()
+    lab.race()
+    found = dict(lab.tracks())
+    assert list(found) == ["DPR", "GradAccum", "pre-batch", "ContAccum"] or [n.split(",")[0] for n in found] == ["DPR", "GradAccum", "pre-batch", "ContAccum"]
+    for track in found.values():
+        assert track.run.settings.total_batch == 24 and track.run.step_count == 12
+        assert f"{track.top20[-1][1]:.1%}" in lab.table() and f"{track.top20[-1][1]:.1%}" in lab.what_we_saw()
+    first = [next(iter(cl.Run(toy, t.run.settings).query_tower.parameters())) for t in found.values()]
+    assert all(torch.equal(first[0], other) for other in first)
+    assert "7 negatives per query in place of 23" in lab.what_we_saw() and "had 23 negatives with 8 pairs" in lab.what_we_saw()
 
 
 def test_an_interrupt_stops_and_run_goes_on(toy, monkeypatch):
-    race = cl.Race(toy, methods=("grad_accum", "contaccum"), updates=8, every=4, dim=8, accumulation_steps=2, memory_size=16)
-    whole = cl.Race(toy, methods=("grad_accum", "contaccum"), updates=8, every=4, dim=8, accumulation_steps=2, memory_size=16)
-    whole.run(draw=False)
-    step, calls = cl.Run.step, []
+    lab, whole = small(toy), small(toy)
+    whole.race()
+    advance, calls = lab._advance, []
 
-    def interrupted(self):
+    def interrupted():
         calls.append(1)
-        if len(calls) == 6:
+        if len(calls) == 30:
             raise KeyboardInterrupt
-        return step(self)
+        return advance()
 
-    monkeypatch.setattr(cl.Run, "step", interrupted)
-    race.run(draw=False)
-    assert sum(run.step_count for run in race.runs.values()) == 5 and "stopped; 8 are planned" in race.summary
-    race.run(draw=False)
-    assert race.top20 == whole.top20 and race.summary == whole.summary
-
-
-def test_output_is_widget_picture_and_sentence(race):
-    data, metadata = views._Bundle(view := views.RaceView(race))._repr_mimebundle_()
-    assert data["text/plain"] == race.summary == metadata["image/png"]["alt"]
-    assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == view.widget.model_id
-    assert len(data["image/png"]) > 5000
+    monkeypatch.setattr(lab, "_advance", interrupted)
+    lab.race()
+    assert "Interrupted" in lab.message and not lab.done
+    lab.run()
+    assert lab.done and [(n, t.top20) for n, t in lab.tracks()] == [(n, t.top20) for n, t in whole.tracks()]
 
 
-def test_before_the_start(toy):
-    race = cl.Race(toy, methods=("dpr",), updates=2)
-    assert "no update made yet" in race.summary and "nan" in race.table()
+# --- the player --------------------------------------------------------------------------------------------------------
+
+def test_without_a_loop_play_says_what_to_do(toy):
+    lab = small(toy)
+    with pytest.raises(RuntimeError, match=r"lab.run\(updates\)"):
+        lab.play()
+    lab.stop()
+    lab.close()
 
 
-HOSTILE = ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "$x$ \\(y\\)", "\x1b[31mred\x1b[0m", "a" * 100_000, "&lt;b&gt;", "\x00\x07"]
+def players() -> int:
+    return sum(task.get_coro().__qualname__ == "Lab._play" for task in asyncio.all_tasks())
 
 
-def test_hostile_text_is_text():
-    for text in HOSTILE:
-        shown = views.plain_text(text)
-        assert not re.search(r"<(?!/?em)", shown) and "$" not in shown and "\x1b" not in shown and "\x00" not in shown and len(shown) < 600
-    assert "(100,000 characters)" in views.plain_text("a" * 100_000)
-    passages = [Passage(str(n), text, text) for n, text in enumerate(HOSTILE)]
-    pairs = Pairs("hostile", [Pair(str(n), t + " q", t, t, passage_id=str(n)) for n, t in enumerate(HOSTILE)], [], passages)
-    run = cl.Run(pairs, local_batch=2, accumulation_steps=2, memory_size=4, updates=2, dim=8)
-    list(run)
-    box = cl.SearchBox({"contaccum": run}, "<script>alert(2)</script>")
-    assert "<script" not in box.found.value and "<img" not in box.found.value
-    assert "<script" not in cl.Card(pairs.train[0]).widget.value
+def play(coroutine):
+    return asyncio.run(asyncio.wait_for(coroutine, 60))
 
 
-def test_search_box_follows_its_text(race, toy):
-    box = cl.SearchBox(race.runs, toy.test[0].query)
-    before = box.found.value
-    box.box.value = toy.test[1].query
-    assert box.found.value != before
-    assert [h.id for h in box.hits["contaccum"]] == [h.id for h in race.runs["contaccum"].search(toy.test[1].query, 5)]
-    assert box.hits["contaccum"][0].title in box.sentence and toy.test[0].passage not in box.sentence
-    box.box.value = "   "                                                       # nothing asked: what was found stays
-    assert box.hits["contaccum"]
+def test_play_pause_step_stop(toy):
+    async def main():
+        lab, whole = small(toy), small(toy)
+        whole.run()
+        lab.play()
+        lab.play()                                    # a second press is no second player
+        assert lab.playing and players() == 1
+        while lab.training.step_count < 3:
+            await asyncio.sleep(0)
+        lab.pause()
+        made = lab.training.step_count
+        await asyncio.sleep(0.05)
+        assert lab.training.step_count == made and not lab.playing and players() == 0
+        lab.step("micro-batch")
+        lab.play()
+        await asyncio.sleep(0)
+        lab.stop()
+        await asyncio.sleep(0.05)
+        assert not lab.playing and not lab._under_way and players() == 0
+        lab.play()
+        while lab.playing:
+            await asyncio.sleep(0)
+        assert losses(lab) == losses(whole) and lab.done
+        lab.play()
+        assert not lab.playing and "Reset" in lab.message
+        return True
+    assert play(main())
 
 
-def test_methods_picture_tells_where_gradients_go():
-    figure = views.methods_figure()
-    colors = {name: color for name, (color, _) in views.GRADIENTS.items()}
-    found = [[p.get_facecolor() for p in axis.patches] for axis in figure.axes]
-    from matplotlib.colors import to_rgba
-    count = lambda axis, name: sum(c == to_rgba(colors[name]) for c in found[axis])
-    assert count(0, "both") == 16 and count(1, "both") == 8 and count(1, "absent") == 8
-    assert (count(2, "both"), count(2, "query"), count(2, "passage")) == (4, 8, 0)
-    assert (count(3, "both"), count(3, "query"), count(3, "passage"), count(3, "none")) == (4, 8, 8, 16)
+def test_the_player_lets_others_in_between_micro_batches(toy):
+    async def main():
+        lab, turns = small(toy), 0
+        lab.play()
+        while lab.playing:
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns >= 12 * 3
+    play(main())
+
+
+def test_two_labs_do_not_disturb_each_other(toy):
+    async def main():
+        one, two, alone = small(toy), small(toy, method="pre_batch", seed=4), small(toy, method="pre_batch", seed=4)
+        alone.run()
+        one.play(), two.play()
+        while one.training.step_count < 2:
+            await asyncio.sleep(0)
+        one.close()
+        while two.playing:
+            await asyncio.sleep(0)
+        assert losses(two) == losses(alone) and one.training.step_count < 12
+    play(main())
+
+
+def test_a_slow_pace_can_be_stopped_at_once(toy):
+    async def main():
+        lab = small(toy)
+        lab.pace = 0.001
+        lab.run(1)
+        lab.play()
+        await asyncio.sleep(0.05)
+        lab.stop()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert players() == 0
+    play(main())
+
+
+def test_an_exception_stops_the_player_with_a_sentence(toy, monkeypatch):
+    async def main():
+        lab = small(toy)
+        monkeypatch.setattr(lab.training.learner, "encode", lambda *_: 1 / 0)
+        lab.play()
+        while lab.playing:
+            await asyncio.sleep(0)
+        assert lab.message == "Training stopped at update 1: division by zero" and lab._task is None
+    play(main())
+
+
+def test_a_callback_on_another_thread_is_done_on_the_labs(toy):
+    async def main():
+        lab, where = small(toy), []
+        thread = threading.Thread(target=lambda: lab.soon(lambda: where.append(threading.get_ident())))
+        thread.start(), thread.join()
+        assert not where
+        await asyncio.sleep(0.01)
+        assert where == [threading.get_ident()]
+    play(main())
+
+
+def test_a_cell_run_again_ends_its_earlier_lab(toy, monkeypatch):
+    async def main():
+        execution = ["first"]
+        monkeypatch.setattr(lab_module, "_cell", lambda: ("cell-1", execution[0]))
+        one, two = small(toy), small(toy)             # two labs of one execution
+        monkeypatch.setattr(lab_module, "_cell", lambda: ("cell-2", "x"))
+        other = small(toy)
+        for lab in (one, two, other):
+            lab.play()
+        await asyncio.sleep(0)
+        monkeypatch.setattr(lab_module, "_cell", lambda: ("cell-1", "second"))
+        again = small(toy)
+        assert not one.playing and not two.playing and other.playing
+        again.play(), other.close()
+        await asyncio.sleep(0)
+        assert again.playing and players() == 1
+        again.close()
+    play(main())
+
+
+def test_a_closed_lab_is_let_go(toy):
+    import weakref
+    lab = small(toy)
+    lab.run(1)
+    gone = weakref.ref(lab)
+    lab.close()
+    del lab
+    gc.collect()
+    assert gone() is None

@@ -1,0 +1,231 @@
+// A table of bytes as coloured cells, with borders, marks, a cursor for mouse and keyboard, and its sentence.
+// All texts go in as textContent, so that a text of a data set is only ever text.
+
+const MARGIN = 16; // room for the names of the blocks, in CSS pixels
+
+// Say that the page has kept up: the kernel sends no further frame before it hears this. A hidden page says nothing.
+function initialize({ model }) {
+  const heard = () => requestAnimationFrame(() => {
+    model.set("beaten", model.get("beat"));
+    model.save_changes();
+  });
+  model.on("change:beat", heard);
+  heard();
+  return () => model.off("change:beat", heard);
+}
+
+function render({ model, el }) {
+  const make = (tag, name) => {
+    const node = document.createElement(tag);
+    node.className = "ccl-" + name;
+    return node;
+  };
+  const [title, canvas, legend, bar, told, ranking, sentence] = [
+    make("div", "title"), make("canvas", "cells"), make("div", "legend"), make("canvas", "bar"),
+    make("div", "told"), make("div", "told"), make("div", "sentence")];
+  el.classList.add("ccl-grid");
+  canvas.tabIndex = 0;
+  canvas.setAttribute("role", "application");
+  canvas.setAttribute("aria-roledescription", "picture of cells; the arrow keys move, Enter picks a row");
+  told.setAttribute("aria-live", "polite");
+  sentence.setAttribute("role", "status");
+  bar.width = 256;
+  bar.height = 1;
+  bar.setAttribute("aria-hidden", "true");
+  el.append(title, canvas, legend, told, ranking, sentence);
+  const image = document.createElement("canvas"); // one pixel per cell
+  let place = { x: MARGIN, y: MARGIN, w: 1, h: 1 };
+
+  function words() {
+    title.textContent = model.get("title");
+    told.textContent = model.get("told");
+    ranking.textContent = model.get("ranking");
+    sentence.textContent = model.get("sentence");
+    told.style.display = model.get("talks") ? "" : "none";
+    ranking.style.display = model.get("ranking") ? "" : "none";
+    canvas.setAttribute("aria-label", model.get("title") + ". " + model.get("sentence"));
+  }
+
+  function paintLegend() {
+    const names = model.get("legend"), colours = palette();
+    legend.replaceChildren();
+    if (!names.length) return;
+    const context = bar.getContext("2d"), line = context.createImageData(256, 1);
+    new Uint32Array(line.data.buffer).set(colours);
+    new Uint32Array(line.data.buffer)[0] = colours[1];
+    context.putImageData(line, 0, 0);
+    const ends = names.map((name) => { const s = document.createElement("span"); s.textContent = name; return s; });
+    legend.append(ends[0], bar, ...ends.slice(1));
+  }
+
+  const palette = () => {
+    const bytes = model.get("colours");
+    return new Uint32Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + 1024));
+  };
+
+  function draw() {
+    const rows = model.get("rows"), columns = model.get("columns");
+    const width = Math.max(120, Math.min(model.get("width"), el.clientWidth || model.get("width")));
+    const w = width - MARGIN - 2;
+    const h = rows && columns ? Math.min(1.6 * w, Math.max(64, (w * rows) / columns)) : 64;
+    const sharp = window.devicePixelRatio || 1;
+    canvas.style.width = width + "px";
+    canvas.style.height = h + MARGIN + 2 + "px";
+    const across = Math.round(width * sharp), down = Math.round((h + MARGIN + 2) * sharp);
+    if (canvas.width !== across || canvas.height !== down) [canvas.width, canvas.height] = [across, down];
+    const context = canvas.getContext("2d"), ink = getComputedStyle(el).color;
+    context.setTransform(sharp, 0, 0, sharp, 0, 0);
+    context.clearRect(0, 0, width, h + MARGIN + 2);
+    context.fillStyle = context.strokeStyle = ink;
+    context.font = "11px sans-serif";
+    if (!rows || !columns) {
+      context.setLineDash([4, 4]);
+      context.strokeRect(MARGIN, MARGIN, w, h);
+      context.setLineDash([]);
+      context.fillText(model.get("empty"), MARGIN + 8, MARGIN + h / 2 + 4, w - 16);
+      canvas.dataset.frame = model.get("frame");
+      return;
+    }
+    place = { x: MARGIN, y: MARGIN, w: w / columns, h: h / rows };
+    const bytes = model.get("cells"), cells = new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+    if (image.width !== columns || image.height !== rows) [image.width, image.height] = [columns, rows];
+    const pixels = new ImageData(columns, rows), out = new Uint32Array(pixels.data.buffer), colours = palette();
+    for (let i = 0; i < cells.length; i++) out[i] = colours[cells[i]];
+    image.getContext("2d").putImageData(pixels, 0, 0);
+    context.imageSmoothingEnabled = place.w * sharp < 1;
+    context.drawImage(image, MARGIN, MARGIN, w, h);
+    lines(context, w, h, ink);
+    marks(context);
+    canvas.dataset.frame = model.get("frame");
+  }
+
+  // Borders between blocks, their names where they fit, and the diagonal of the positives.
+  function lines(context, w, h, ink) {
+    if (Math.min(place.w, place.h) >= 6) { // a hair between cells that are large enough
+      context.lineWidth = 0.5;
+      context.strokeStyle = "rgba(255,255,255,.6)";
+      context.beginPath();
+      for (let i = 1; i < model.get("columns"); i++) { context.moveTo(MARGIN + i * place.w, MARGIN); context.lineTo(MARGIN + i * place.w, MARGIN + h); }
+      for (let i = 1; i < model.get("rows"); i++) { context.moveTo(MARGIN, MARGIN + i * place.h); context.lineTo(MARGIN + w, MARGIN + i * place.h); }
+      context.stroke();
+      context.strokeStyle = ink;
+    }
+    context.lineWidth = 1;
+    context.strokeRect(MARGIN, MARGIN, w, h);
+    context.lineWidth = 1.5;
+    for (const [name, start, end, side] of model.get("blocks")) {
+      const [size, room] = side === "column" ? [place.w, MARGIN + start * place.w] : [place.h, MARGIN + start * place.h];
+      context.beginPath();
+      if (start > 0) {
+        if (side === "column") { context.moveTo(room, 2); context.lineTo(room, MARGIN + h); }
+        else { context.moveTo(2, room); context.lineTo(MARGIN + w, room); }
+      }
+      context.lineWidth = 3.5; context.strokeStyle = "rgba(255,255,255,.75)"; context.stroke();
+      context.lineWidth = 1.5; context.strokeStyle = "#000"; context.stroke();
+      context.strokeStyle = context.fillStyle = ink;
+      if (size * (end - start) < context.measureText(name).width + 4) continue;
+      context.save();
+      if (side === "row") { context.translate(11, room + size * (end - start)); context.rotate(-Math.PI / 2); context.fillText(name, 3, 0); }
+      else context.fillText(name, room + 3, 11);
+      context.restore();
+    }
+    const diagonal = model.get("diagonal");
+    if (diagonal && Math.min(place.w, place.h) >= 5) {
+      for (let i = 0; i < diagonal; i++) {
+        context.strokeStyle = "rgba(255,255,255,.9)";
+        context.strokeRect(MARGIN + i * place.w + 1, MARGIN + i * place.h + 1, place.w - 2, place.h - 2);
+        context.strokeStyle = "#000";
+        context.strokeRect(MARGIN + i * place.w + 0.5, MARGIN + i * place.h + 0.5, place.w - 1, place.h - 1);
+      }
+    } else if (diagonal) {
+      for (const aside of [-1, 1]) { // a thin line on either side, so that the positives themselves stay to be seen
+        context.beginPath();
+        context.lineWidth = 0.75;
+        context.strokeStyle = "rgba(0,0,0,.55)";
+        context.moveTo(MARGIN + (aside > 0 ? 1.5 * place.w : 0), MARGIN + (aside < 0 ? 1.5 * place.h : 0));
+        context.lineTo(MARGIN + (diagonal + (aside > 0 ? 0.5 : -0.5)) * place.w, MARGIN + (diagonal + (aside < 0 ? 0.5 : -0.5)) * place.h);
+        context.stroke();
+      }
+    }
+  }
+
+  // The next slot, the picked row, and the cursor.
+  function marks(context) {
+    const box = (row, column, rows, columns, colour, wide) => {
+      context.lineWidth = wide + 2; context.strokeStyle = "#fff";
+      const at = [MARGIN + column * place.w, MARGIN + row * place.h, columns * place.w, rows * place.h];
+      context.strokeRect(...at);
+      context.lineWidth = wide; context.strokeStyle = colour;
+      context.strokeRect(...at);
+    };
+    for (const [row, column] of model.get("marks")) box(row, column, 1, 1, "#D55E00", 2.5);
+    const picked = model.get("picked"), at = model.get("at");
+    if (picked.length) { // above and below the row, which stays to be seen
+      context.fillStyle = "#CC79A7";
+      context.fillRect(0, MARGIN + (picked[0] + 0.5) * place.h - 3, 12, 6);
+      for (const edge of [picked[0], picked[0] + 1]) context.fillRect(MARGIN, MARGIN + edge * place.h - 0.5, model.get("columns") * place.w, 1);
+    }
+    if (at.length) box(at[0], at[1], 1, 1, "#000", 2);
+  }
+
+  let asked = false; // several changes in one turn are one picture
+  const redraw = () => {
+    if (asked) return;
+    asked = true;
+    requestAnimationFrame(() => { asked = false; words(); draw(); });
+  };
+
+  function point(row, column) {
+    const rows = model.get("rows"), columns = model.get("columns");
+    if (!rows || !columns) return;
+    const at = [Math.max(0, Math.min(rows - 1, row)), Math.max(0, Math.min(columns - 1, column))];
+    if (String(at) === String(model.get("at"))) return;
+    model.set("at", at);
+    model.save_changes();
+  }
+  const pick = (row) => { model.set("picked", String(model.get("picked")) === String([row]) ? [] : [row]); model.save_changes(); };
+  canvas.addEventListener("mousemove", (event) => {
+    const box = canvas.getBoundingClientRect();
+    const column = Math.floor((event.clientX - box.left - place.x) / place.w), row = Math.floor((event.clientY - box.top - place.y) / place.h);
+    if (row >= 0 && column >= 0 && row < model.get("rows") && column < model.get("columns")) point(row, column);
+  });
+  canvas.addEventListener("click", () => { if (model.get("at").length && model.get("talks") === "rows") pick(model.get("at")[0]); });
+  const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+  canvas.addEventListener("keydown", (event) => {
+    const at = model.get("at").length ? model.get("at") : [0, -1];
+    if (event.key in moves) point(at[0] + moves[event.key][0], at[1] + moves[event.key][1]);
+    else if (event.key === "Home") point(at[0], 0);
+    else if (event.key === "End") point(at[0], model.get("columns") - 1);
+    else if (event.key === "Enter" && at[1] >= 0 && model.get("talks") === "rows") pick(at[0]);
+    else if (event.key === "Escape") { model.set("at", []); model.set("picked", []); model.save_changes(); }
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
+
+  const all = "change:frame change:at change:picked change:told change:ranking change:sentence change:title";
+  model.on(all, redraw);
+  model.on("change:legend change:colours", paintLegend);
+  const resized = new ResizeObserver(redraw);
+  resized.observe(el);
+  const themed = new MutationObserver(redraw);
+  themed.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "class"] });
+  // Only what is in view is worth a frame. Several views of one model may be on the page.
+  const views = (model.cclViews ??= new Set());
+  const seen = new IntersectionObserver(([entry]) => {
+    views[entry.isIntersecting ? "add" : "delete"](el);
+    model.set("shown", views.size > 0);
+    model.save_changes();
+  });
+  seen.observe(el);
+  paintLegend();
+  redraw();
+  return () => {
+    model.off(all, redraw);
+    model.off("change:legend change:colours", paintLegend);
+    [resized, themed, seen].forEach((observer) => observer.disconnect());
+    views.delete(el);
+  };
+}
+
+export default { initialize, render };
