@@ -3,12 +3,17 @@
 
 const MARGIN = 16; // room for the names of the blocks, in CSS pixels
 
+// Tell the kernel; after it has closed the widget (its cell was run again) there is no one to tell.
+function tell(model, values) {
+  for (const [name, value] of Object.entries(values)) model.set(name, value);
+  try { model.save_changes(); } catch { /* closed */ }
+}
+
+const inView = new Map(); // widget's key -> its views that are in view, of all that are on the page
+
 // Say that the page has kept up: the kernel sends no further frame before it hears this. A hidden page says nothing.
 function initialize({ model }) {
-  const heard = () => requestAnimationFrame(() => {
-    model.set("beaten", model.get("beat"));
-    model.save_changes();
-  });
+  const heard = () => requestAnimationFrame(() => tell(model, { beaten: model.get("beat") }));
   model.on("change:beat", heard);
   heard();
   return () => model.off("change:beat", heard);
@@ -180,10 +185,9 @@ function render({ model, el }) {
     if (!rows || !columns) return;
     const at = [Math.max(0, Math.min(rows - 1, row)), Math.max(0, Math.min(columns - 1, column))];
     if (String(at) === String(model.get("at"))) return;
-    model.set("at", at);
-    model.save_changes();
+    tell(model, { at });
   }
-  const pick = (row) => { model.set("picked", String(model.get("picked")) === String([row]) ? [] : [row]); model.save_changes(); };
+  const pick = (row) => tell(model, { picked: String(model.get("picked")) === String([row]) ? [] : [row] });
   canvas.addEventListener("mousemove", (event) => {
     const box = canvas.getBoundingClientRect();
     const column = Math.floor((event.clientX - box.left - place.x) / place.w), row = Math.floor((event.clientY - box.top - place.y) / place.h);
@@ -197,7 +201,7 @@ function render({ model, el }) {
     else if (event.key === "Home") point(at[0], 0);
     else if (event.key === "End") point(at[0], model.get("columns") - 1);
     else if (event.key === "Enter" && at[1] >= 0 && model.get("talks") === "rows") pick(at[0]);
-    else if (event.key === "Escape") { model.set("at", []); model.set("picked", []); model.save_changes(); }
+    else if (event.key === "Escape") tell(model, { at: [], picked: [] });
     else return;
     event.preventDefault();
     event.stopPropagation();
@@ -211,11 +215,12 @@ function render({ model, el }) {
   const themed = new MutationObserver(redraw);
   themed.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "class"] });
   // Only what is in view is worth a frame. Several views of one model may be on the page.
-  const views = (model.cclViews ??= new Set());
+  const key = model.get("key");
+  if (!inView.has(key)) inView.set(key, new Set());
+  const views = inView.get(key);
   const seen = new IntersectionObserver(([entry]) => {
     views[entry.isIntersecting ? "add" : "delete"](el);
-    model.set("shown", views.size > 0);
-    model.save_changes();
+    tell(model, { shown: views.size > 0 });
   });
   seen.observe(el);
   paintLegend();

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from uuid import uuid4
 
 import anywidget
 import numpy as np
@@ -43,6 +44,11 @@ class Grid(anywidget.AnyWidget):
     beat = traitlets.Int(0).tag(sync=True)
     beaten = traitlets.Int(0).tag(sync=True)
     shown = traitlets.Bool(True).tag(sync=True)
+    key = traitlets.Unicode(help="the same in all views of this widget").tag(sync=True)
+
+    @traitlets.default("key")
+    def _new_key(self):
+        return uuid4().hex
 
     def show(self, cells: np.ndarray, **more) -> None:
         """One frame: the (rows, columns) uint8 cells and whatever else changed, in one message."""

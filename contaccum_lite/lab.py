@@ -308,11 +308,11 @@ class Lab(_Traits):
 
     def close(self) -> None:
         """Stop, and take the pictures away. No task is left."""
+        views, self._views = self._views, None
+        if views is not None:
+            views.close()
         self.pause()
         self._rewind()
-        if self._views is not None:
-            self._views.close()
-            self._views = None
 
     def _begin(self) -> None:
         """A new run with what the sliders say."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import html
 import time
 
+from .curves import CurvesView
 from .lab import NAMES, Lab
 from .settings import PRESETS, Settings
 from .stills import bundle, new, png
-from .views import BanksView, CurvesView, MatrixView, SearchBox
+from .views import BanksView, MatrixView, SearchBox
 
 FRAMES = 15          # the most pictures per second
 SHARE = 8            # a picture that took t is followed by at least 8·t of training
@@ -175,7 +176,7 @@ class LabView:
             self.banks.draw()
         self._say()
         between = time.perf_counter()
-        if between >= self._curves_due:
+        if between >= self._curves_due and self.curves.figure.answered:
             self.curves.draw()
             self._curves_due = time.perf_counter() + max(0.3, 2 * SHARE * (time.perf_counter() - between))
         self._beat()
@@ -239,9 +240,15 @@ class LabView:
         self.lab.unobserve(self._follow, list(self.controls))
         self.lab.unobserve(self._say, ["message", "playing"])
         self.lab.unobserve(self._rest, "playing")
-        for widget in (*self.buttons.values(), *self.controls.values(), *self.banks.grids.values(), self.matrix.grid, self.curves.figure,
-                       self.search.widget, self.curves.widget, self.progress, self.message, self.kind, self.line, self.widget):
-            widget.close()
+        _close(self.widget)
+
+
+def _close(widget) -> None:
+    """End a widget and all that is in it: a page that is loaded again asks the kernel for every widget that is left."""
+    for part in (*getattr(widget, "children", ()), getattr(widget, "style", None), widget.layout if hasattr(widget, "keys") and "layout" in widget.keys else None):
+        if hasattr(part, "comm"):
+            _close(part)
+    widget.close()
 
 
 def _with(choices, value) -> list[tuple[str, float]]:

@@ -1,6 +1,7 @@
 """JupyterLab in a real Chromium, for tests and benchmarks: `with lab_page(folder) as page: page.open("x.ipynb")`."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -91,6 +92,10 @@ class Page:
     def scroll(self, number: int) -> None:
         self.page.evaluate(f"jupyterapp.shell.currentWidget.content.scrollToItem({number}, 'start')")
         self.page.wait_for_timeout(400)
+
+    def buttons(self, name: str):
+        """All buttons of a widget with just this text (beside an icon)."""
+        return self.page.locator("button.jupyter-button, .widget-toggle-buttons button").filter(has_text=re.compile(rf"^\s*{re.escape(name)}\s*$"))
 
     def pixels(self, selector: str = ".ccl-cells", number: int = 0) -> str:
         """A digest of a canvas."""

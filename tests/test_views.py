@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import contaccum_lite as cl
-from contaccum_lite import panel, stills, views
+from contaccum_lite import curves, panel, stills, views
 from contaccum_lite.data import Pair, Pairs, Passage
 from contaccum_lite.lab import GHOSTS, Lab
 
@@ -210,7 +210,7 @@ def test_ghosts_stay_as_lines(lab):
 
 def test_long_curves_are_thinned_by_medians():
     y = [float(n % 7) for n in range(1999)]
-    line = views._line("loss", "x", list(range(1, 2000)), y, "red", "solid", 1)
+    line = curves._line("loss", "x", list(range(1, 2000)), y, "red", "solid", 1)
     assert len(line["x"]) == 200 and line["x"][-1] == 1999 and set(line["y"]) <= set(y)
 
 
@@ -411,3 +411,24 @@ def test_methods_picture_tells_where_gradients_go():
     assert count(0, "both") == 16 and count(1, "both") == 8 and count(1, "absent") == 8
     assert (count(2, "both"), count(2, "query"), count(2, "passage")) == (4, 8, 0)
     assert (count(3, "both"), count(3, "query"), count(3, "passage"), count(3, "none")) == (4, 8, 8, 16)
+
+
+def test_one_update_of_the_figure_is_on_its_way(lab, monkeypatch):
+    """None before the page has drawn the figure, the next when it has answered, all that was missed when it comes back."""
+    figure, sent = lab.views.curves.figure, []
+    monkeypatch.setattr(curves.FigureWidget, "_send_update_msg", lambda self, *a, **k: sent.append(a), raising=False)
+    lab.step()
+    assert not sent and figure.stale
+    figure.set_state({"_js2py_traceDeltas": {}})               # the page has drawn what it was given at first
+    assert len(sent) == 1 and not figure.stale and not figure.answered
+    assert list(sent[0][0]["y"][-2]) == [u.grad_norm_passage for u in lab.training.history]
+    lab.step()
+    assert len(sent) == 1 and figure.stale
+    figure.set_state({"_js2py_traceDeltas": {}})
+    assert len(sent) == 2
+    figure.set_state({"_js2py_layoutDelta": {}})
+    lab.step()
+    assert len(sent) == 3 and not figure.stale
+    figure.get_state()                                         # loaded again
+    figure.set_state({"_js2py_traceDeltas": {}})
+    assert figure.answered and len(sent) == 3

@@ -1,0 +1,235 @@
+"""The lab in JupyterLab in a real Chromium: press, look, stop. Skipped, with the reason, where there is no Chromium."""
+
+import re
+import shutil
+import time
+
+import nbformat
+import pytest
+
+import browser
+from test_project import NOTEBOOKS, ROOT
+
+pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium found: install the package chromium, or name it in $CHROMIUM")
+
+HOSTILE = """
+import torch
+import contaccum_lite as cl
+from contaccum_lite.data import Pair, Pairs, Passage
+torch.set_num_threads(1)
+TEXTS = ["<script>alert(1)</script>", "<img src=x onerror=alert(2)>", "$x$ \\\\(y\\\\)", "\\x1b[31mred\\x1b[0m", "a" * 100_000, "<b>bold</b>"]
+passages = [Passage(str(n), text, text) for n, text in enumerate(TEXTS)]
+hostile = Pairs("hostile", [Pair(str(n), t + " q", t, t, passage_id=str(n)) for n, t in enumerate(TEXTS)],
+                [Pair("t" + str(n), t, t, t, passage_id=str(n)) for n, t in enumerate(TEXTS)], passages)
+"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks")
+    hostile = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in (
+        HOSTILE, "lab = cl.Lab(hostile, local_batch=2, accumulation_steps=2, memory_size=4, updates=40, dim=8)\nlab.run(4)\nlab",
+        "cl.Card(hostile.train[1])")])
+    two = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in (
+        "import torch\nimport contaccum_lite as cl\ntorch.set_num_threads(1)\ntoy = cl.load_pairs('toy')",
+        "lab = cl.Lab(toy, updates=5000)\nlab", "other = cl.Lab(toy, updates=5000, method='pre_batch')\nother",
+        "import asyncio\nsum(t.get_coro().__qualname__ == 'Lab._play' for t in asyncio.all_tasks())",
+        "lab.training.step_count, other.training.step_count")])
+    for name, notebook in (("hostile", hostile), ("two", two)):
+        notebook.metadata.kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+    with browser.server(folder) as address, browser.browser(address) as page:
+        yield page
+
+
+def lab(page, number=0):
+    """The parts of the lab that is shown as number so-and-so on the page."""
+    class Parts:
+        button = lambda self, name: page.buttons(name).nth(number)
+        status = lambda self: page.page.locator("span[role=status]").nth(number).text_content().strip()
+        updates = lambda self: int(re.search(r"update (\d+) of", self.status())[1])
+        message = lambda self: " ".join(page.page.locator("p[role=alert]").all_text_contents())
+        sentence = lambda self: page.page.locator(".ccl-sentence").nth(3 * number).text_content()
+        matrix = lambda self: page.pixels(number=3 * number)
+        bank = lambda self: page.pixels(number=3 * number + 1)
+        curve = lambda self: page.page.locator(".scatterlayer .js-line").evaluate_all("lines => lines.map(line => line.getAttribute('d')).join()")
+
+        def handle(self, name):
+            return page.page.locator(f".widget-slider:has(label:text-is('{name}')) .noUi-handle").nth(number)
+
+        def until(self, done, seconds=20.0, what=""):
+            end = time.monotonic() + seconds
+            while not done():
+                assert time.monotonic() < end, what or "waited in vain"
+                page.page.wait_for_timeout(30)
+    return Parts()
+
+
+def test_notebook_00_is_played(page):
+    page.open("notebooks/00_start_here.ipynb")
+    page.run_all()
+    sources = page.page.evaluate("jupyterapp.shell.currentWidget.content.widgets.map(cell => cell.model.sharedModel.source)")
+    cell = next(n for n, source in enumerate(sources) if source.startswith("lab = "))
+    page.scroll(cell)
+    view = lab(page)
+    view.until(lambda: view.updates() == 30)
+    page.shot("00-lab")
+    matrix, bank, curve = view.matrix(), view.bank(), view.curve()
+
+    view.button("Play").click()
+    view.until(lambda: view.matrix() != matrix and view.bank() != bank, what="no pixel moved")
+    view.until(lambda: view.curve() != curve, what="no curve moved")
+    view.until(lambda: view.updates() > 32)
+
+    view.handle("K").focus()                           # by keyboard, while it plays
+    page.page.keyboard.press("ArrowRight")
+    view.until(lambda: "Press Reset to train with K = 17" in view.message(), what=f"K: {view.message()!r}")
+    view.handle("N_memory").focus()
+    page.page.keyboard.press("ArrowRight")
+    view.until(lambda: "264 rows" in view.sentence(), what=f"N_memory: {view.sentence()!r}")
+    page.shot("00-playing")
+
+    page.page.keyboard.press("Tab")
+    view.button("Pause").click()
+    view.until(lambda: view.button("Play").count() > 0)
+    made, matrix = view.status(), view.matrix()
+    page.page.wait_for_timeout(600)
+    assert (view.status(), view.matrix()) == (made, matrix)
+
+    view.button("1 micro-batch").click()
+    view.until(lambda: view.matrix() != matrix and view.status() != made)
+    before = view.updates()
+    view.button("1 update").click()
+    view.until(lambda: view.updates() == before + 1)
+    view.button("1 micro-batch").click()
+    view.until(lambda: "micro-batch 1 of 16" in view.status())
+    view.button("Stop").click()
+    view.until(lambda: "micro-batch" not in view.status() and view.updates() == before + 1)
+    page.shot("00-stopped")
+
+    view.button("Reset").click()
+    view.until(lambda: view.updates() == 0)
+    view.button("1 micro-batch").click()
+    view.until(lambda: "micro-batch 1 of 17" in view.status())
+
+    page.buttons("gradient weight").first.click()
+    view.until(lambda: "gradient weight" in page.page.locator(".ccl-title").first.text_content())
+    canvas = page.page.locator(".ccl-cells").first
+    canvas.focus()                                     # the cursor by arrow keys, the ranking by Enter
+    for key in ("ArrowDown", "ArrowRight", "ArrowRight", "Enter"):
+        page.page.keyboard.press(key)
+        page.page.wait_for_timeout(150)
+    told = page.page.locator(".ccl-told")
+    view.until(lambda: "row 1 (local) × column 2 (local): score" in told.first.text_content() and "both towers" in told.first.text_content(),
+               what=told.first.text_content())
+    view.until(lambda: "Row 1 ranks its own passage" in told.nth(1).text_content())
+    page.shot("00-cursor")
+    assert canvas.get_attribute("aria-label").startswith("Similarity matrix: gradient weight. Update 1, micro-batch 1 of 17")
+    box = page.page.get_by_role("textbox", name="search").first
+    box.fill("open a file for reading")
+    box.press("Enter")
+    view.until(lambda: page.page.locator("ol li").count() >= 5)
+    assert page.errors == []
+
+
+def test_dark_is_readable(page):
+    page.page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    page.page.wait_for_timeout(1500)
+    color, back = page.page.evaluate("""() => [getComputedStyle(document.querySelector('.ccl-grid')).color,
+        getComputedStyle(document.querySelector('.jp-Notebook')).backgroundColor]""")
+    light = lambda text: sum(map(float, re.findall(r"[\d.]+", text)[:3])) / 3
+    assert light(color) > 170 > 90 > light(back)
+    page.shot("00-dark")
+    page.page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
+    page.page.wait_for_timeout(500)
+    assert page.errors == []
+
+
+def value(page, cell):
+    """What the expression in this cell is now."""
+    page.run_cell(cell)
+    page.idle()
+    return page.page.evaluate(f"jupyterapp.shell.currentWidget.content.widgets[{cell}].model.outputs.get(0).data['text/plain']")
+
+
+def test_two_labs_a_cell_run_again_and_a_reload(page):
+    page.open("two.ipynb")
+    page.run_all()
+    one, two = lab(page, 0), lab(page, 1)
+    page.buttons("Play").first.click()
+    one.until(lambda: one.updates() > 3)
+    assert two.updates() == 0
+    page.buttons("Play").first.click()      # the other one: the first says Pause now
+    two.until(lambda: two.updates() > 3)
+    assert value(page, 3) == "2"
+
+    page.run_cell(1)                                   # run again while it plays: the old player is gone, the other goes on
+    one.until(lambda: one.updates() == 0)
+    assert value(page, 3) == "1"
+    made = two.updates()
+    two.until(lambda: two.updates() > made + 3)
+    page.buttons("Play").first.click()
+    one.until(lambda: one.updates() > 3)
+
+    page.page.evaluate("jupyterapp.commands.execute('docmanager:save')")
+    page.page.wait_for_timeout(1000)
+    made = two.updates()
+    page.page.goto(page.page.url.split("?")[0])        # in mid-play
+    page.ready()
+    page.page.wait_for_selector(".ccl-cells")
+    one.until(lambda: one.updates() > 3 and two.updates() > made, what="the views did not come back as they are")
+    at, matrix = one.updates(), one.matrix()
+    one.until(lambda: one.updates() > at and one.matrix() != matrix, what="the views came back, and stand still")
+    curve = one.curve()
+    assert len(curve) > 200
+    one.until(lambda: one.curve() != curve)
+    page.shot("two-reloaded")
+    for _ in range(2):
+        page.buttons("Stop").nth(_).click()
+    one.until(lambda: page.buttons("Play").count() == 2)
+    assert value(page, 3) == "0"
+    steps = value(page, 4)
+    page.page.wait_for_timeout(500)
+    assert value(page, 4) == steps
+    assert page.errors == []
+
+
+def test_hostile_text_is_text_in_the_browser(page):
+    page.open("hostile.ipynb")
+    page.run_all()
+    view = lab(page)
+    view.until(lambda: view.updates() == 4)
+    canvas = page.page.locator(".ccl-cells").first
+    canvas.focus()
+    seen = ""
+    for key in ["Home", *["ArrowRight", "ArrowDown", "Enter"] * 6]:
+        page.page.keyboard.press(key)
+        page.page.wait_for_timeout(120)
+        seen += " ".join(page.page.locator(".ccl-told").all_text_contents())
+    for bank in (1, 2):
+        page.page.locator(".ccl-cells").nth(bank).focus()
+        for key in ("Home", "ArrowRight", "ArrowRight", "ArrowDown"):
+            page.page.keyboard.press(key)
+            page.page.wait_for_timeout(120)
+            seen += " ".join(page.page.locator(".ccl-told").all_text_contents())
+    box = page.page.get_by_role("textbox", name="search").first
+    for query in ("<script>alert(3)</script>", "<img src=x onerror=alert(4)>", "$x$"):
+        box.fill(query)
+        box.press("Enter")
+        page.page.wait_for_timeout(400)
+    seen += page.page.locator(".jp-OutputArea").evaluate_all("areas => areas.map(area => area.innerText).join(' ')")
+    page.shot("hostile")
+    assert "<script>alert(1)</script>" in seen and "<img src=x onerror=alert(2)>" in seen and "$x$" in seen and "(100,000 characters)" in seen
+    assert "red" in seen and "\x1b" not in seen
+    assert page.page.locator(".jp-OutputArea img[src='x'], .jp-OutputArea .MathJax, .jp-OutputArea mjx-container").count() == 0
+    assert page.errors == []                            # a dialog would stand here
+
+
+def test_kept_notebooks_read_well_without_a_kernel():
+    from nbconvert import HTMLExporter
+    for path in NOTEBOOKS:
+        html, _ = HTMLExporter().from_filename(str(path))
+        assert html.count("<img") >= 2 and "LabView" not in html and "VBox(" not in html and "FigureWidget(" not in html
+        for image in re.findall(r"<img[^>]*>", html):
+            assert re.search(r'alt="[^"]{30,}', image), image[:200]
