@@ -140,7 +140,7 @@ class LiveFigure(FigureWidget):
 
     def set_state(self, sync_data):
         """Take a message of the page: an answer, and otherwise nothing that is needed here."""
-        if any(name.endswith("Delta") or name.endswith("Deltas") for name in sync_data):
+        if "_js2py_traceDeltas" in sync_data:               # (the one of the layout comes too early, from a figure still empty)
             self.answered = True
             if self.stale:
                 self.behind()
@@ -169,7 +169,7 @@ class LiveFigure(FigureWidget):
 
 def _figure(lines: list[dict]) -> LiveFigure:
     """One figure of all panels."""
-    figure = LiveFigure(make_subplots(rows=2, cols=3, subplot_titles=[title for title, _ in PANELS.values()], horizontal_spacing=0.07, vertical_spacing=0.16))
+    figure = make_subplots(rows=2, cols=3, subplot_titles=[title for title, _ in PANELS.values()], horizontal_spacing=0.07, vertical_spacing=0.16)
     where = {panel: (n // 3 + 1, n % 3 + 1) for n, panel in enumerate(PANELS)}
     for line in lines:
         row, col = where[line["panel"]]
@@ -187,5 +187,6 @@ def _figure(lines: list[dict]) -> LiveFigure:
     figure.update_layout(template="none", height=430, margin=dict(l=40, r=10, t=30, b=40), legend=dict(x=0.71, y=0.42, xanchor="left", yanchor="top"),
                          paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font=dict(color="#808080"), uirevision="kept",
                          autosize=True)
-    figure._config = {**(figure._config or {}), "responsive": True, "displayModeBar": False}
-    return figure
+    live = LiveFigure(figure)                # made whole: what is sent before the page has drawn it would be lost
+    live._config = {"responsive": True, "displayModeBar": False}
+    return live

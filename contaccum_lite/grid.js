@@ -40,15 +40,19 @@ function render({ model, el }) {
   el.append(title, canvas, legend, told, ranking, sentence);
   const image = document.createElement("canvas"); // one pixel per cell
   let place = { x: MARGIN, y: MARGIN, w: 1, h: 1 };
+  let room = 0, ink = "#888"; // asked of the page when they change, not at each picture
 
+  const said = {};
+  const say = (node, name) => {
+    const text = model.get(name);
+    if (said[name] === text) return false;
+    node.textContent = said[name] = text;
+    return true;
+  };
   function words() {
-    title.textContent = model.get("title");
-    told.textContent = model.get("told");
-    ranking.textContent = model.get("ranking");
-    sentence.textContent = model.get("sentence");
-    told.style.display = model.get("talks") ? "" : "none";
-    ranking.style.display = model.get("ranking") ? "" : "none";
-    canvas.setAttribute("aria-label", model.get("title") + ". " + model.get("sentence"));
+    say(told, "told");
+    if (say(ranking, "ranking")) ranking.style.display = said.ranking ? "" : "none";
+    if (say(title, "title") | say(sentence, "sentence")) canvas.setAttribute("aria-label", said.title + ". " + said.sentence);
   }
 
   function paintLegend() {
@@ -70,15 +74,17 @@ function render({ model, el }) {
 
   function draw() {
     const rows = model.get("rows"), columns = model.get("columns");
-    const width = Math.max(120, Math.min(model.get("width"), el.clientWidth || model.get("width")));
+    const width = Math.max(120, Math.min(model.get("width"), room || model.get("width")));
     const w = width - MARGIN - 2;
     const h = rows && columns ? Math.min(1.6 * w, Math.max(64, (w * rows) / columns)) : 64;
     const sharp = window.devicePixelRatio || 1;
-    canvas.style.width = width + "px";
-    canvas.style.height = h + MARGIN + 2 + "px";
     const across = Math.round(width * sharp), down = Math.round((h + MARGIN + 2) * sharp);
-    if (canvas.width !== across || canvas.height !== down) [canvas.width, canvas.height] = [across, down];
-    const context = canvas.getContext("2d"), ink = getComputedStyle(el).color;
+    if (canvas.width !== across || canvas.height !== down) {
+      [canvas.width, canvas.height] = [across, down];
+      canvas.style.width = width + "px";
+      canvas.style.height = h + MARGIN + 2 + "px";
+    }
+    const context = canvas.getContext("2d");
     context.setTransform(sharp, 0, 0, sharp, 0, 0);
     context.clearRect(0, 0, width, h + MARGIN + 2);
     context.fillStyle = context.strokeStyle = ink;
@@ -99,13 +105,13 @@ function render({ model, el }) {
     image.getContext("2d").putImageData(pixels, 0, 0);
     context.imageSmoothingEnabled = place.w * sharp < 1;
     context.drawImage(image, MARGIN, MARGIN, w, h);
-    lines(context, w, h, ink);
+    lines(context, w, h);
     marks(context);
     canvas.dataset.frame = model.get("frame");
   }
 
   // Borders between blocks, their names where they fit, and the diagonal of the positives.
-  function lines(context, w, h, ink) {
+  function lines(context, w, h) {
     if (Math.min(place.w, place.h) >= 6) { // a hair between cells that are large enough
       context.lineWidth = 0.5;
       context.strokeStyle = "rgba(255,255,255,.6)";
@@ -210,9 +216,10 @@ function render({ model, el }) {
   const all = "change:frame change:at change:picked change:told change:ranking change:sentence change:title";
   model.on(all, redraw);
   model.on("change:legend change:colours", paintLegend);
-  const resized = new ResizeObserver(redraw);
+  const resized = new ResizeObserver(() => { if (room !== el.clientWidth) { room = el.clientWidth; redraw(); } });
   resized.observe(el);
-  const themed = new MutationObserver(redraw);
+  const theme = () => { ink = getComputedStyle(el).color; redraw(); };
+  const themed = new MutationObserver(theme);
   themed.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "class"] });
   // Only what is in view is worth a frame. Several views of one model may be on the page.
   const key = model.get("key");
@@ -224,7 +231,7 @@ function render({ model, el }) {
   });
   seen.observe(el);
   paintLegend();
-  redraw();
+  requestAnimationFrame(theme);
   return () => {
     model.off(all, redraw);
     model.off("change:legend change:colours", paintLegend);

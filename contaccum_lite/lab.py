@@ -21,6 +21,7 @@ NAMES = {"dpr": "DPR", "grad_accum": "GradAccum", "grad_cache": "GradCache", "pr
          "contaccum_no_past": "ContAccum, no past", "pre_batch_no_past": "pre-batch, no past",
          "contaccum_no_accum": "ContAccum, K = 1", "momentum": "momentum"}
 LIVE = ("learning_rate", "memory_size")   # settings that a run under way can take
+BREATH = 0.01                             # seconds between two looks at the buttons, between micro-batches
 GHOSTS = 6                                # earlier runs that are kept
 _FIELDS = {f.name: f for f in dataclasses.fields(Settings)}
 _SHAPES = ("method", "tower", "dim")      # settings on which other settings' defaults depend
@@ -213,8 +214,13 @@ class Lab(_Traits):
     async def _play(self) -> None:
         kind = None
         try:
+            heard = time.perf_counter()
             while self.playing and (kind := self._advance()) is not None:
-                await asyncio.sleep(1 / self.pace if self.pace and kind == "micro-batch" else 0)
+                if self.pace and kind == "micro-batch":
+                    await asyncio.sleep(1 / self.pace)
+                elif time.perf_counter() - heard > BREATH:
+                    await asyncio.sleep(0)
+                    heard = time.perf_counter()
         except Exception:
             pass                       # _advance has put it into words
         finally:

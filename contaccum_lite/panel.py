@@ -11,7 +11,9 @@ from .settings import PRESETS, Settings
 from .stills import bundle, new, png
 from .views import BanksView, MatrixView, SearchBox
 
-FRAMES = 15          # the most pictures per second
+FRAMES = 10          # the most pictures per second: the page's work slows training where cores are few
+WORDS = 0.4          # the least seconds between two sentences: sooner no one reads
+CURVES = 0.5         # the least seconds between two pictures of the curves, which cost the page most
 SHARE = 8            # a picture that took t is followed by at least 8·t of training
 PATIENCE = 5.0       # seconds after which a page that does not answer is sent a frame again
 
@@ -33,7 +35,7 @@ class LabView:
         self.matrix, self.banks, self.curves = MatrixView(lab), BanksView(lab), CurvesView(lab)
         self.search = SearchBox(lab)
         self.frames = 0
-        self._due = self._curves_due = self._sent = 0.0
+        self._due = self._words_due = self._curves_due = self._sent = 0.0
         self._setting = None
         self._make_controls(ipywidgets)
         self._lay_out(ipywidgets)
@@ -170,30 +172,34 @@ class LabView:
             self.draw()
             self._due = time.perf_counter() + max(0.25, SHARE * (time.perf_counter() - now))
             return
-        if self.matrix.grid.shown:
-            self.matrix.draw()
+        words = now >= self._words_due
+        if words:
+            self._words_due = now + WORDS
+            self._say()
         if any(grid.shown for grid in self.banks.grids.values()):
-            self.banks.draw()
-        self._say()
+            self.banks.draw(words)
+        self._beat(self.matrix.grid.shown, words)
         between = time.perf_counter()
         if between >= self._curves_due and self.curves.figure.answered:
             self.curves.draw()
-            self._curves_due = time.perf_counter() + max(0.3, 2 * SHARE * (time.perf_counter() - between))
-        self._beat()
+            self._curves_due = time.perf_counter() + max(CURVES, 2 * SHARE * (time.perf_counter() - between))
         self._due = max(now + 1 / FRAMES, between + SHARE * (between - now))
 
     def draw(self) -> None:
         """Draw everything as it is now."""
-        self.matrix.draw()
         self.banks.draw()
-        self.curves.draw()
+        self._beat(True, True)
         self._say()
-        self._beat()
+        self.curves.draw()
 
-    def _beat(self) -> None:
+    def _beat(self, matrix: bool, words: bool) -> None:
+        """End a frame: with the matrix, if it is in view, goes the beat that the page answers."""
         self.frames += 1
         self._sent = time.perf_counter()
-        self.matrix.grid.beat += 1
+        with self.matrix.grid.hold_sync():
+            if matrix:
+                self.matrix.draw(words)
+            self.matrix.grid.beat += 1
 
     def _say(self, change=None) -> None:
         """Where it stands, and what it wants you to know."""

@@ -73,7 +73,7 @@ class MatrixView(View):
     def __init__(self, lab, kind: str = "softmax weight"):
         super().__init__(lab)
         self.grid = self.widget = Grid(title=self.title, talks="rows", empty="press Play or Step to see the first micro-batch", width=440)
-        self._kind = kind
+        self._kind, self._drawn = kind, None
         self.kind = kind
         self.grid.observe(lambda change: lab.soon(self.tell), "at")
         self.grid.observe(lambda change: lab.soon(self.rank), "picked")
@@ -138,14 +138,19 @@ class MatrixView(View):
                  ("hard bank", hard, columns, "column")]
         return [block for block in found if block[2] > block[1]]
 
-    def draw(self) -> None:
-        """Send the matrix as it is now."""
+    def draw(self, words: bool = True) -> None:
+        """Send the matrix as it is now, and what is said of it."""
         ends = {"score": ["−", "0", "+"], "softmax weight": ["≤ 0.0001", "1"], "gradient weight": ["pulls together", "pushes apart"]}[self.kind]
         palette = colours("magnitude" if self.kind == "softmax weight" else "signed").tobytes()
-        self.grid.show(self.cells(), blocks=self.blocks(), diagonal=0 if self.lab.micro is None else len(self.lab.micro.scores),
-                       legend=ends, colours=palette, sentence=self.sentence, title=f"{self.title}: {self.kind}")
-        self.tell()
-        self.rank()
+        with self.grid.hold_sync():
+            if self._drawn is None or self._drawn[0] is not self.lab.micro or self._drawn[1] != self._kind:
+                self._drawn = self.lab.micro, self._kind
+                self.grid.show(self.cells(), blocks=self.blocks(), diagonal=0 if self.lab.micro is None else len(self.lab.micro.scores),
+                               legend=ends, colours=palette, title=f"{self.title}: {self.kind}")
+            if words:
+                self.grid.sentence = self.sentence
+                self.tell()
+                self.rank()
 
     @property
     def sentence(self) -> str:
@@ -285,16 +290,20 @@ class BanksView(View):
         cells[:len(bank)] = np.clip(255 - 230 * ages / self.oldest(bank.size), 1, 255)
         return cells.reshape(-1, across)
 
-    def draw(self) -> None:
-        """Send both banks as they are now."""
+    def draw(self, words: bool = True) -> None:
+        """Send both banks as they are now, and what is said of them."""
         for name, grid in self.grids.items():
             bank = self.bank(name)
             across = self.across(bank.size)
-            grid.show(self.cells(name), colours=colours("magnitude").tobytes(), marks=[divmod(bank.next_slot, across)] if bank.size else [],
-                      legend=[_old(self.oldest(bank.size)), "new"] if bank.size else [], sentence=self.one(name),
-                      empty=f"this method keeps no {name} bank" if not bank.size and not self._kept(name) else "N_memory is 0")
-            self.tell(name)
-        self.words.value = paragraph(self.compare())
+            with grid.hold_sync():
+                grid.show(self.cells(name), colours=colours("magnitude").tobytes(), marks=[divmod(bank.next_slot, across)] if bank.size else [],
+                          legend=[_old(self.oldest(bank.size)), "new"] if bank.size else [],
+                          empty=f"this method keeps no {name} bank" if not bank.size and not self._kept(name) else "N_memory is 0")
+                if words:
+                    grid.sentence = self.one(name)
+                    self.tell(name)
+        if words:
+            self.words.value = paragraph(self.compare())
 
     def _kept(self, name: str) -> bool:
         return getattr(self.lab.training.settings, f"{name}_bank")

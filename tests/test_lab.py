@@ -337,7 +337,9 @@ def test_play_pause_step_stop(toy):
     assert play(main())
 
 
-def test_the_player_lets_others_in_between_micro_batches(toy):
+def test_the_player_lets_others_in_between_micro_batches(toy, monkeypatch):
+    monkeypatch.setattr(lab_module, "BREATH", 0)
+
     async def main():
         lab, turns = small(toy), 0
         lab.play()

@@ -14,6 +14,7 @@ import torch
 import contaccum_lite as cl
 from contaccum_lite import curves, panel, stills, views
 from contaccum_lite.data import Pair, Pairs, Passage
+from contaccum_lite import lab as lab_module
 from contaccum_lite.lab import GHOSTS, Lab
 
 SMALL = dict(updates=12, accumulation_steps=3, memory_size=16, dim=16, every=4)
@@ -303,6 +304,7 @@ def test_dragging_controls_while_it_plays_leaves_all_consistent(toy):
 def test_a_page_that_does_not_answer_gets_no_more_frames(toy, monkeypatch):
     monkeypatch.setattr(panel, "FRAMES", 1e9)
     monkeypatch.setattr(panel, "SHARE", 0)
+    monkeypatch.setattr(lab_module, "BREATH", 0)
 
     async def main():
         lab = Lab(toy, **SMALL)
@@ -427,6 +429,8 @@ def test_one_update_of_the_figure_is_on_its_way(lab, monkeypatch):
     figure.set_state({"_js2py_traceDeltas": {}})
     assert len(sent) == 2
     figure.set_state({"_js2py_layoutDelta": {}})
+    assert not figure.answered
+    figure.set_state({"_js2py_traceDeltas": {}})
     lab.step()
     assert len(sent) == 3 and not figure.stale
     figure.get_state()                                         # loaded again
