@@ -11,7 +11,7 @@ ROOT := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 lab: .venv/ready
 	$(BIN)/jupyter lab $(ROOT) notebooks/00_start_here.ipynb
 
-test: .venv/ready
+test: .venv/ready .venv/browser
 	$(BIN)/python -m pytest
 
 # run the notebooks and keep their outputs; the tables of the README
@@ -28,6 +28,11 @@ speed: .venv/ready
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python %d.%d is too old: give one of 3.11 or later, as in make PYTHON=python3.11 lab." % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed $(PIP_FLAGS) -r requirements.txt
+	@touch $@
+
+# a Chromium for the browser tests: one that is here, or Playwright's own; without either they are skipped
+.venv/browser: .venv/ready
+	@command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null || $(BIN)/python -m playwright install chromium || echo "No Chromium: the browser tests will be skipped."
 	@touch $@
 
 clean:

@@ -14,9 +14,10 @@ const inView = new Map(); // widget's key -> its views that are in view, of all 
 // Say that the page has kept up: the kernel sends no further frame before it hears this. A hidden page says nothing.
 function initialize({ model }) {
   const heard = () => requestAnimationFrame(() => tell(model, { beaten: model.get("beat") }));
-  model.on("change:beat", heard);
+  const beat = () => { if (model.get("beat") % model.get("window") === 0) heard(); }; // each answer costs the kernel a message
+  model.on("change:beat", beat);
   heard();
-  return () => model.off("change:beat", heard);
+  return () => model.off("change:beat", beat);
 }
 
 function render({ model, el }) {
@@ -39,6 +40,7 @@ function render({ model, el }) {
   bar.setAttribute("aria-hidden", "true");
   el.append(title, canvas, legend, told, ranking, sentence);
   const image = document.createElement("canvas"); // one pixel per cell
+  let pixels = null;
   let place = { x: MARGIN, y: MARGIN, w: 1, h: 1 };
   let room = 0, ink = "#888"; // asked of the page when they change, not at each picture
 
@@ -99,12 +101,16 @@ function render({ model, el }) {
     }
     place = { x: MARGIN, y: MARGIN, w: w / columns, h: h / rows };
     const bytes = model.get("cells"), cells = new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-    if (image.width !== columns || image.height !== rows) [image.width, image.height] = [columns, rows];
-    const pixels = new ImageData(columns, rows), out = new Uint32Array(pixels.data.buffer), colours = palette();
+    const scale = model.get("scale"), [wide, high] = [Math.ceil(columns / scale), Math.ceil(rows / scale)];
+    if (!pixels || image.width !== wide || image.height !== high) {
+      [image.width, image.height] = [wide, high];
+      pixels = new ImageData(wide, high);
+    }
+    const out = new Uint32Array(pixels.data.buffer), colours = palette();
     for (let i = 0; i < cells.length; i++) out[i] = colours[cells[i]];
     image.getContext("2d").putImageData(pixels, 0, 0);
-    context.imageSmoothingEnabled = place.w * sharp < 1;
-    context.drawImage(image, MARGIN, MARGIN, w, h);
+    context.imageSmoothingEnabled = place.w * scale * sharp < 1;
+    context.drawImage(image, 0, 0, columns / scale, rows / scale, MARGIN, MARGIN, w, h);
     lines(context, w, h);
     marks(context);
     canvas.dataset.frame = model.get("frame");

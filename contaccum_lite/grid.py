@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from uuid import uuid4
 
@@ -11,6 +11,9 @@ import numpy as np
 import traitlets
 
 _HERE = Path(__file__).parent
+
+
+LARGEST = 720   # rows or columns that are sent one by one
 
 
 class Grid(anywidget.AnyWidget):
@@ -33,17 +36,19 @@ class Grid(anywidget.AnyWidget):
     cells = traitlets.Bytes(b"").tag(sync=True)
     rows = traitlets.Int(0).tag(sync=True)
     columns = traitlets.Int(0).tag(sync=True)
+    scale = traitlets.Int(1, help="rows and columns that share a byte of `cells`").tag(sync=True)
     colours = traitlets.Bytes(b"").tag(sync=True)
     legend = traitlets.List(help="the names of the colours' two ends").tag(sync=True)
     blocks = traitlets.List(help="(name, first, past the last, 'row' or 'column')").tag(sync=True)
     diagonal = traitlets.Int(0, help="how many cells of the diagonal are marked").tag(sync=True)
     marks = traitlets.List(help="(row, column) of cells with a frame").tag(sync=True)
-    at = traitlets.List().tag(sync=True)
-    picked = traitlets.List().tag(sync=True)
+    at = traitlets.List().tag(sync=True, echo_update=False)
+    picked = traitlets.List().tag(sync=True, echo_update=False)
     frame = traitlets.Int(0).tag(sync=True)
     beat = traitlets.Int(0).tag(sync=True)
-    beaten = traitlets.Int(0).tag(sync=True)
-    shown = traitlets.Bool(True).tag(sync=True)
+    window = traitlets.Int(3, help="beats that may be on their way; the page answers each of so many").tag(sync=True)
+    beaten = traitlets.Int(0).tag(sync=True, echo_update=False)
+    shown = traitlets.Bool(True).tag(sync=True, echo_update=False)
     key = traitlets.Unicode(help="the same in all views of this widget").tag(sync=True)
 
     @traitlets.default("key")
@@ -51,17 +56,30 @@ class Grid(anywidget.AnyWidget):
         return uuid4().hex
 
     def show(self, cells: np.ndarray, **more) -> None:
-        """One frame: the (rows, columns) uint8 cells and whatever else changed, in one message."""
+        """One frame: the (rows, columns) uint8 cells and whatever else changed, in one message.
+
+        Of more cells than the screen has room for, each block of `scale` × `scale` is sent as the one farthest from the middle colour.
+        """
         if "at" not in more and self.at and (self.at[0] >= cells.shape[0] or self.at[1] >= cells.shape[1]):
             more["at"] = []
         if self.picked and self.picked[0] >= cells.shape[0]:
             more["picked"] = []
         with self.hold_sync():
             self.rows, self.columns = cells.shape
-            self.cells = cells.tobytes()
+            self.scale = max(1, -(-max(cells.shape) // LARGEST))
+            self.cells = (cells if self.scale == 1 else _extremes(cells, self.scale)).tobytes()
             for name, value in more.items():
                 setattr(self, name, value)
             self.frame += 1
+
+
+def _extremes(cells: np.ndarray, scale: int) -> np.ndarray:
+    """Each block's byte that is farthest from the middle."""
+    rows, columns = cells.shape
+    padded = np.pad(cells, ((0, -rows % scale), (0, -columns % scale)), mode="edge")
+    parts = [padded[r::scale, c::scale] for r in range(scale) for c in range(scale)]
+    high, low = reduce(np.maximum, parts), reduce(np.minimum, parts)
+    return np.where(high >= 255 - low, high, low)          # high − 128 ≥ 127 − low, without leaving the bytes
 
 
 @cache

@@ -11,9 +11,9 @@ from .settings import PRESETS, Settings
 from .stills import bundle, new, png
 from .views import BanksView, MatrixView, SearchBox
 
-FRAMES = 10          # the most pictures per second: the page's work slows training where cores are few
+FRAMES = 9           # the most pictures per second: the page's work slows training where cores are few
 WORDS = 0.4          # the least seconds between two sentences: sooner no one reads
-CURVES = 0.5         # the least seconds between two pictures of the curves, which cost the page most
+CURVES = 1.0         # the least seconds between two pictures of the curves, which cost the page most
 SHARE = 8            # a picture that took t is followed by at least 8·t of training
 PATIENCE = 5.0       # seconds after which a page that does not answer is sent a frame again
 
@@ -36,7 +36,7 @@ class LabView:
         self.search = SearchBox(lab)
         self.frames = 0
         self._due = self._words_due = self._curves_due = self._sent = 0.0
-        self._setting = None
+        self._setting = self._later = None
         self._make_controls(ipywidgets)
         self._lay_out(ipywidgets)
         lab.observe(self._frame, "ticks")
@@ -165,7 +165,8 @@ class LabView:
         now = time.perf_counter()
         if now < self._due:
             return
-        behind = self.matrix.grid.beaten != self.matrix.grid.beat and not self.lab.waiting   # inside `run` no answer can be heard
+        grid = self.matrix.grid
+        behind = grid.beat - grid.beaten >= grid.window and not self.lab.waiting   # inside `run` no answer can be heard
         if behind and now - self._sent < PATIENCE:
             return
         if self.lab.waiting:
@@ -176,8 +177,8 @@ class LabView:
         if words:
             self._words_due = now + WORDS
             self._say()
-        if any(grid.shown for grid in self.banks.grids.values()):
-            self.banks.draw(words)
+        if any(grid.shown for grid in self.banks.grids.values()) and (self.lab.pace or self.frames % 2 == 0):
+            self.banks.draw(words)     # at full speed every other frame: nobody sees which micro-batch it was
         self._beat(self.matrix.grid.shown, words)
         between = time.perf_counter()
         if between >= self._curves_due and self.curves.figure.answered:
@@ -186,11 +187,17 @@ class LabView:
         self._due = max(now + 1 / FRAMES, between + SHARE * (between - now))
 
     def draw(self) -> None:
-        """Draw everything as it is now."""
+        """Draw everything as it is now; the curves, which cost the page most, a moment after what a slider has just changed."""
         self.banks.draw()
         self._beat(True, True)
         self._say()
-        self.curves.draw()
+        if self._later is not None:
+            self._later.cancel()
+        loop = self.lab._loop
+        if loop is None or not loop.is_running() or self.lab.waiting:
+            self.curves.draw()
+        else:
+            self._later = loop.call_later(0.15, self.curves.draw)
 
     def _beat(self, matrix: bool, words: bool) -> None:
         """End a frame: with the matrix, if it is in view, goes the beat that the page answers."""
@@ -246,6 +253,8 @@ class LabView:
         self.lab.unobserve(self._follow, list(self.controls))
         self.lab.unobserve(self._say, ["message", "playing"])
         self.lab.unobserve(self._rest, "playing")
+        if self._later is not None:
+            self._later.cancel()
         _close(self.widget)
 
 

@@ -62,9 +62,10 @@ def grid(axis, grid) -> None:
         axis.text(0.5, 0.5, textwrap.fill(grid.empty, 28), ha="center", va="center", fontsize=9, transform=axis.transAxes)
         return
     table = np.frombuffer(grid.colours, dtype=np.uint8).reshape(256, 4)
-    cells = np.frombuffer(grid.cells, dtype=np.uint8).reshape(grid.rows, grid.columns)
+    cells = np.frombuffer(grid.cells, dtype=np.uint8).reshape(-(-grid.rows // grid.scale), -1)
+    edges = (-0.5, grid.columns - 0.5, grid.rows - 0.5, -0.5)
     tall = max(1.0, 0.15 * grid.columns / grid.rows)
-    axis.imshow(table[cells], interpolation="nearest", aspect=tall)
+    axis.imshow(table[cells], interpolation="nearest", aspect=tall, extent=edges)
     if grid.columns < 50:
         for n in range(1, grid.columns):
             axis.axvline(n - 0.5, color="white", linewidth=0.5)

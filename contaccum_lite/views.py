@@ -104,7 +104,7 @@ class MatrixView(View):
         if micro is None:
             return np.zeros((0, 0), dtype=np.uint8)
         if self.kind == "softmax weight":
-            places = softmax(micro).clamp_(min=1e-4).log10_().mul_(254 / 4).add_(255)
+            places = softmax(micro).clamp_(min=1e-4).log_().mul_(254 / 4 / math.log(10)).add_(255)
         elif self.kind == "score":
             most = float(micro.scores.nan_to_num(neginf=0).abs().max()) or 1.0
             places = (micro.scores * (127 / most)).add_(128)
@@ -159,7 +159,7 @@ class MatrixView(View):
             return "No micro-batch yet."
         rows, columns = micro.scores.shape
         parts = lambda side: " + ".join(f"{end - start} {name}" for name, start, end, which in self.blocks() if which == side)
-        own = softmax(micro).diagonal()
+        own = micro.weights.diagonal() * rows + 1               # each row's softmax at its positive
         first = float((micro.scores.diagonal() >= micro.scores.amax(1)).float().mean())
         return (f"Update {micro.update + 1}, micro-batch {micro.index + 1} of {micro.of}: {rows} rows ({parts('row')}) by {columns} columns "
                 f"({parts('column')}). A query gives its own passage {float(own.mean()):.0%} of its softmax on average and ranks it first in "

@@ -11,7 +11,20 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None) or os.environ.get("CHROMIUM")
+
+
+def find_chromium() -> str | None:
+    """A Chromium of the machine, the one that $CHROMIUM names, or Playwright's own."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
+    if found or os.environ.get("CHROMIUM"):
+        return os.environ.get("CHROMIUM") or found
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as play:
+        own = play.chromium.executable_path
+    return own if Path(own).exists() else None
+
+
+CHROMIUM = find_chromium()
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
 #: Messages of JupyterLab itself, not of a notebook's widgets.
