@@ -1,9 +1,10 @@
 """contaccum_lite: contrastive accumulation for dense retrievers, small enough to read, watch and take home."""
 
 from .bank import MemoryBank
+from .check import check          # (the function: its module has the same name)
 from .data import Pair, Pairs, Passage, load_pairs
 from .loss import info_nce, info_nce_gradients, similarity_matrix
-from .measure import grad_norm_ratio, peak_memory, similarity_mass
+from .measure import activation_memory, finite_differences, grad_norm_ratio, peak_memory, similarity_mass
 from .methods import MicroStep
 from .search import Hit
 from .settings import PRESETS, Settings
@@ -12,7 +13,8 @@ from .train import Run, Update
 
 __version__ = "0.1.0"
 
-_WITH_WIDGETS = {"Lab": "lab", "SearchBox": "views", "Card": "views"}  # loaded when first asked for: they need the [lab] extra
+_WITH_WIDGETS = {"Lab": "lab", "SearchBox": "views", "Card": "views", "Predict": "predict", "answers": "predict",
+                 "EquationView": "terms", "MatrixPicture": "pictures", "LinesPicture": "pictures", "Slide": "pictures", "same": "pictures"}  # loaded when first asked for: they need the [lab] extra
 
 
 def __getattr__(name: str):

@@ -45,6 +45,37 @@ def similarity_mass(run) -> dict[int, float]:
     return {int(age): float(mass[ages == age].mean()) for age in ages.unique()}
 
 
+def activation_memory(run, pairs: int) -> int:
+    """How many bytes autograd keeps for the backward pass of one batch of so many pairs, without the weights. Notebook 02."""
+    kept, weights = {}, {p.untyped_storage().data_ptr() for tower in run.learner.towers for p in tower.parameters()}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    if not 1 <= pairs <= len(run.feed.rows):
+        raise ValueError(f"pairs is {pairs}: it must be from 1 to {len(run.feed.rows)}, the pairs to train on.")
+    batch = run.feed.micro_batch(run.feed.rows[:pairs])
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        vectors = run.learner.encode(batch)      # kept alive, so that no storage is used twice
+    del vectors
+    return sum(kept.values())
+
+
+def finite_differences(function, x: Tensor, step: float = 1e-6) -> Tensor:
+    """∂function/∂x by central differences, of x's shape: slow, and needs no calculus. x: float64; function gives a number."""
+    x, gradient = x.detach().clone(), torch.zeros_like(x)
+    for place in range(x.numel()):
+        moved = x.flatten().clone()
+        moved[place] += step
+        up = function(moved.view_as(x))
+        moved[place] -= 2 * step
+        gradient.view(-1)[place] = (up - function(moved.view_as(x))) / (2 * step)
+    return gradient
+
+
 def peak_memory() -> float:
     """The most memory that this process has held, in MB."""
     if sys.platform == "win32":

@@ -10,7 +10,7 @@ stands in the rows and columns of its similarity matrix.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -67,6 +67,7 @@ class Learner:
     query_keys: Tensor        # per training pair
     passage_keys: Tensor      # per training pair
     text_keys: Tensor         # per passage
+    adjust: Callable | None = None   # an intervention: a Contrast -> the one whose gradients go into the towers (notebook 04)
 
     def __post_init__(self):
         s = self.settings
@@ -191,6 +192,8 @@ def accumulated_gradient(learner: Learner, batches: list[MicroBatch], update: in
         with learner.noise(update, k):
             vectors = learner.encode(batch)
         found, places = learner.contrast(vectors, batch.pair_ids, batch.hard_ids, update, banks=True)
+        if learner.adjust is not None:
+            found = learner.adjust(found)
         _backward(vectors, found[1:4], 1 / len(batches))
         learner.remember(batch, vectors, update)
         yield MicroStep(update, k, len(batches), found.loss.item(), found.scores, found.weights, **places)

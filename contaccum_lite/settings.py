@@ -95,6 +95,8 @@ class Settings:
     shared: bool = _field(False, "one tower for queries and passages")
     pooling: str = _field("cls", "how a transformer's tokens become one vector", choices=("cls", "mean"))
     dim: int = _field(64, "length of a vector (a transformers folder brings its own)", 2, 4096, symbol="d")
+    ending: str = _field("layernorm", "how a bag tower ends: with LayerNorm, without, with length 1, or before the MLP",
+                         choices=("layernorm", "none", "unit", "pooled"))
     query_tokens: int = _field(_Later(32), "tokens of a query that are read", 2, 8192)
     passage_tokens: int = _field(_Later(64), "tokens of title and passage that are read", 2, 8192)
     query_bank: bool = _field(_Later(False), "keep past queries as rows of the similarity matrix", symbol="M_q")

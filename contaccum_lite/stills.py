@@ -115,6 +115,34 @@ def curves(figure, lines: list[dict], panels: dict) -> None:
         legend.legend(handles=handles, loc="center left", frameon=False, fontsize=8.5)
 
 
+def lines(axis, lines: dict, title: str, x: str, y: str, log: bool, log_x: bool) -> None:
+    """Named lines, each with a dash and a mark of its own."""
+    for (name, (xs, ys)), color, dash, mark in zip(lines.items(), ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7A7A7A", "#56B4E9"], ["-", "--", ":", "-.", "-", "--"], "os^Dvx"):
+        axis.plot(xs, ys, color=color, linestyle=dash, marker=mark if len(xs) < 20 else None, markersize=5, linewidth=2, label=name)
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel(x, fontsize=9)
+    axis.set_ylabel(y, fontsize=9)
+    axis.set_yscale("log" if log else "linear")
+    axis.set_xscale("log" if log_x else "linear")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8)
+    if len(lines) > 1:
+        axis.legend(frameon=False, fontsize=8.5)
+
+
+def beside(target, yours, sentence: str) -> bytes:
+    """A target and an answer side by side, and their difference, with the sentence below."""
+    target, yours = (np.atleast_2d(np.asarray(part, dtype=float)) for part in (target, yours))
+    figure = new(7.2, 2.6)
+    most = max(np.abs(target).max(), np.abs(yours).max(), 1e-12)
+    for axis, part, title in zip(figure.subplots(1, 3), (target, yours, yours - target), ("expected", "yours", "yours − expected")):
+        image = axis.imshow(part, cmap="PuOr_r", vmin=-most, vmax=most, aspect="equal")
+        axis.set_title(title, fontsize=9.5)
+        axis.set(xticks=[], yticks=[])
+    figure.colorbar(image, ax=figure.axes, fraction=0.025)
+    return png(figure, sentence)
+
+
 # --- the four methods --------------------------------------------------------------------------------------------------
 
 #: What an entry of the similarity matrix carries gradient to: colour and legend.

@@ -55,22 +55,22 @@ class BagTower(nn.Module):
     pad = 0
     in_place = False  # a Run sets it: see _Lookup
 
-    def __init__(self, tokenizer, dim: int = 64):
+    def __init__(self, tokenizer, dim: int = 64, ending: str = "layernorm"):
         super().__init__()
-        self.tokenizer, self.dim = tokenizer, dim
+        self.tokenizer, self.dim, self.ending = tokenizer, dim, ending
         self.vocabulary_key = _digest(tokenizer)
         self.embedding = nn.Embedding(tokenizer.get_vocab_size(), dim)
         nn.init.normal_(self.embedding.weight, std=0.25)  # small against a step of Adam: words move, and rare ones too
         self.attention = nn.Parameter(torch.randn(dim) / dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim))
-        self.norm = nn.LayerNorm(dim)
+        self.norm = {"layernorm": nn.LayerNorm(dim), "none": nn.Identity(), "unit": _Unit(), "pooled": None}[ending]
 
     def forward(self, ids: Tensor) -> Tensor:
         weight = self.embedding.weight
         tokens = _Lookup.apply(weight, ids) if self.in_place and torch.is_grad_enabled() else nn.functional.embedding(ids, weight)
         attention = (tokens @ self.attention).masked_fill(ids == self.pad, -1e4).softmax(-1)     # (B, L)
         pooled = torch.bmm(attention.unsqueeze(1), tokens).squeeze(1)                            # (B, dim)
-        return self.norm(pooled + self.mlp(pooled))
+        return pooled if self.norm is None else self.norm(pooled + self.mlp(pooled))
 
     def tokenize(self, texts: Sequence[str], titles: Sequence[str] | None = None, length: int = 64) -> Tokens:
         """Token ids of each text, its title first, cut to `length`."""
@@ -88,7 +88,7 @@ class BagTower(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(str(folder / "tokenizer.json"))
-        (folder / "config.json").write_text(json.dumps({"tower": "bag", "dim": self.dim}))
+        (folder / "config.json").write_text(json.dumps({"tower": "bag", "dim": self.dim, "ending": self.ending}))
         save_file(_own_tensors(self), folder / "model.safetensors")
 
     @classmethod
@@ -101,10 +101,15 @@ class BagTower(nn.Module):
         config = _read_config(folder)
         if config.get("tower") != "bag":
             raise ValueError(f"{folder} holds no bag tower (its config.json says tower={config.get('tower')!r}): use load_tower.")
-        tower = cls(Tokenizer.from_file(str(folder / "tokenizer.json")), config["dim"])
+        tower = cls(Tokenizer.from_file(str(folder / "tokenizer.json")), config["dim"], config.get("ending", "layernorm"))
         weights = load_file(folder / "model.safetensors")
         tower.to(next(iter(weights.values())).dtype).load_state_dict(weights)
         return tower
+
+
+class _Unit(nn.Module):
+    def forward(self, vectors: Tensor) -> Tensor:
+        return nn.functional.normalize(vectors, dim=-1)
 
 
 class _Lookup(torch.autograd.Function):
@@ -272,7 +277,7 @@ def make_towers(settings, pairs) -> tuple[nn.Module, nn.Module]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         if settings.tower == "bag":
-            query = BagTower(vocabulary_for(pairs), settings.dim)
+            query = BagTower(vocabulary_for(pairs), settings.dim, settings.ending)
         elif settings.tower == "bert":
             query = TransformerTower.small_bert(vocabulary_for(pairs), settings.dim, settings.pooling)
         else:

@@ -90,9 +90,12 @@ class Feed:
             self._epoch = (epoch, draw.permutation(self.rows), draw.random((len(self.positive), self.settings.hard_negatives)))
         total, local = self.settings.total_batch, self.settings.local_batch
         chosen = self._epoch[1][place * total:(place + 1) * total]
-        return [self._micro_batch(chosen[start:start + local]) for start in range(0, len(chosen), local)]
+        return [self.micro_batch(chosen[start:start + local]) for start in range(0, len(chosen), local)]
 
-    def _micro_batch(self, rows: np.ndarray) -> MicroBatch:
+    def micro_batch(self, rows: np.ndarray) -> MicroBatch:
+        """These training pairs as a micro-batch, with the hard negatives that this epoch drew for them."""
+        if self._epoch[0] < 0:
+            self.batches(0)
         hard = np.array([self.hard[r][int(u * len(self.hard[r]))] for r in rows for u in self._epoch[2][r]]
                         if self.hard else [], dtype=np.int64)
         passages = np.searchsorted(self.met, np.concatenate([self.positive[rows], hard]))
