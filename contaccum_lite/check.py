@@ -47,15 +47,15 @@ class Verdict:
         return ("✓ " if self.passed else "✗ ") + self.sentence
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        data = {"text/plain": repr(self), "text/html": f"<p role='status'>{html.escape(repr(self))}</p>"}
+        said = html.escape(repr(self))
+        shown = f"<p role='status'>{said}</p>"
         if self.target is not None:
             import base64
 
             from . import stills
-            data["image/png"] = base64.b64encode(stills.beside(self.target, self.yours, self.sentence)).decode()
-            del data["text/html"]
-            return data, {"image/png": {"alt": repr(self)}}
-        return data
+            picture = base64.b64encode(stills.beside(self.target, self.yours)).decode()
+            shown += f"<img alt='expected and yours side by side. {said}' src='data:image/png;base64,{picture}'>"
+        return {"text/plain": repr(self), "text/html": shown}
 
 
 def check(name: str, answer: Callable) -> Verdict:

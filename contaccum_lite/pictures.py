@@ -69,7 +69,8 @@ class LinesPicture:
     @property
     def sentence(self) -> str:
         show = self.ends.format
-        parts = [f"{name} from {show(ys[0])} to {show(ys[-1])}" for name, (_, ys) in self.lines.items()]
+        peak = lambda xs, ys: f", highest {show(max(ys))} at {xs[ys.index(max(ys))]:g}" if max(ys) > max(ys[0], ys[-1]) else ""
+        parts = [f"{name} from {show(ys[0])} to {show(ys[-1])}{peak(xs, ys)}" for name, (xs, ys) in self.lines.items()]
         first = next(iter(self.lines.values()))[0]
         return f"{self.y} over {self.x} {first[0]:g} to {first[-1]:g}: {'; '.join(parts)}."
 
@@ -134,6 +135,6 @@ def same(*values, tolerance: float = 1e-10) -> str:
     for other in values[1:]:
         other = torch.as_tensor(other, dtype=torch.float64).detach()
         assert other.shape == first.shape, f"shapes {tuple(first.shape)} and {tuple(other.shape)} are not the same."
-        worst = max(worst, float((other - first).abs().max()) if other.numel() else 0.0)
+        worst = max(worst, float((other - first).abs().nan_to_num(nan=torch.inf).max()) if other.numel() else 0.0)
     assert worst <= tolerance, f"not the same: the largest difference is {worst:.3g}, allowed is {tolerance:g}."
     return f"the same {len(values)} times: no difference is above {np.format_float_scientific(tolerance, trim='-')}"

@@ -48,8 +48,8 @@ class Predict:
 
     name: of the prediction, kept with its answer. Give one of options (texts), number (low, high) or curve (a dict of x, y:
     ranges, x_name, y_name). truth: what it is, or a function that finds out when the prediction is committed. reply: option ->
-    sentence, or a function of (yours, truth) that gives one; it names the misconception and where it comes from. then: a lab
-    or widget that stays hidden until the prediction is committed.
+    sentence, or a function of (yours, truth) that gives one; it names the misconception and where it comes from. then: a lab,
+    slide or widget that stays hidden until the prediction is committed.
     """
 
     def __init__(self, name: str, question: str, *, options=None, number=None, curve=None, truth=None, reply=None, then=None):
@@ -127,7 +127,8 @@ class Predict:
         right = not isinstance(self.field, Sketch) and self.truth is not None and self.value == self.truth
         self.said.value = f"<p role='status'>{'✓ ' if right else ''}{html.escape(self.sentence)}</p>" + self._scale()
         if self.then is not None:
-            self.below.children = (self.then.views.widget if hasattr(self.then, "views") else self.then,)
+            next_one = getattr(self.then, "views", self.then)
+            self.below.children = (getattr(next_one, "widget", next_one),)
 
     def _scale(self) -> str:
         """A number and its truth as two marks on one line: the ghost of the prediction."""
@@ -142,7 +143,11 @@ class Predict:
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         data = self.widget._repr_mimebundle_()
-        return {**(data[0] if isinstance(data, tuple) else data), "text/plain": self.sentence}
+        data = {**(data[0] if isinstance(data, tuple) else data), "text/plain": self.sentence}
+        if not hasattr(self.then, "_repr_mimebundle_"):
+            return data
+        after, metadata = self.then._repr_mimebundle_()      # where nothing runs, the picture of what comes next
+        return {**data, "image/png": after["image/png"], "text/plain": f"{self.sentence} {after['text/plain']}"}, metadata
 
 
 def _text(value) -> str:

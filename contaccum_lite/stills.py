@@ -130,8 +130,8 @@ def lines(axis, lines: dict, title: str, x: str, y: str, log: bool, log_x: bool)
         axis.legend(frameon=False, fontsize=8.5)
 
 
-def beside(target, yours, sentence: str) -> bytes:
-    """A target and an answer side by side, and their difference, with the sentence below."""
+def beside(target, yours) -> bytes:
+    """A target and an answer side by side, and their difference."""
     target, yours = (np.atleast_2d(np.asarray(part, dtype=float)) for part in (target, yours))
     figure = new(7.2, 2.6)
     most = max(np.abs(target).max(), np.abs(yours).max(), 1e-12)
@@ -140,7 +140,7 @@ def beside(target, yours, sentence: str) -> bytes:
         axis.set_title(title, fontsize=9.5)
         axis.set(xticks=[], yticks=[])
     figure.colorbar(image, ax=figure.axes, fraction=0.025)
-    return png(figure, sentence)
+    return png(figure, "")
 
 
 # --- the four methods --------------------------------------------------------------------------------------------------

@@ -243,3 +243,80 @@ def test_kept_notebooks_read_well_without_a_kernel():
         assert html.count("<img") >= 2 and "LabView" not in html and "VBox(" not in html and "FigureWidget(" not in html
         for image in re.findall(r"<img[^>]*>", html):
             assert re.search(r'alt="[^"]{30,}', image), image[:200]
+
+
+def source_of(page, start):
+    """The number of the first cell whose source begins so."""
+    sources = page.page.evaluate("jupyterapp.shell.currentWidget.content.widgets.map(cell => cell.model.sharedModel.source)")
+    return next(n for n, source in enumerate(sources) if start in source)
+
+
+def answer(page, cell, source):
+    """Write a cell's source and run it; what its output says."""
+    page.page.evaluate("([n, text]) => jupyterapp.shell.currentWidget.content.widgets[n].model.sharedModel.setSource(text)", [cell, source])
+    page.run_cell(cell)
+    page.idle()
+    page.scroll(cell)
+    return page.page.locator(".jp-Cell").nth(cell).locator(".jp-OutputArea").inner_text()
+
+
+def test_notebook_01_is_worked_through(page):
+    page.open("notebooks/01_contrast.ipynb")
+    page.run_all()
+    page.scroll(source_of(page, "slide = "))
+    slider = page.page.locator(".widget-slider:has(label:text-is('temperature'))")
+    assert slider.count() == 0                                                    # hidden until the prediction is committed
+    page.page.locator(".widget-radio label").filter(has_text="every passage gets the same share").first.click()
+    page.buttons("Commit").first.click()
+    page.page.get_by_text("You said every passage gets the same share. It is all goes to the largest score.").wait_for()
+    before = page.page.locator(".ccl-sentence").all_text_contents()
+    slider.locator(".noUi-handle").focus()
+    page.page.keyboard.press("ArrowRight")
+    lab(page).until(lambda: page.page.locator(".ccl-sentence").all_text_contents() != before)
+    page.shot("01-predicted")
+    cell = source_of(page, "def info_nce(")
+    says = answer(page, cell, 'def info_nce(scores):\n    return -scores.log_softmax(0).diagonal().mean()\n\n\ncl.check("01.3", info_nce)')
+    assert "softmax over columns" in says
+    says = answer(page, cell, 'def info_nce(scores):\n    return scores / 0 * "x"\n\n\ncl.check("01.3", info_nce)')
+    assert "your function stopped in case 1" in says and "Traceback" not in says
+    says = answer(page, cell, 'def info_nce(scores):\n    return -scores.log_softmax(1).diagonal().mean()\n\n\ncl.check("01.3", info_nce)')
+    assert "✓ right on 12 drawn cases" in says
+    page.shot("01-checked")
+    cell = source_of(page, "def similarity(")
+    answer(page, cell, 'def similarity(q, p, t):\n    return q @ p.T * t\n\n\ncl.check("01.2", similarity)')
+    image = page.page.locator(".jp-Cell").nth(cell).locator(".jp-OutputArea img")
+    assert "multiplied by the temperature" in image.get_attribute("alt")          # target beside yours
+    page.shot("01-wrong")
+    assert page.errors == []
+
+
+def test_notebook_04_is_worked_through(page):
+    page.open("notebooks/04_imbalance.ipynb")
+    page.run_all()
+    page.scroll(source_of(page, "cl.EquationView"))
+    view = lab(page)
+    view.until(lambda: "12 of 36 entries" in view.sentence())
+    page.page.get_by_text("with a query bank").first.click()
+    view.until(lambda: "12 of 12 entries" in view.sentence())
+    page.page.locator(".widget-toggle-buttons button").filter(has_text="(9, its memory rows)").click()
+    view.until(lambda: "no entry here: there is no query bank" in view.sentence())
+    page.shot("04-equation")
+    page.scroll(source_of(page, '"04.ratio"'))
+    field = page.page.locator("canvas[aria-label^='a curve of log10']")
+    field.focus()
+    for key in ("ArrowUp", "ArrowRight", "ArrowUp", "ArrowRight", "ArrowRight"):
+        page.page.keyboard.press(key)
+    box = field.bounding_box()
+    page.page.mouse.move(box["x"] + 200, box["y"] + 100)
+    page.page.mouse.down()
+    page.page.mouse.move(box["x"] + 400, box["y"] + 40, steps=12)
+    page.page.mouse.up()
+    page.buttons("Commit").last.click()
+    page.page.get_by_text("it never settles").wait_for()
+    page.page.wait_for_timeout(500)
+    page.shot("04-drawn")
+    page.page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    page.page.wait_for_timeout(1200)
+    page.shot("04-dark")
+    page.page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
+    assert page.errors == []

@@ -101,8 +101,9 @@ def test_what_goes_wrong_in_the_function_is_a_sentence():
 
 def test_a_wrong_picture_stands_beside_the_right_one():
     verdict = cl.check("04.2", EXERCISES["04.2"].slips[0].wrong)
-    data, metadata = verdict._repr_mimebundle_()
-    assert data["text/plain"] == metadata["image/png"]["alt"] == "✗ " + verdict.sentence and len(data["image/png"]) > 1000
+    data = verdict._repr_mimebundle_()
+    assert data["text/plain"] == "✗ " + verdict.sentence and "<img alt='expected and yours side by side. ✗ case 1" in data["text/html"]
+    assert len(data["text/html"]) > 3000 and "img" not in Verdict(False, "x")._repr_mimebundle_()["text/html"]
     assert repr(cl.check("01.4", EXERCISES["01.4"].right)).startswith("✓ right on")
     assert "<script>" not in Verdict(False, "<script>")._repr_mimebundle_()["text/html"]
 
