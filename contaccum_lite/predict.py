@@ -64,7 +64,8 @@ class Predict:
             self.field = w.FloatSlider(min=number[0], max=number[1], value=number[0], step=(number[1] - number[0]) / 100, layout=dict(width="26em"))
         else:
             self.field = Sketch(**curve)
-        self.button = w.Button(description="Commit", icon="check", tooltip="your answer can not be changed afterwards", layout=dict(width="auto"))
+        self.button = w.Button(description="Commit", icon="check", tooltip="your answer can not be changed afterwards",
+                               layout=dict(width="auto", align_self="flex-start"))
         self.said = w.HTML()
         self.below = w.VBox([])
         self.widget = w.VBox([w.HTML(f"<p><b>Predict.</b> {html.escape(question)}</p>"), self.field, self.button, self.said, self.below])

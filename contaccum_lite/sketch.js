@@ -8,6 +8,7 @@ function render({ model, el }) {
   canvas.setAttribute("role", "application");
   hint.style.fontSize = "12px";
   hint.setAttribute("aria-live", "polite");
+  el.style.color = "var(--jp-ui-font-color1, currentColor)";
   el.append(canvas, hint);
   let place = 0, values = Array(STEPS).fill(null);
   const sides = () => [model.get("x"), model.get("y")];
@@ -76,8 +77,10 @@ function render({ model, el }) {
     draw();
   });
   model.on("change:points change:truth change:locked", draw);
+  const themed = new MutationObserver(draw);
+  themed.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "class"] });
   requestAnimationFrame(draw);
-  return () => model.off("change:points change:truth change:locked", draw);
+  return () => { themed.disconnect(); model.off("change:points change:truth change:locked", draw); };
 }
 
 export default { render };
