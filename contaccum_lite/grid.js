@@ -9,6 +9,15 @@ function tell(model, values) {
   try { model.save_changes(); } catch { /* closed */ }
 }
 
+const waiting = new Set(); // pictures that are painted with the next one, of whatever grid: a page pays for each painting
+const PATIENCE = 40; // milliseconds after which they are painted alone
+
+function flush() {
+  const paints = [...waiting];
+  waiting.clear();
+  for (const paint of paints) paint();
+}
+
 const inView = new Map(); // widget's key -> its views that are in view, of all that are on the page
 
 // Say that the page has kept up: the kernel sends no further frame before it hears this. A hidden page says nothing.
@@ -185,11 +194,15 @@ function render({ model, el }) {
     if (at.length) box(at[0], at[1], 1, 1, "#000", 2);
   }
 
-  let asked = false; // several changes in one turn are one picture
-  const redraw = () => {
-    if (asked) return;
-    asked = true;
-    requestAnimationFrame(() => { asked = false; words(); draw(); });
+  const paint = () => { words(); draw(); };
+  const redraw = () => { // several changes in one turn are one picture
+    waiting.add(paint);
+    requestAnimationFrame(flush);
+  };
+  const frame = () => {
+    if (!model.get("patient")) return redraw();
+    waiting.add(paint);
+    setTimeout(() => { if (waiting.has(paint)) requestAnimationFrame(flush); }, PATIENCE);
   };
 
   function point(row, column) {
@@ -219,8 +232,9 @@ function render({ model, el }) {
     event.stopPropagation();
   });
 
-  const all = "change:frame change:at change:picked change:told change:ranking change:sentence change:title";
+  const all = "change:at change:picked change:told change:ranking change:sentence change:title";
   model.on(all, redraw);
+  model.on("change:frame", frame);
   model.on("change:legend change:colours", paintLegend);
   const resized = new ResizeObserver(() => { if (room !== el.clientWidth) { room = el.clientWidth; redraw(); } });
   resized.observe(el);

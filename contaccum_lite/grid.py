@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from functools import cache, reduce
+from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
 import anywidget
 import numpy as np
+import torch
 import traitlets
 
 _HERE = Path(__file__).parent
 
 
-LARGEST = 720   # rows or columns that are sent one by one
+LARGEST = 720   # rows or columns beyond which blocks of cells share a byte: a canvas has no room for more
 
 
 class Grid(anywidget.AnyWidget):
@@ -46,40 +47,53 @@ class Grid(anywidget.AnyWidget):
     picked = traitlets.List().tag(sync=True, echo_update=False)
     frame = traitlets.Int(0).tag(sync=True)
     beat = traitlets.Int(0).tag(sync=True)
-    window = traitlets.Int(3, help="beats that may be on their way; the page answers each of so many").tag(sync=True)
+    window = traitlets.Int(5, help="beats that may be on their way; the page answers each of so many").tag(sync=True)
     beaten = traitlets.Int(0).tag(sync=True, echo_update=False)
     shown = traitlets.Bool(True).tag(sync=True, echo_update=False)
+    patient = traitlets.Bool(False, help="its pictures wait a moment for another grid's, to be painted with them").tag(sync=True)
     key = traitlets.Unicode(help="the same in all views of this widget").tag(sync=True)
 
     @traitlets.default("key")
     def _new_key(self):
         return uuid4().hex
 
-    def show(self, cells: np.ndarray, **more) -> None:
-        """One frame: the (rows, columns) uint8 cells and whatever else changed, in one message.
+    def show(self, cells: np.ndarray, *, scale: int = 1, shape: tuple[int, int] | None = None, **more) -> None:
+        """One frame: the uint8 cells and whatever else changed, in one message.
 
-        Of more cells than the screen has room for, each block of `scale` × `scale` is sent as the one farthest from the middle colour.
+        scale, shape: where one byte stands for `scale` × `scale` cells of a table of this shape (`strongest`).
         """
-        if "at" not in more and self.at and (self.at[0] >= cells.shape[0] or self.at[1] >= cells.shape[1]):
+        rows, columns = cells.shape if shape is None else shape
+        if "at" not in more and self.at and (self.at[0] >= rows or self.at[1] >= columns):
             more["at"] = []
-        if self.picked and self.picked[0] >= cells.shape[0]:
+        if self.picked and self.picked[0] >= rows:
             more["picked"] = []
         with self.hold_sync():
-            self.rows, self.columns = cells.shape
-            self.scale = max(1, -(-max(cells.shape) // LARGEST))
-            self.cells = (cells if self.scale == 1 else _extremes(cells, self.scale)).tobytes()
+            self.rows, self.columns, self.scale, self.cells = rows, columns, scale, cells.tobytes()
             for name, value in more.items():
                 setattr(self, name, value)
             self.frame += 1
 
 
-def _extremes(cells: np.ndarray, scale: int) -> np.ndarray:
-    """Each block's byte that is farthest from the middle."""
-    rows, columns = cells.shape
-    padded = np.pad(cells, ((0, -rows % scale), (0, -columns % scale)), mode="edge")
-    parts = [padded[r::scale, c::scale] for r in range(scale) for c in range(scale)]
-    high, low = reduce(np.maximum, parts), reduce(np.minimum, parts)
-    return np.where(high >= 255 - low, high, low)          # high − 128 ≥ 127 − low, without leaving the bytes
+def strongest(values: torch.Tensor, scale: int) -> torch.Tensor:
+    """Of each `scale` × `scale` block of a (rows, columns) matrix, the value of the largest size; of bools, whether any holds."""
+    if scale == 1:
+        return values
+    whole = values.cpu().numpy()
+    if whole.dtype == bool:
+        return torch.from_numpy(_pooled(whole, scale, np.logical_or))
+    high, low = (_pooled(whole, scale, better) for better in (np.maximum, np.minimum))
+    return torch.from_numpy(np.where(high >= -low, high, low))
+
+
+def _pooled(values: np.ndarray, scale: int, better) -> np.ndarray:
+    """Each block's np.maximum, np.minimum or np.logical_or: down first, which runs along memory; blocks at the edges may have fewer."""
+    for axis in (0, 1):
+        parts = [values[(slice(None),) * axis + (slice(first, None, scale),)] for first in range(scale)]
+        values = parts[0].copy()
+        for part in parts[1:]:
+            inside = values[:part.shape[0], :part.shape[1]]
+            better(inside, part, out=inside)
+    return values
 
 
 @cache

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from . import stills
-from .grid import Grid, colours
+from .grid import LARGEST, Grid, colours, strongest
 from .lab import NAMES
 from .stills import bundle
 
@@ -98,25 +98,30 @@ class MatrixView(View):
         return dict(kind=self.kind, values=torch.where(micro.scores == -torch.inf, torch.nan, values), local=micro.local,
                     hard_from=micro.hard_from, row_ids=micro.row_ids, column_ids=micro.column_ids)
 
+    def scale(self) -> int:
+        """Rows and columns that share a byte of `cells`."""
+        return 1 if self.lab.micro is None else -(-max(self.lab.micro.scores.shape) // LARGEST)
+
     def cells(self) -> np.ndarray:
-        """The values as bytes of colour, (rows, columns)."""
-        micro = self.lab.micro
+        """The values as bytes of colour, (rows, columns); of more than a canvas has room for, each block's strongest."""
+        micro, scale = self.lab.micro, self.scale()
         if micro is None:
             return np.zeros((0, 0), dtype=np.uint8)
+        left_out = micro.scores.cpu() == -torch.inf
         if self.kind == "softmax weight":
-            places = softmax(micro).clamp_(min=1e-4).log_().mul_(254 / 4 / math.log(10)).add_(255)
+            places = strongest(softmax(micro), scale).clamp(min=1e-4).log_().mul_(254 / 4 / math.log(10)).add_(255)
         elif self.kind == "score":
-            most = float(micro.scores.nan_to_num(neginf=0).abs().max()) or 1.0
-            places = (micro.scores * (127 / most)).add_(128)
+            scores = strongest(micro.scores.nan_to_num(neginf=0), scale)
+            places = scores.mul(127 / (float(scores.abs().max()) or 1.0)).add_(128)
         else:
-            strength = micro.weights * len(micro.weights)
+            strength = strongest(micro.weights, scale) * len(micro.weights)
             places = strength.abs().sqrt_().copysign_(strength).mul_(127).add_(128)
-        cells = places.clamp_(1, 255).round_().to(torch.uint8)
-        cells[micro.scores == -torch.inf] = 0
+        cells = places.clamp_(1, 255).round_().to(torch.uint8).cpu()
+        cells[left_out if scale == 1 else ~strongest(~left_out, scale)] = 0
         if self.kind == "gradient weight":
             for start, end in self._frozen():
-                cells[micro.local:, start:end] = 0
-        return cells.cpu().numpy()
+                cells[-(-micro.local // scale):, -(-start // scale):-(-end // scale)] = 0
+        return cells.numpy()
 
     def _frozen(self) -> list[tuple[int, int]]:
         """The columns that are memories, as (start, end)."""
@@ -145,7 +150,8 @@ class MatrixView(View):
         with self.grid.hold_sync():
             if self._drawn is None or self._drawn[0] is not self.lab.micro or self._drawn[1] != self._kind:
                 self._drawn = self.lab.micro, self._kind
-                self.grid.show(self.cells(), blocks=self.blocks(), diagonal=0 if self.lab.micro is None else len(self.lab.micro.scores),
+                self.grid.show(self.cells(), scale=self.scale(), shape=(0, 0) if self.lab.micro is None else tuple(self.lab.micro.scores.shape),
+                               blocks=self.blocks(), diagonal=0 if self.lab.micro is None else len(self.lab.micro.scores),
                                legend=ends, colours=palette, title=f"{self.title}: {self.kind}")
             if words:
                 self.grid.sentence = self.sentence
@@ -246,8 +252,8 @@ class BanksView(View):
         import ipywidgets
 
         super().__init__(lab)
-        self.grids = {"query": Grid(title="Query bank", empty="no query bank", width=215),
-                      "passage": Grid(title="Passage bank", empty="no passage bank", width=215)}
+        self.grids = {"query": Grid(title="Query bank", empty="no query bank", width=215, patient=True),
+                      "passage": Grid(title="Passage bank", empty="no passage bank", width=215, patient=True)}
         for name, grid in self.grids.items():
             grid.observe(lambda change, name=name: lab.soon(self.tell, name), "at")
         self.words = ipywidgets.HTML()

@@ -438,13 +438,27 @@ def test_one_update_of_the_figure_is_on_its_way(lab, monkeypatch):
     assert figure.answered and len(sent) == 3
 
 
-def test_more_cells_than_a_screen_has_are_sent_as_blocks():
-    from contaccum_lite.grid import Grid, _extremes
-    cells = np.full((1032, 1031), 128, dtype=np.uint8)
-    cells[5, 7], cells[700, 900], cells[1031, 1030] = 255, 3, 200
+def test_of_more_cells_than_a_canvas_has_room_for_the_strongest_are_sent(monkeypatch, toy):
+    from contaccum_lite.grid import Grid, strongest
+    values = torch.zeros(1032, 1031)
+    values[5, 7], values[4, 6], values[700, 900], values[1031, 1030] = 1.0, -0.5, -2.0, 0.5
+    found = strongest(values, 2)
+    assert found.shape == (516, 516) and (found[2, 3], found[350, 450], found[515, 515], (found != 0).sum()) == (1, -2, 0.5, 3)
+    assert torch.equal(strongest(values, 1), values)
     grid = Grid()
-    grid.show(cells)
+    grid.show(np.zeros((516, 516), dtype=np.uint8), scale=2, shape=(1032, 1031))
     assert (grid.rows, grid.columns, grid.scale, len(grid.cells)) == (1032, 1031, 2, 516 * 516)
-    sent = np.frombuffer(grid.cells, dtype=np.uint8).reshape(516, 516)
-    assert (sent[2, 3], sent[350, 450], sent[515, 515], (sent != 128).sum()) == (255, 3, 200, 3)
-    assert np.array_equal(_extremes(cells, 1), cells)
+    lab = Lab(toy, **SMALL)
+    lab.run(2)
+    view = lab.views.matrix
+    for kind in view.KINDS:                                            # the picture of blocks is the blocks of the picture
+        monkeypatch.setattr(views, "LARGEST", 720)
+        view.kind = kind
+        whole = view.cells().astype(int)
+        monkeypatch.setattr(views, "LARGEST", 12)
+        view.draw()
+        blocks = view.cells().astype(int)
+        assert blocks.shape == (12, 12) and view.scale() == 2
+        far = np.where(whole > 0, abs(whole - (1 if kind == "softmax weight" else 128)) + 1, 0)
+        most = far.reshape(12, 2, 12, 2).max((1, 3))
+        assert abs(np.where(blocks > 0, abs(blocks - (1 if kind == "softmax weight" else 128)) + 1, 0) - most).max() <= (1 if kind == "score" else 0)
