@@ -22,6 +22,7 @@ class MemoryBank:
         self._ids = torch.full((size,), -1, dtype=torch.int64)
         self._born = torch.zeros(size, dtype=torch.int64)
         self.next_slot = 0  # where the next vector goes
+        self.version = getattr(self, "version", 0) + 1  # grows whenever a vector in it changes
         self._count = 0
 
     def __len__(self) -> int:
@@ -58,6 +59,7 @@ class MemoryBank:
         self._born[slots] = step
         self.next_slot = (self.next_slot + new) % self.size
         self._count = min(self._count + new, self.size)
+        self.version += 1
 
     def _slots(self, count: int) -> slice | Tensor:
         """The next `count` slots to be written: a slice where they do not go round the end, which is the faster way."""
@@ -83,9 +85,21 @@ class MemoryBank:
         return (slots, self._vectors[slots].clone(), self._ids[slots].clone(), self._born[slots].clone(),
                 self.next_slot, self._count)
 
+    def vectors_before(self, count: int):
+        """A function that gives the vectors as they are now, (n, dim), after up to `count` more have been written."""
+        slots, n = self._slots(min(count, self.size)), self._count
+        written_over = self._vectors[slots].clone()
+
+        def vectors() -> Tensor:
+            found = self._vectors.clone()
+            found[slots] = written_over
+            return found[:n]
+        return vectors
+
     def restore(self, mark: tuple) -> None:
         """Be again as at the mark."""
         slots, self._vectors[slots], self._ids[slots], self._born[slots], self.next_slot, self._count = mark
+        self.version += 1
 
     def state_dict(self) -> dict[str, Tensor]:
         """All of it as tensors, the write position too."""
@@ -100,3 +114,4 @@ class MemoryBank:
         self._ids.copy_(state["ids"])
         self._born.copy_(state["born"])
         self.next_slot, self._count = (int(n) for n in state["position"])
+        self.version += 1

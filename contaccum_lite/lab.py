@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl
 import traitlets
 
 from .data import Pairs
+from .methods import MicroStep
 from .settings import PRESETS, Settings, checked
 from .train import Run, TakenBack
 
@@ -96,7 +97,7 @@ class Lab(_Traits):
         if every < 1:
             raise ValueError(f"every is {every}: it must be 1 or more updates.")
         self.pairs, self.every = pairs, every
-        self.micro = None              # the last micro-batch's MicroStep
+        self._micro = None
         self.waiting = False           # inside `run`, where no button can be heard
         self._settling, self._task, self._plan, self._script = False, None, [], {}
         self._views = self._on_close = None
@@ -192,6 +193,11 @@ class Lab(_Traits):
         return self.track.run
 
     @property
+    def micro(self) -> MicroStep | None:
+        """The last micro-batch, as long as its matrix can be had."""
+        return self._micro if self._micro is not None and self._micro.there else None
+
+    @property
     def done(self) -> bool:
         """Whether all updates of the run, and of those lined up behind it, have been made."""
         return self.training.step_count >= self.training.settings.updates and not self._plan
@@ -255,7 +261,7 @@ class Lab(_Traits):
         self.waiting = True
         try:
             while (did := self._advance()) not in (None, "update"):
-                if did == kind and self.micro.index + 1 < self.micro.of:
+                if did == kind and self._micro.index + 1 < self._micro.of:
                     break
         finally:
             self.waiting = False
@@ -325,14 +331,15 @@ class Lab(_Traits):
         run = Run(self.pairs, self.settings)
         if getattr(self, "track", None) is not None and self.track.run.step_count:
             self.ghosts = [*self.ghosts, self.track][-GHOSTS:]
-        self.track, self.micro = Track(run), None
+        self.track, self._micro = Track(run), None
         self._work = self._train()
         self._under_way = False
         self.message = ""
         self.ticks += 1
 
     def _rewind(self) -> None:
-        """Forget the update that is under way."""
+        """Forget the update that is under way; what was seen of it stays to be seen."""
+        _ = self.micro
         self._work.close()
         self._work, self._under_way = self._train(), False
 
@@ -371,7 +378,7 @@ class Lab(_Traits):
             self._take_changes()
             self._under_way = True
             try:
-                for self.micro in run.micro_steps():
+                for self._micro in run.micro_steps():
                     yield "micro-batch"
             except TakenBack:
                 continue
@@ -393,6 +400,7 @@ class Lab(_Traits):
         for name in LIVE:
             value = getattr(self, name)
             if self._can_change(name) and value != getattr(run.settings, name):
+                _ = self.micro                               # its matrix is made while the banks are as they were
                 run.change(**{name: value})
                 self.track.note(name, value)
                 self.ticks += 1

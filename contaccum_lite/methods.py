@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .bank import MemoryBank
+from .incremental import IncrementalSoftmax
 from .loss import Contrast, contrast, duplicate_mask
 from .settings import Settings
 from .towers import copy_of, has_dropout
@@ -33,19 +34,44 @@ class MicroBatch(NamedTuple):
     passage_tokens: Tensor    # (B + B·h, L): positives, then hard negatives
 
 
-class MicroStep(NamedTuple):
-    """What one micro-batch did: its matrix, whose rows and columns they are, and where it stands in its update."""
+class MicroStep:
+    """What one micro-batch did: its matrix, whose rows and columns they are, and where it stands in its update.
 
-    update: int
-    index: int                # k of K, from 0
-    of: int
-    loss: float
-    scores: Tensor            # (rows, columns)
-    weights: Tensor           # (rows, columns): the gradient weight of each entry
-    local: int                # rows and columns before this are of this micro-batch, the later ones of the banks
-    row_ids: Tensor           # (rows,) training pairs
-    column_ids: Tensor        # (columns,) training pairs; from `hard_from` on, passages
-    hard_from: int
+    `scores` and `weights` are (rows, columns), the weight of an entry being ∂loss/∂score. With similarity="incremental" no
+    method makes them: they are made when they are looked at, which must be before the next micro-batch.
+    """
+
+    def __init__(self, update: int, index: int, of: int, loss: float, local: int, row_ids: Tensor, column_ids: Tensor, hard_from: int,
+                 matrix: tuple[Tensor, Tensor] | Callable[[], tuple[Tensor, Tensor]]):
+        self.update, self.index, self.of = update, index, of   # index: k of K, from 0
+        self.loss = loss
+        self.local = local                # rows and columns before this are of this micro-batch, the later ones of the banks
+        self.row_ids = row_ids            # (rows,) training pairs
+        self.column_ids = column_ids      # (columns,) training pairs; from `hard_from` on, passages
+        self.hard_from = hard_from
+        self._matrix = matrix
+
+    @property
+    def scores(self) -> Tensor:
+        return self.matrix()[0]
+
+    @property
+    def weights(self) -> Tensor:
+        return self.matrix()[1]
+
+    def matrix(self) -> tuple[Tensor, Tensor]:
+        """(scores, weights), made now if they have not been. Raises `RuntimeError` where the banks have moved on."""
+        if not self.there:
+            raise RuntimeError("this micro-batch's matrix was not made, and the banks have moved on: look at it before the next micro-batch, "
+                               "or set similarity='full'.")
+        return self._matrix
+
+    @property
+    def there(self) -> bool:
+        """Whether its matrix can be had."""
+        if callable(self._matrix):
+            self._matrix = self._matrix() or self._matrix
+        return not callable(self._matrix)
 
 
 class Encoded(NamedTuple):
@@ -75,6 +101,7 @@ class Learner:
         self.banks = [MemoryBank(size, self.query_tower.dim, dtype, s.device) for size in self._sizes()]
         self.slow_towers = [copy_of(t).eval().requires_grad_(False) for t in self.towers] if s.momentum else []
         self.noisy = any(has_dropout(tower) for tower in self.towers)
+        self.softmax = IncrementalSoftmax(*self.banks, s.temperature, (self.query_keys, self.passage_keys, self.text_keys) if s.mask_duplicates else None)
 
     @property
     def towers(self) -> list[nn.Module]:
@@ -91,6 +118,18 @@ class Learner:
     @property
     def hard_bank(self) -> MemoryBank:
         return self.banks[2]
+
+    @property
+    def full_because(self) -> str:
+        """Why the whole similarity matrix is computed; nothing where it is not."""
+        s = self.settings
+        if s.similarity == "full":
+            return "similarity is 'full'"
+        if not s.has_bank:
+            return "no bank whose scores could be kept"
+        if self.slow_towers:
+            return "the banks hold vectors of the slow towers, not those that were compared"
+        return "an intervention (`adjust`) looks at it" if self.adjust is not None else ""
 
     def _sizes(self) -> tuple[int, int, int]:
         """Slots of the query, passage and hard-negative bank."""
@@ -124,21 +163,34 @@ class Learner:
 
     def contrast(self, vectors: Encoded, pair_ids: Tensor, hard_ids: Tensor, update: int, banks: bool) -> tuple[Contrast, dict]:
         """The loss and gradients of these vectors against themselves and, if asked, against what the banks hold."""
-        s = self.settings
-        banks = banks and update >= s.bank_warmup
-        kept_passages = self.passage_bank if banks else MemoryBank(0, self.passage_bank.dim)
-        kept_queries = self.query_bank if banks and not self.query_bank_dropped(update) else None
-        kept_hard = self.hard_bank.vectors if banks and len(self.hard_bank) else None
-        columns = torch.cat([pair_ids, kept_passages.ids])
-        hard = torch.cat([hard_ids, self.hard_bank.ids]) if kept_hard is not None else hard_ids
-        rows = len(pair_ids) + (len(kept_queries) if kept_queries is not None else 0)
-        found = contrast(vectors.queries.detach(), vectors.passages.detach(),
-                         kept_queries.vectors if kept_queries is not None else None,
-                         kept_passages.vectors if len(kept_passages) else None,
-                         vectors.hard.detach() if vectors.hard is not None else None,
-                         s.temperature, bank_hard_negatives=kept_hard,
-                         mask=self.mask(columns, hard, rows) if s.mask_duplicates else None)
-        return found, dict(local=len(pair_ids), row_ids=columns[:rows], column_ids=torch.cat([columns, hard]), hard_from=len(columns))
+        banks = banks and update >= self.settings.bank_warmup
+        parts = Encoded(*(None if part is None else part.detach() for part in vectors))
+        kept = [bank.ids if banks else bank.ids[:0] for bank in self.banks]
+        columns, hard = torch.cat([pair_ids, kept[1]]), torch.cat([hard_ids, kept[2]])
+        rows = len(pair_ids) + (0 if self.query_bank_dropped(update) else len(kept[0]))
+        places = dict(local=len(pair_ids), row_ids=columns[:rows], column_ids=torch.cat([columns, hard]), hard_from=len(columns))
+        if banks and not self.full_because:
+            return self.softmax.contrast(*parts, pair_ids, hard_ids), places
+        return self._whole(parts, [bank.vectors[:len(ids)] for bank, ids in zip(self.banks, kept)], columns, hard, rows), places
+
+    def _whole(self, vectors: Encoded, kept: list[Tensor], columns: Tensor, hard: Tensor, rows: int) -> Contrast:
+        """By the whole matrix, with the banks' vectors given; columns: ids of its pairs, hard: of its hard negatives."""
+        queries, passages, kept_hard = (part if len(part) else None for part in kept)
+        return contrast(vectors.queries, vectors.passages, queries if rows > len(vectors.queries) else None, passages, vectors.hard,
+                        self.settings.temperature, bank_hard_negatives=kept_hard,
+                        mask=self.mask(columns, hard, rows) if self.settings.mask_duplicates else None)
+
+    def matrix_later(self, vectors: Encoded, places: dict, kept: list[Callable]) -> Callable:
+        """What makes this micro-batch's matrix when it is asked for, until the banks are written again."""
+        versions = [bank.version for bank in self.banks]
+
+        def matrix() -> tuple[Tensor, Tensor] | None:
+            if versions != [bank.version for bank in self.banks]:
+                return None
+            ids, hard_from = places["column_ids"], places["hard_from"]
+            parts = Encoded(*(None if part is None else part.detach() for part in vectors))
+            return self._whole(parts, [of() for of in kept], ids[:hard_from], ids[hard_from:], len(places["row_ids"]))[4:]
+        return matrix
 
     def mask(self, columns: Tensor, hard: Tensor, rows: int) -> Tensor | None:
         """Which entries are a row's own stale self or a copy of its passage (`loss.duplicate_mask`)."""
@@ -158,11 +210,14 @@ class Learner:
             return
         if self.slow_towers:
             vectors = self.encode(batch, self.slow_towers[0], self.slow_towers[-1])
+        if not self.full_because:
+            self.softmax.enter()
         if not self.query_bank_dropped(update):
             self.query_bank.write(batch.pair_ids, vectors.queries, update)
         self.passage_bank.write(batch.pair_ids, vectors.passages, update)
         if self.hard_bank.size:
             self.hard_bank.write(batch.hard_ids, vectors.hard, update)
+        self.softmax.settle()
 
     @torch.no_grad()
     def after_update(self, update: int) -> None:
@@ -195,8 +250,13 @@ def accumulated_gradient(learner: Learner, batches: list[MicroBatch], update: in
         if learner.adjust is not None:
             found = learner.adjust(found)
         _backward(vectors, found[1:4], 1 / len(batches))
+        matrix, later = found[4:], found.scores is None
+        if later:
+            kept = [bank.vectors_before(len(ids)) for bank, ids in zip(learner.banks, (batch.pair_ids, batch.pair_ids, batch.hard_ids))]
         learner.remember(batch, vectors, update)
-        yield MicroStep(update, k, len(batches), found.loss.item(), found.scores, found.weights, **places)
+        if later:
+            matrix = learner.matrix_later(vectors, places, kept)
+        yield MicroStep(update, k, len(batches), found.loss.item(), **places, matrix=matrix)
 
 
 def cached_gradient(learner: Learner, batches: list[MicroBatch], update: int) -> Iterator[MicroStep]:
@@ -221,7 +281,7 @@ def cached_gradient(learner: Learner, batches: list[MicroBatch], update: int) ->
                 vectors[k] = learner.encode(batches[k])
         _backward(vectors[k], [None if piece is None else piece[k] for piece in pieces], 1.0)
         vectors[k] = None
-        yield MicroStep(update, k, len(batches), found.loss.item(), found.scores, found.weights, **places)
+        yield MicroStep(update, k, len(batches), found.loss.item(), **places, matrix=found[4:])
 
 
 def _backward(vectors: Encoded, gradients: list[Tensor | None], scale: float) -> None:

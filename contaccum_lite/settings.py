@@ -56,6 +56,9 @@ TOWERS: dict[str, dict] = {
 }
 
 
+INCREMENTAL_FROM = 256   # vectors in a bank from which keeping scores is faster (benchmarks/similarity.py)
+
+
 def _field(default, help, low=None, high=None, choices=None, symbol=None, slider=None):
     """A settings field. With a later default it is None until the method, the tower or `dim` say what it is.
 
@@ -108,7 +111,8 @@ class Settings:
     bank_hard_negatives: bool = _field(True, "keep past hard negatives in a bank of their own")
     mask_duplicates: bool = _field(True, "leave out columns that are the row's own stale self or a copy of its passage")
     momentum: float = _field(_Later(0.0), "how much the copies that fill the banks keep of themselves; 0 is no copies", 0.0, 0.999999)
-    similarity: str = _field("full", "how the similarity matrix is computed", choices=("full",))
+    similarity: str = _field(_Later("full"), "how a bank's part of the similarity matrix is computed: whole each time, or kept while its vectors live",
+                             choices=("full", "incremental"))
     dtype: str = _field("float32", "number format of weights and banks", choices=("float32", "float64"))
     device: str = _field("cpu", "where it runs: 'cpu', 'cuda', 'cuda:1', …")
 
@@ -121,7 +125,9 @@ class Settings:
                   **tower, **preset["starts"], **preset["fixes"]}
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            if value is None and f.name != "drop_query_bank_at":
+            if value is None and f.name == "similarity":
+                value = self._usual_similarity
+            elif value is None and f.name != "drop_query_bank_at":
                 value = starts.get(f.name, f.metadata["default"])
             object.__setattr__(self, f.name, checked(f, value))
         for name, fixed in preset["fixes"].items():
@@ -157,7 +163,7 @@ class Settings:
 
     def share(self) -> str:
         """This run in one line: the method and all that differs from its defaults; `Settings.parse` reads it back."""
-        start = Settings(method=self.method, tower=self.tower, dim=self.dim)
+        start = Settings(method=self.method, tower=self.tower, dim=self.dim, similarity=self._usual_similarity)
         plain = {"tower": "bag", "dim": 64}
         names = [f.name for f in dataclasses.fields(self)]
         return urlencode([("method", self.method)] + [
@@ -165,7 +171,20 @@ class Settings:
 
     def replace(self, **changes) -> Settings:
         """A copy with these fields changed."""
-        return Settings._from_names({**dataclasses.asdict(self), **changes})
+        own = dataclasses.asdict(self)
+        if self.similarity == self._usual_similarity:
+            own["similarity"] = None                   # it follows the other settings
+        return Settings._from_names({**own, **changes})
+
+    @property
+    def _usual_similarity(self) -> str:
+        """What is faster, where both are right."""
+        return "incremental" if self.keeps_scores and self.memory_size >= INCREMENTAL_FROM else "full"
+
+    @property
+    def keeps_scores(self) -> bool:
+        """Whether the scores among banked vectors stay as they were when they were made (`incremental.py`)."""
+        return self.has_bank and not self.momentum
 
     @property
     def total_batch(self) -> int:

@@ -68,6 +68,8 @@ class Feed:
         else:
             self.met = np.unique(np.concatenate([self.positive, *map(np.array, filter(None, self.hard))]))
             self.passages = _tokenize_passages(tower, [pairs.passages[row] for row in self.met], settings)
+        self.sizes = np.array([min(settings.local_batch, len(chosen) - start) for first in range(0, len(self.rows), settings.total_batch)
+                               for chosen in [self.rows[first:first + settings.total_batch]] for start in range(0, len(chosen), settings.local_batch)])
         self._epoch = (-1, None, None)
 
     @property
@@ -152,8 +154,15 @@ class Run:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was left out of the data, in sentences."""
-        return (*self.pairs.notes, *([self.feed.note] if self.feed.note else []))
+        """What was left out of the data, or is computed otherwise than asked for, in sentences."""
+        full = self.learner.full_because
+        asked = self.settings.similarity == "incremental" and full
+        return (*self.pairs.notes, *filter(None, [self.feed.note, f"The whole similarity matrix is computed: {full}." if asked else ""]))
+
+    @property
+    def similarity(self) -> str:
+        """"incremental" or "full": how the similarity matrix is computed (`notes` says why where it is not as asked)."""
+        return "full" if self.learner.full_because else "incremental"
 
     # --- training ------------------------------------------------------------------------------------------------------
 
@@ -179,6 +188,9 @@ class Run:
         batches = self.feed.batches(update)
         self._marks = [(bank, bank.mark(sum(map(len, ids)))) for bank, ids in zip(self.learner.banks, (
             [b.pair_ids for b in batches], [b.pair_ids for b in batches], [b.hard_ids for b in batches]))]
+        if not self.learner.full_because:
+            self.learner.softmax.expect(self.feed.sizes, update % self.feed.updates_per_epoch * self.settings.accumulation_steps)
+            self._marks.append((self.learner.softmax, self.learner.softmax.mark(sum(len(b.pair_ids) for b in batches))))
         self._turn = turn = self._turn + 1
         losses = []
         try:
@@ -208,7 +220,7 @@ class Run:
             self.optimizer.step()
             self.learner.after_update(self.step_count)
             self.step_count += 1
-            negatives = micro.scores.shape[1] - 1
+            negatives = len(micro.column_ids) - 1
             ratio = passage / query if query else math.inf
             self.history.append(Update(self.step_count, loss, query, passage, ratio, negatives, time.perf_counter() - began))
             self._marks = None
@@ -378,6 +390,7 @@ class Run:
         tensors = {f"optimizer.{n}.{name}": value for n, slots in self.optimizer.state_dict()["state"].items() for name, value in slots.items()}
         for n, bank in enumerate(self.learner.banks):
             tensors |= {f"bank.{n}.{name}": value for name, value in bank.state_dict().items()}
+        tensors |= {f"softmax.0.{name}": value for name, value in self.learner.softmax.state_dict().items()}
         for n, tower in enumerate(self.learner.slow_towers):
             tensors |= {f"slow.{n}.{name}": value for name, value in tower.state_dict().items()}
         return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
@@ -392,6 +405,7 @@ class Run:
         self.optimizer.load_state_dict(state)
         for n, bank in enumerate(self.learner.banks):
             bank.load_state_dict(groups["bank", n])
+        self.learner.softmax.load_state_dict(groups.get(("softmax", 0), {}))
         for n, tower in enumerate(self.learner.slow_towers):
             tower.load_state_dict(groups["slow", n])
 

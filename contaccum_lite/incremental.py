@@ -1,0 +1,286 @@
+"""The softmax over batch and banks without the bank × bank block: the same loss and gradients as `loss.contrast`.
+
+Vectors in a bank do not change while they are there, so neither do the scores among them. All that a banked row needs of
+them is one number: the log-sum-exp of its scores over the columns that are in the bank now. Per micro-batch, O(N·d) for the
+scores of the B local vectors with the bank instead of O(N²·d) for all of them:
+
+    local row      all its scores: they are new
+    banked row i   logaddexp(what the bank gives it, its scores with the local columns), minus its positive's score
+
+What the bank gives row i is again two numbers, because columns leave the bank from the old end and come in at the new one:
+
+    older[t, i]    over the columns that came with row i or before it and are still there at micro-batch t: written once, for
+                   all t that row i will live to see, as sums from the new end (nothing is ever subtracted)
+    newer[i]       over the columns that have come since: each micro-batch adds its own
+
+Both are filled from scores that the loss has made anyway. The table has N rows' worth of N / B micro-batches: 4·N²/B bytes in
+float32. Notebook 08 derives it in four pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .bank import MemoryBank
+from .loss import Contrast
+
+
+class IncrementalSoftmax:
+    """Loss and gradients of a micro-batch against its banks, at a price that grows with N_memory and not with its square.
+
+    query_bank, passage_bank, hard_bank: filled in step by their owner, who calls `contrast`, then `enter`, then writes the banks,
+    then `settle`. A passage bank alone (pre-batch) needs no table: its rows are local. keys: (of each training pair's query, of
+    its passage, of each passage), by which duplicates are known, as in `loss.duplicate_mask`; None masks nothing. Banks that were
+    changed by anyone else (resized, loaded, restored) are noticed, and the table is made anew from them by one full product.
+    """
+
+    def __init__(self, query_bank: MemoryBank, passage_bank: MemoryBank, hard_bank: MemoryBank, temperature: float = 1.0,
+                 keys: tuple[Tensor, Tensor, Tensor] | None = None):
+        self.banks = query_bank, passage_bank, hard_bank
+        self.temperature, self.keys = temperature, keys
+        self._sizes, self._place = np.array([1]), 0       # the micro-batches of an epoch, and how many of them are done
+        self._written = None                              # pairs written before each of them, over epochs
+        self._versions, self._seen = None, None
+        self.clock = 0                                    # micro-batches, modulo the slices of `older`
+        like = dict(dtype=query_bank.vectors.dtype, device=query_bank.vectors.device)
+        self.older, self.newer, self.positives = torch.empty(1, 0, **like), torch.empty(0, **like), torch.empty(0, **like)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the table: about N² / B numbers."""
+        return sum(t.numel() * t.element_size() for t in (self.older, self.newer, self.positives))
+
+    def expect(self, sizes: Sequence[int], place: int = 0) -> None:
+        """Say how large the micro-batches of an epoch are, and how many of them are done: when each column will leave."""
+        if place != self._place or sizes is not self._sizes and not np.array_equal(sizes, self._sizes):
+            self._sizes, self._place, self._written, self._versions = sizes, place, None, None
+        self._sizes = sizes
+
+    # --- loss and gradients --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def contrast(self, queries: Tensor, passages: Tensor, hard: Tensor | None = None, pair_ids: Tensor | None = None,
+                 hard_ids: Tensor | None = None) -> Contrast:
+        """As `loss.contrast` of these (B, d) vectors with the banks as they stand; `scores` and `weights` are not made."""
+        self._catch_up()
+        b, h = len(queries), 0 if hard is None else len(hard)
+        banks = [bank.vectors for bank in self.banks]
+        rows, n = len(banks[0]), len(banks[1])
+        columns = [passages, banks[1], *([hard] if h else []), *([banks[2]] if len(banks[2]) else [])]
+        same, same_hard = self._masks(pair_ids, hard_ids) if self.keys is not None else (None, None)
+
+        local = queries / self.temperature
+        scores = torch.cat([local @ part.T for part in columns], 1)                    # (B, all columns)
+        if same is not None:
+            scores[:, :b + n].masked_fill_(same, -torch.inf)
+        if same_hard is not None:
+            scores[:, b + n:].masked_fill_(same_hard[:b], -torch.inf)
+        highest = scores.amax(1, keepdim=True)
+        weights = (scores - highest).exp_()
+        total = weights.sum(1, keepdim=True)
+        loss = (total.log() + highest).squeeze(1).sub_(scores.diagonal()).sum()
+        weights /= total
+        weights.diagonal().sub_(1)
+        pieces = weights.split([len(part) for part in columns], 1)
+        d_queries = pieces[0] @ passages
+        for piece, part in zip(pieces[1:], columns[1:]):
+            d_queries.addmm_(piece, part)
+        d_passages = pieces[0].T @ queries
+        d_hard = pieces[2].T @ queries if h else None
+
+        gained = None
+        if rows:                                                                       # the banked rows, as columns of this
+            back = torch.cat([passages, hard]) if h else passages
+            back = (back / self.temperature) @ banks[0].T                              # (B + hard, N)
+            if same is not None:
+                back[:b].masked_fill_(same[:, b:], -torch.inf)
+            if h and same_hard is not None:
+                back[b:].masked_fill_(self._same_back(hard_ids), -torch.inf)
+            apart = back[:b].logsumexp(0) if h and not len(banks[2]) else None           # hard negatives that will not be kept
+            top = back.amax(0).clamp_(min=torch.finfo(back.dtype).min)                # all of a row's may be left out
+            back = back.sub_(top).exp_()
+            gained = back.sum(0).log_().add_(top)                                      # (N,): log-sum-exp over the local columns
+            lse = torch.logaddexp(gained, torch.logaddexp(self.newer[:rows], self.older[self.clock, :rows]))
+            loss = loss + (lse - self.positives[:rows]).sum()
+            back *= (top - lse).exp_()                                                 # their softmax
+            gained = gained if apart is None else apart
+            d_passages = d_passages.addmm_(back[:b], banks[0])
+            d_hard = d_hard.addmm_(back[b:], banks[0]) if h else None
+        self._seen = scores, b, rows, n, h, gained
+        scale = 1 / ((b + rows) * self.temperature)
+        return Contrast(loss / (b + rows), d_queries.mul_(scale), d_passages.mul_(scale), None if d_hard is None else d_hard.mul_(scale), None, None)
+
+    def _masks(self, pair_ids: Tensor, hard_ids: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Where the local pairs meet their own stale selves or copies of their passages: in the (B, B + N) passages, in the hard ones."""
+        query_keys, passage_keys, text_keys = self.keys
+        ids = torch.cat([pair_ids, self.banks[1].ids])
+        mine = passage_keys[pair_ids][:, None]
+        same = (mine == passage_keys[ids]).logical_or_(query_keys[pair_ids][:, None] == query_keys[ids])
+        same.fill_diagonal_(False)
+        same_hard = mine == text_keys[torch.cat([hard_ids, self.banks[2].ids])] if len(hard_ids) or len(self.banks[2]) else None
+        device = self.newer.device
+        return (same.to(device) if same.any() else None), (same_hard.to(device) if same_hard is not None else None)
+
+    def _same_back(self, hard_ids: Tensor) -> Tensor:
+        """(hard, N): where a local hard negative is a copy of a banked row's own passage."""
+        _, passage_keys, text_keys = self.keys
+        return (text_keys[hard_ids][:, None] == passage_keys[self.banks[0].ids]).to(self.newer.device)
+
+    # --- the table -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def enter(self) -> None:
+        """Take the micro-batch of the last `contrast` into the table; before it goes into the banks."""
+        (scores, b, rows, n, h, gained), self._seen = self._seen, None
+        size = self.banks[1].size
+        if not self.banks[0].size or rows != n:             # no banked rows, or none any more
+            return
+        if b != self._sizes[self._place]:
+            self.expect(np.array([b]))
+        self._place = (self._place + 1) % len(self._sizes)
+        if self._versions is None and n:
+            return                                          # another rhythm than the table was made for: made anew next time
+        new = min(b, size)
+        self._make_room()
+        if gained is not None:
+            torch.logaddexp(self.newer[:n], gained, out=self.newer[:n])
+        old = scores[:, b:b + n]
+        own = scores[:, :b]
+        if self.banks[2].size:                              # a pair's column and those of its hard negatives come and go together
+            old = _together(old, scores[:, b + n + h:])
+            own = _together(own, scores[:, b + n:b + n + h])
+        first = self.banks[1].next_slot if n == size else 0
+        stay = min(n + new, size) - new
+        in_order = torch.cat([old[:, first:], old[:, :first]], 1)[:, n - stay:]
+        self.clock = (self.clock + 1) % len(self.older)
+        self._fill(self.banks[1].next_slot, torch.cat([in_order, own[:, b - new:]], 1)[b - new:])
+        for slots, part in _ring(self.banks[1].next_slot, new, size):
+            self.newer[slots] = -torch.inf
+            self.positives[slots] = scores.diagonal()[b - new:][part]
+        self._versions = ()
+
+    def settle(self) -> None:
+        """The banks have been written as `enter` was told: what they hold is what the table holds."""
+        if self._versions is not None:
+            self._versions = self._now()
+
+    def _cuts(self, count: int) -> np.ndarray:
+        """How many of the `count` oldest columns will have left at each micro-batch from the present one on, until all have."""
+        ahead = self._schedule()[self._place:self._gone[self._place]]
+        return np.maximum(0, ahead + (count - self.banks[1].size - ahead[0]))
+
+    def _now(self) -> tuple:
+        """What is different when anything has been written, cleared, restored, resized or loaded."""
+        return tuple((bank.version, len(bank)) for bank in self.banks)
+
+    def _schedule(self) -> np.ndarray:
+        """Pairs written before each micro-batch, from the start of an epoch until the bank has been filled anew after its end."""
+        if self._written is None:
+            size, places = self.banks[1].size, len(self._sizes)
+            epochs = 1 + -(-size // int(np.sum(self._sizes))) + 1
+            self._written = np.concatenate([[0], np.cumsum(np.tile(self._sizes, epochs))])
+            self._gone = np.searchsorted(self._written, self._written[:places] + size)    # when all that is there now has left
+            self._slices = int((self._gone - np.arange(places)).max()) + 1
+        return self._written
+
+    def _make_room(self) -> None:
+        """A table of this bank's size, with a slice for each micro-batch that a row can live to see."""
+        self._schedule()
+        slices, size = self._slices, self.banks[1].size
+        if self.older.shape != (slices, size):
+            like = dict(dtype=self.older.dtype, device=self.older.device)
+            self.older, self.clock = torch.full((slices, size), -torch.inf, **like), 0
+            self.newer, self.positives = torch.full((size,), -torch.inf, **like), torch.zeros(size, **like)
+
+    def _fill(self, slot: int, scores: Tensor) -> None:
+        """Write `older` of the rows from this slot on, whose scores with all columns, the oldest first, are given: (rows, columns)."""
+        cuts, count = self._cuts(scores.shape[1]), scores.shape[1]
+        ends = np.append(cuts[1:], count)                   # columns from `cuts` to `ends` leave between one micro-batch and the next
+        width = int((ends - cuts).max())
+        if width * len(cuts) == count:
+            parts = scores.reshape(len(scores), len(cuts), width)
+        else:
+            places = cuts[:, None] + np.arange(width)
+            places[places >= ends[:, None]] = count         # a column of nothing
+            parts = torch.nn.functional.pad(scores, (0, 1), value=-torch.inf)[:, torch.from_numpy(places).to(scores.device)]
+        sums = parts.logsumexp(2).flip(1).logcumsumexp(1).flip(1).T                   # (micro-batches to come, rows)
+        for time, then in _ring(self.clock, len(sums), len(self.older)):
+            for slots, part in _ring(slot, len(scores), self.older.shape[1]):
+                self.older[time, slots] = sums[then, part]
+
+    def _catch_up(self) -> None:
+        """Make the table anew where the banks are not as it left them."""
+        versions = self._now()
+        if versions == self._versions or not self.banks[0].size:
+            return
+        self._versions = versions
+        self._make_room()
+        self.newer.fill_(-torch.inf)
+        rows, size = len(self.banks[0]), self.banks[1].size
+        order = self.banks[0].order()
+        _, passage_keys, text_keys = self.keys or (None, None, None)
+        for start in range(0, rows, 1024):
+            mine = order[start:start + 1024]
+            scores = (self.banks[0].vectors[mine] / self.temperature) @ self.banks[1].vectors.T
+            self.positives[mine] = scores[torch.arange(len(mine)), mine]
+            hard = (self.banks[0].vectors[mine] / self.temperature) @ self.banks[2].vectors.T
+            if self.keys is not None:
+                ids = self.banks[1].ids
+                same = (passage_keys[ids[mine]][:, None] == passage_keys[ids]) | (self.keys[0][ids[mine]][:, None] == self.keys[0][ids])
+                same[torch.arange(len(mine)), mine] = False
+                scores.masked_fill_(same.to(scores.device), -torch.inf)
+                hard.masked_fill_((passage_keys[ids[mine]][:, None] == text_keys[self.banks[2].ids]).to(hard.device), -torch.inf)
+            scores = _together(scores, hard) if len(self.banks[2]) else scores
+            self._fill((self.banks[0].next_slot - rows + start) % size, scores[:, order])
+
+    # --- taking back, saving -------------------------------------------------------------------------------------------
+
+    def mark(self, count: int) -> tuple:
+        """What `restore` needs to take back the entering of up to `count` pairs in all."""
+        current = self._versions is not None and self._versions == self._now()
+        slots = [slots for slots, _ in _ring(self.banks[1].next_slot, min(count, self.banks[1].size), self.banks[1].size)] if current else []
+        return current, self.clock, self._place, self.newer.clone(), self.positives.clone(), [(s, self.older[:, s].clone()) for s in slots]
+
+    def restore(self, mark: tuple) -> None:
+        """Be again as at the mark; after the banks are."""
+        current, self.clock, self._place, newer, positives, slices = mark
+        fits = current and newer.shape == self.newer.shape and all(part.shape[0] == len(self.older) for _, part in slices)
+        self._versions = None
+        if fits:
+            self.newer, self.positives = newer, positives
+            for slots, part in slices:
+                self.older[:, slots] = part
+            self._versions = self._now()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All of it as tensors; empty where it would be made anew from the banks anyway."""
+        if self._versions != self._now() or not self.banks[0].size:
+            return {}
+        return {"older": self.older, "newer": self.newer, "positives": self.positives, "clock": torch.tensor(self.clock),
+                "sizes": torch.from_numpy(np.asarray(self._sizes)), "place": torch.tensor(self._place)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Be as the table that gave this state; after the banks are."""
+        if not state:
+            return
+        self.older, self.newer, self.positives = (state[name].to(self.older).clone() for name in ("older", "newer", "positives"))
+        self.clock, self._place, self._sizes = int(state["clock"]), int(state["place"]), state["sizes"].cpu().numpy()
+        self._written, self._versions = None, self._now()
+
+
+def _together(scores: Tensor, hard: Tensor) -> Tensor:
+    """Log-sum-exp of each pair's column and its hard negatives' columns: (rows, n), (rows, n·h) -> (rows, n)."""
+    each = hard.shape[1] // max(1, scores.shape[1])
+    return torch.cat([scores[:, :, None], hard.reshape(*scores.shape, each)], 2).logsumexp(2)
+
+
+def _ring(start: int, count: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """`count` places of a ring from `start` on, as one slice or two, with the slices of what goes there."""
+    first = min(count, size - start)
+    yield slice(start, start + first), slice(0, first)
+    if count > first:
+        yield slice(0, count - first), slice(first, count)
