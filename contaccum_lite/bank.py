@@ -54,8 +54,8 @@ class MemoryBank:
             return
         new = min(len(ids), self.size)
         slots = self._slots(new)
-        self._vectors[slots] = vectors[-new:].detach().to(self._vectors)
-        self._ids[slots] = torch.as_tensor(ids, dtype=torch.int64)[-new:].cpu()
+        self._vectors[slots] = vectors.detach()[-new:]
+        self._ids[slots] = torch.as_tensor(ids)[-new:]
         self._born[slots] = step
         self.next_slot = (self.next_slot + new) % self.size
         self._count = min(self._count + new, self.size)

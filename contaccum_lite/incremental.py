@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from .bank import MemoryBank
-from .loss import Contrast
+from .loss import Contrast, joint_keys
 
 
 class IncrementalSoftmax:
@@ -42,6 +42,7 @@ class IncrementalSoftmax:
                  keys: tuple[Tensor, Tensor, Tensor] | None = None):
         self.banks = query_bank, passage_bank, hard_bank
         self.temperature, self.keys = temperature, keys
+        self._joint = joint_keys(*keys[:2]) if keys is not None else None
         self._sizes, self._place = np.array([1]), 0       # the micro-batches of an epoch, and how many of them are done
         self._written = None                              # pairs written before each of them, over epochs
         self._versions, self._seen = None, None
@@ -116,14 +117,19 @@ class IncrementalSoftmax:
 
     def _masks(self, pair_ids: Tensor, hard_ids: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Where the local pairs meet their own stale selves or copies of their passages: in the (B, B + N) passages, in the hard ones."""
-        query_keys, passage_keys, text_keys = self.keys
         ids = torch.cat([pair_ids, self.banks[1].ids])
-        mine = passage_keys[pair_ids][:, None]
-        same = (mine == passage_keys[ids]).logical_or_(query_keys[pair_ids][:, None] == query_keys[ids])
+        same = self._same(pair_ids, ids)
         same.fill_diagonal_(False)
-        same_hard = mine == text_keys[torch.cat([hard_ids, self.banks[2].ids])] if len(hard_ids) or len(self.banks[2]) else None
-        device = self.newer.device
+        same_hard, device = None, self.newer.device
+        if len(hard_ids) or len(self.banks[2]):
+            same_hard = self.keys[1][pair_ids][:, None] == self.keys[2][torch.cat([hard_ids, self.banks[2].ids])]
         return (same.to(device) if same.any() else None), (same_hard.to(device) if same_hard is not None else None)
+
+    def _same(self, some: Tensor, others: Tensor) -> Tensor:
+        """(some, others): whether two pairs share their query or their passage."""
+        if self._joint is not None:
+            return self._joint[some][:, None] == self._joint[others]
+        return torch.logical_or(*(keys[some][:, None] == keys[others] for keys in self.keys[:2]))
 
     def _same_back(self, hard_ids: Tensor) -> Tensor:
         """(hard, N): where a local hard negative is a copy of a banked row's own passage."""
@@ -173,17 +179,26 @@ class IncrementalSoftmax:
         ahead = self._schedule()[self._place:self._gone[self._place]]
         return np.maximum(0, ahead + (count - self.banks[1].size - ahead[0]))
 
+    def _even_steps(self) -> int:
+        """In how many micro-batches all that is in a full bank will have left, if they are equal and end with it; otherwise 0."""
+        written, place = self._schedule(), self._place
+        steps, size = self._gone[place] - place, self.older.shape[1]
+        even = written[place + 1] - written[place]
+        return int(steps) if steps * even == size and self._unlike[place] == self._unlike[place + steps - 1] else 0
+
     def _now(self) -> tuple:
         """What is different when anything has been written, cleared, restored, resized or loaded."""
         return tuple((bank.version, len(bank)) for bank in self.banks)
 
     def _schedule(self) -> np.ndarray:
         """Pairs written before each micro-batch, from the start of an epoch until the bank has been filled anew after its end."""
-        if self._written is None:
-            size, places = self.banks[1].size, len(self._sizes)
+        size, places = self.banks[1].size, len(self._sizes)
+        if self._written is None or self._size != size:
+            self._size = size
             epochs = 1 + -(-size // int(np.sum(self._sizes))) + 1
             self._written = np.concatenate([[0], np.cumsum(np.tile(self._sizes, epochs))])
             self._gone = np.searchsorted(self._written, self._written[:places] + size)    # when all that is there now has left
+            self._unlike = np.cumsum(np.diff(np.diff(self._written), prepend=self._written[1]) != 0)   # changes of size up to each
             self._slices = int((self._gone - np.arange(places)).max()) + 1
         return self._written
 
@@ -198,18 +213,19 @@ class IncrementalSoftmax:
 
     def _fill(self, slot: int, scores: Tensor) -> None:
         """Write `older` of the rows from this slot on, whose scores with all columns, the oldest first, are given: (rows, columns)."""
-        cuts, count = self._cuts(scores.shape[1]), scores.shape[1]
-        ends = np.append(cuts[1:], count)                   # columns from `cuts` to `ends` leave between one micro-batch and the next
-        width = int((ends - cuts).max())
-        if width * len(cuts) == count:
-            parts = scores.reshape(len(scores), len(cuts), width)
+        rows, count = scores.shape
+        steps = self._even_steps() if count == self.older.shape[1] else 0
+        if steps:                                           # columns leave in equal parts
+            parts = scores.reshape(rows, steps, -1)
         else:
-            places = cuts[:, None] + np.arange(width)
+            cuts = self._cuts(count)
+            ends = np.append(cuts[1:], count)               # columns from `cuts` to `ends` leave between one micro-batch and the next
+            places = cuts[:, None] + np.arange((ends - cuts).max())
             places[places >= ends[:, None]] = count         # a column of nothing
             parts = torch.nn.functional.pad(scores, (0, 1), value=-torch.inf)[:, torch.from_numpy(places).to(scores.device)]
         sums = parts.logsumexp(2).flip(1).logcumsumexp(1).flip(1).T                   # (micro-batches to come, rows)
         for time, then in _ring(self.clock, len(sums), len(self.older)):
-            for slots, part in _ring(slot, len(scores), self.older.shape[1]):
+            for slots, part in _ring(slot, rows, self.older.shape[1]):
                 self.older[time, slots] = sums[then, part]
 
     def _catch_up(self) -> None:
@@ -222,7 +238,6 @@ class IncrementalSoftmax:
         self.newer.fill_(-torch.inf)
         rows, size = len(self.banks[0]), self.banks[1].size
         order = self.banks[0].order()
-        _, passage_keys, text_keys = self.keys or (None, None, None)
         for start in range(0, rows, 1024):
             mine = order[start:start + 1024]
             scores = (self.banks[0].vectors[mine] / self.temperature) @ self.banks[1].vectors.T
@@ -230,10 +245,10 @@ class IncrementalSoftmax:
             hard = (self.banks[0].vectors[mine] / self.temperature) @ self.banks[2].vectors.T
             if self.keys is not None:
                 ids = self.banks[1].ids
-                same = (passage_keys[ids[mine]][:, None] == passage_keys[ids]) | (self.keys[0][ids[mine]][:, None] == self.keys[0][ids])
+                same = self._same(ids[mine], ids)
                 same[torch.arange(len(mine)), mine] = False
                 scores.masked_fill_(same.to(scores.device), -torch.inf)
-                hard.masked_fill_((passage_keys[ids[mine]][:, None] == text_keys[self.banks[2].ids]).to(hard.device), -torch.inf)
+                hard.masked_fill_((self.keys[1][ids[mine]][:, None] == self.keys[2][self.banks[2].ids]).to(hard.device), -torch.inf)
             scores = _together(scores, hard) if len(self.banks[2]) else scores
             self._fill((self.banks[0].next_slot - rows + start) % size, scores[:, order])
 

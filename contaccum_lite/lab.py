@@ -118,7 +118,8 @@ class Lab(_Traits):
     @property
     def settings(self) -> Settings:
         """What the sliders say: the settings of the next run."""
-        return Settings(**{name: getattr(self, name) for name in _FIELDS})
+        fields = {name: getattr(self, name) for name in _FIELDS}
+        return Settings(**fields if "similarity" in self._own else fields | {"similarity": None})   # which follows the others
 
     @property
     def pending(self) -> dict[str, tuple]:
@@ -132,7 +133,8 @@ class Lab(_Traits):
         return name in PRESETS[self.method]["fixes"]
 
     def _can_change(self, name: str) -> bool:
-        return name == "learning_rate" or name == "memory_size" and self.training.settings.passage_bank and self.method == self.training.settings.method
+        follows = name == "memory_size" or name == "similarity" and name not in self._own
+        return name == "learning_rate" or follows and self.training.settings.passage_bank and self.method == self.training.settings.method
 
     def _show(self, settings: Settings) -> None:
         """Bring all traits to these settings."""
@@ -161,6 +163,7 @@ class Lab(_Traits):
             self._own["local_batch"] = max(1, change.new // self._own.get("accumulation_steps", _FIELDS["accumulation_steps"].metadata["default"]))
         else:
             self._own[change.name] = change.new
+            self._show(self.settings)
         if not self.playing and not self._under_way:
             self._take_changes()
         self._say_pending()

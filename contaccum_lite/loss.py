@@ -105,6 +105,19 @@ def duplicate_mask(query_keys: Tensor, passage_keys: Tensor, rows: int) -> Tenso
     return same
 
 
+def joint_keys(query_keys: Tensor, passage_keys: Tensor) -> Tensor | None:
+    """One number per pair that is equal just where two pairs share their query or their passage; None where no such number exists.
+
+    Pairs join queries to passages. Where every one of these joints has an end that no other joint has (so that no chain is
+    longer than two), those that share an end share one end, and its number will do.
+    """
+    joints = torch.stack([query_keys, passage_keys]).unique(dim=1)
+    of_query, of_passage = (torch.bincount(side, minlength=int(side.max()) + 1 if len(side) else 0) for side in joints)
+    if not ((of_query[joints[0]] == 1) | (of_passage[joints[1]] == 1)).all():
+        return None
+    return torch.where(of_passage[passage_keys] > 1, passage_keys, query_keys + len(of_passage))
+
+
 def _repeats(keys: Tensor) -> bool:
     return len(set(keys.tolist())) < len(keys)  # faster than sorting, up to some thousands
 

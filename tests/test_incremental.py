@@ -1,0 +1,257 @@
+"""The incremental softmax against the whole matrix: drawn sequences, drift, what it multiplies, and whole runs."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import contaccum_lite as cl
+from contaccum_lite.incremental import IncrementalSoftmax
+from contaccum_lite.loss import contrast, duplicate_mask, joint_keys
+
+PAIRS = 40
+
+
+class Both:
+    """Banks, an IncrementalSoftmax over them, and the whole matrix beside it."""
+
+    def __init__(self, size, *, dim=5, hard=0, keep_hard=True, query_bank=True, temperature=1.0, mask=True, dtype=torch.float64, seed=0):
+        self.draw = torch.Generator().manual_seed(seed)
+        self.hard, self.dim, self.dtype, self.temperature = hard, dim, dtype, temperature
+        self.banks = [cl.MemoryBank(n, dim, dtype) for n in (size * query_bank, size, size * hard * keep_hard)]
+        self.keys = tuple(torch.randint(0, PAIRS, (PAIRS,), generator=self.draw) for _ in range(3)) if mask else None
+        self.fast = IncrementalSoftmax(*self.banks, temperature, self.keys)
+
+    def vectors(self, count):
+        return torch.randn(count, self.dim, generator=self.draw, dtype=self.dtype) * 3
+
+    def micro_batch(self, count):
+        ids = torch.randint(0, PAIRS, (count,), generator=self.draw)
+        hard_ids = torch.randint(0, PAIRS, (count * self.hard,), generator=self.draw)
+        return self.vectors(count), self.vectors(count), self.vectors(count * self.hard) if self.hard else None, ids, hard_ids
+
+    def whole(self, queries, passages, hard, ids, hard_ids):
+        columns, hards = torch.cat([ids, self.banks[1].ids]), torch.cat([hard_ids, self.banks[2].ids])
+        mask = None
+        if self.keys is not None:
+            query_keys, passage_keys, text_keys = self.keys
+            mask = duplicate_mask(torch.cat([query_keys[columns], torch.full((len(hards),), -1)]),
+                                  torch.cat([passage_keys[columns], text_keys[hards]]), len(queries) + len(self.banks[0]))
+        kept = [bank if len(bank) else None for bank in self.banks]
+        return contrast(queries, passages, *kept[:2], hard, self.temperature, bank_hard_negatives=kept[2], mask=mask)
+
+    def error(self, batch) -> float:
+        """The largest difference of loss and gradients, relative to the largest number where that is above 1."""
+        pairs = [(a, b) for a, b in zip(self.whole(*batch)[:4], self.fast.contrast(*batch)[:4]) if a is not None]
+        return max(float((a - b).abs().max() / a.abs().max().clamp(min=1)) for a, b in pairs)
+
+    def write(self, batch, entered=True):
+        queries, passages, hard, ids, hard_ids = batch
+        if entered:
+            self.fast.enter()
+        for bank, vectors, names in zip(self.banks, (queries, passages, hard), (ids, ids, hard_ids)):
+            if bank.size:
+                bank.write(names, vectors, 0)
+        if entered:
+            self.fast.settle()
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), size=st.integers(1, 40), local=st.integers(1, 9), hard=st.integers(0, 2), keep_hard=st.booleans(), query_bank=st.booleans(),
+       mask=st.booleans(), temperature=st.sampled_from([0.25, 1.0, 8.0]), planned=st.booleans(), seed=st.integers(0, 10**6))
+def test_drawn_sequences_equal_the_whole_matrix(data, size, local, hard, keep_hard, query_bank, mask, temperature, planned, seed):
+    both = Both(size, hard=hard, keep_hard=keep_hard, query_bank=query_bank, mask=mask, temperature=temperature, seed=seed)
+    epoch = data.draw(st.lists(st.integers(1, local), min_size=1, max_size=5)) if planned else [local]
+    if planned:
+        both.fast.expect(np.array(epoch))
+    for turn in range(data.draw(st.integers(5, 30))):
+        event = data.draw(st.sampled_from(["go"] * 12 + ["ragged", "clear", "resize", "written by others", "taken back", "saved"]))
+        if event == "clear":
+            [bank.clear() for bank in both.banks]
+        elif event == "resize":
+            size = data.draw(st.integers(1, 40))
+            [bank.resize(n) for bank, n in zip(both.banks, (size * query_bank, size, size * hard * keep_hard))]
+        elif event == "written by others":
+            both.write(both.micro_batch(local), entered=False)
+        elif event == "saved":
+            state = both.fast.state_dict()
+            both.fast = IncrementalSoftmax(*both.banks, temperature, both.keys)
+            both.fast.load_state_dict(state)
+        batch = both.micro_batch(data.draw(st.integers(1, local + 2)) if event == "ragged" else epoch[turn % len(epoch)])
+        if event == "taken back":
+            marks = [(part, part.mark(len(ids))) for part, ids in zip((*both.banks, both.fast), (batch[3], batch[3], batch[4], batch[3]))]
+            assert both.error(batch) < 1e-12
+            both.write(batch)
+            for part, mark in marks:
+                part.restore(mark)
+        assert both.error(batch) < 1e-12
+        both.write(batch)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.05])
+def test_scores_of_thousands_do_not_underflow(temperature):
+    both = Both(16, temperature=temperature, hard=1)
+    for _ in range(60):
+        batch = both.micro_batch(4)
+        assert both.error(batch) < 1e-11       # of numbers of some thousands, which float64 holds to 1e-12 themselves
+        both.write(batch)
+
+
+def test_no_drift_in_float32():
+    both = Both(64, dim=8, dtype=torch.float32, mask=False)
+    errors = []
+    for turn in range(20_000):
+        batch = both.micro_batch(8)
+        if turn % 10 == 0:
+            errors.append(both.error(batch))
+        else:
+            both.fast.contrast(*batch)
+        both.write(batch)
+    assert max(errors[-200:]) <= max(errors[:200]) < 1e-5
+
+
+class Products(TorchDispatchMode):
+    """Counts multiplications of matrix products, and the largest tensor that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.products = self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func._schema.name in ("aten::mm", "aten::addmm", "aten::addmm_"):
+            left, right = args[-2:]
+            self.products += left.shape[0] * left.shape[1] * right.shape[1]
+        if isinstance(out, torch.Tensor):
+            self.largest = max(self.largest, out.numel())
+        return out
+
+
+@pytest.mark.parametrize("hard", [0, 1])
+@pytest.mark.parametrize("epoch", [[8], [8, 8, 8, 8, 8, 8, 8, 3]])
+def test_the_table_needs_no_product_of_its_own(hard, epoch):
+    size, dim, local = 128, 16, 8
+    both = Both(size, dim=dim, hard=hard)
+    both.fast.expect(np.array(epoch))
+    for turn in range(200):
+        b = epoch[turn % len(epoch)]
+        batch = both.micro_batch(b)
+        n = len(both.banks[0])
+        with Products() as counted:
+            both.fast.contrast(*batch)
+            both.write(batch)
+        columns = b * (1 + hard)
+        bank = n * (1 + hard)
+        local_rows = 2 * b * (columns + bank) * dim - b * (bank) * dim + b * bank * dim + columns * b * dim      # scores, d_queries, d_passages
+        banked_rows = 2 * n * columns * dim                                                                      # scores, d_passages
+        assert counted.products == local_rows + banked_rows, turn
+        assert counted.largest <= max((columns + bank) * b + b, n * columns, size * dim * (1 + hard), both.fast.older.numel() + size)
+    assert both.fast.bytes < 8 * (size * (size / min(8, np.mean(epoch)) + 3) + 2 * size)
+
+
+def test_joint_keys_are_the_relation_or_none():
+    found = 0
+    for seed in range(300):
+        draw = torch.Generator().manual_seed(seed)
+        queries, passages = (torch.randint(0, 12, (int(torch.randint(1, 9, (1,), generator=draw)),), generator=draw) for _ in range(2))
+        queries, passages = queries[:min(len(queries), len(passages))], passages[:min(len(queries), len(passages))]
+        same = (queries[:, None] == queries) | (passages[:, None] == passages)
+        keys = joint_keys(queries, passages)
+        transitive = torch.equal(same, (same.float() @ same.float()) > 0)
+        assert (keys is not None) == transitive
+        if keys is not None:
+            found += 1
+            assert torch.equal(keys[:, None] == keys, same)
+    assert 50 < found < 290
+
+
+BANKED = [name for name in cl.PRESETS if cl.Settings(method=name).has_bank and name != "momentum"]
+
+
+@pytest.mark.parametrize("method", BANKED)
+@pytest.mark.parametrize("extra", [dict(), dict(hard_negatives=1), dict(hard_negatives=2, bank_hard_negatives=False), dict(mask_duplicates=False),
+                                   dict(bank_warmup=2), dict(drop_query_bank_at=3), dict(local_batch=5, memory_size=37)])
+def test_runs_are_those_of_the_whole_matrix(toy, method, extra):
+    fields = dict(method=method, local_batch=4, memory_size=32, updates=12, dtype="float64", tower="bag") | extra
+    if "accumulation_steps" not in cl.PRESETS[method]["fixes"]:
+        fields["accumulation_steps"] = 4
+    fast, whole = (cl.Run(toy, cl.Settings(**fields, similarity=kind)) for kind in ("incremental", "full"))
+    assert (fast.similarity, whole.similarity, fast.notes) == ("incremental", "full", whole.notes)
+    for _ in range(12):
+        for a, b in zip(fast.micro_steps(), whole.micro_steps(), strict=True):
+            assert abs(a.loss - b.loss) < 1e-9
+            assert a.scores.shape == b.scores.shape and torch.equal(a.column_ids, b.column_ids) and torch.equal(a.row_ids, b.row_ids)
+            assert torch.equal(a.scores.isinf(), b.scores.isinf())
+            assert torch.allclose(a.scores.nan_to_num(neginf=0), b.scores.nan_to_num(neginf=0), atol=1e-8) and torch.allclose(a.weights, b.weights, atol=1e-9)
+        assert abs(fast.history[-1].grad_norm_ratio - whole.history[-1].grad_norm_ratio) < 1e-6
+        assert fast.history[-1].negatives == whole.history[-1].negatives
+
+
+def test_a_ragged_end_of_an_epoch_is_known_ahead(toy, monkeypatch):
+    run = cl.Run(toy, cl.Settings(local_batch=7, accumulation_steps=3, memory_size=50, updates=60, similarity="incremental"))
+    assert len(set(run.feed.sizes)) == 2
+    made = []
+    keep = IncrementalSoftmax._catch_up
+    monkeypatch.setattr(IncrementalSoftmax, "_catch_up", lambda self: (made.append(self._now() != self._versions and len(self.banks[0]) > 0), keep(self)))
+    for _ in run:
+        pass
+    assert not any(made) and run.step_count > 2 * run.feed.updates_per_epoch
+
+
+def test_where_scores_do_not_stay_the_whole_matrix_is_used_and_it_is_said(toy):
+    run = cl.Run(toy, cl.Settings(method="momentum", memory_size=32, similarity="incremental"))
+    assert run.similarity == "full" and any("slow towers" in note for note in run.notes)
+    assert cl.Run(toy, method="dpr").similarity == "full" and cl.Run(toy, method="dpr").notes == ()
+    run = cl.Run(toy, memory_size=32, local_batch=4, accumulation_steps=2, similarity="incremental")
+    run.step()
+    seen = []
+    run.learner.adjust = lambda found: (seen.append(tuple(found.weights.shape)), found)[1]
+    run.step()
+    assert seen == [(12, 12), (16, 16)] and run.similarity == "full"
+    run.learner.adjust = None
+    run.step()
+    assert run.similarity == "incremental" and len(seen) == 2
+
+
+def test_the_usual_way_follows_the_size():
+    small, large = cl.Settings(memory_size=128), cl.Settings(memory_size=1024)
+    assert (small.similarity, large.similarity) == ("full", "incremental")
+    assert small.replace(memory_size=1024) == large and large.replace(memory_size=128) == small
+    assert large.share() == "method=contaccum&memory_size=1024" and "similarity=full" in large.replace(similarity="full").share()
+    assert large.replace(similarity="full").replace(seed=1).similarity == "full"
+    for settings_ in (small, large, large.replace(similarity="full"), small.replace(similarity="incremental"), cl.Settings(method="momentum", memory_size=512)):
+        assert cl.Settings.parse(settings_.share()) == settings_
+    assert cl.Settings(method="momentum", memory_size=512).similarity == cl.Settings(method="dpr").similarity == "full"
+
+
+def test_a_matrix_that_was_not_made_is_gone_with_the_next_micro_batch(toy):
+    run = cl.Run(toy, memory_size=32, local_batch=4, accumulation_steps=3, similarity="incremental")
+    first, second, third = run.micro_steps()
+    assert not first.there and third.there and third.scores.shape == (12, 12)
+    with pytest.raises(RuntimeError, match="look at it before the next micro-batch"):
+        _ = first.weights
+    run.step()
+    assert third.there                                        # it was made in time
+
+
+def test_a_lab_changes_over_and_shows_the_same(toy):
+    lab = cl.Lab(toy, local_batch=4, accumulation_steps=2, memory_size=128, updates=30)
+    lab.run(3)
+    assert lab.training.similarity == "full"
+    lab.memory_size = 512
+    lab.run(3)
+    assert lab.training.similarity == lab.similarity == "incremental" and lab.training.settings.memory_size == 512
+    line, sentence = lab.share(), lab.views.matrix.sentence
+    again = cl.Lab(toy)
+    again.load(line)
+    again.run(6)
+    assert again.views.matrix.sentence == sentence
+    lab.step("micro-batch")
+    micro = lab.micro
+    lab.stop()
+    assert lab.micro is micro and micro.there and lab.views.matrix.data()["values"].shape == micro.scores.shape
+    lab.memory_size = 64
+    lab.run(1)
+    assert lab.training.similarity == lab.similarity == "full"
