@@ -2,11 +2,10 @@
 
 import pytest
 
-from contaccum_lite import settings
 from test_methods import *   # noqa: F403
 from test_run import *       # noqa: F403
 
 
 @pytest.fixture(autouse=True)
 def kept_scores(monkeypatch):
-    monkeypatch.setattr(settings, "INCREMENTAL_FROM", 1)
+    monkeypatch.setattr("contaccum_lite.settings.INCREMENTAL_FROM", 1)
