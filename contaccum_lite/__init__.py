@@ -3,8 +3,9 @@
 from .bank import MemoryBank
 from .check import check          # (the function: its module has the same name)
 from .data import Pair, Pairs, Passage, load_pairs
+from .incremental import IncrementalSoftmax
 from .loss import info_nce, info_nce_gradients, similarity_matrix
-from .measure import activation_memory, finite_differences, grad_norm_ratio, peak_memory, similarity_mass
+from .measure import activation_memory, finite_differences, grad_norm_ratio, peak_memory, similarity_mass, tensor_memory
 from .methods import MicroStep
 from .search import Hit
 from .settings import PRESETS, Settings
@@ -14,7 +15,7 @@ from .train import Run, Update
 __version__ = "0.1.0"
 
 _WITH_WIDGETS = {"Lab": "lab", "SearchBox": "views", "Card": "views", "Predict": "predict", "answers": "predict",
-                 "EquationView": "terms", "MatrixPicture": "pictures", "LinesPicture": "pictures", "Slide": "pictures", "same": "pictures"}  # loaded when first asked for: they need the [lab] extra
+                 "EquationView": "terms", "MatrixPicture": "pictures", "LinesPicture": "pictures", "HeatMap": "heat", "Again": "heat", "Slide": "pictures", "same": "pictures"}  # loaded when first asked for: they need the [lab] extra
 
 
 def __getattr__(name: str):

@@ -201,6 +201,25 @@ def toy_pairs(train: int = 512, test: int = 128, seed: int = 0, progress: bool =
     return Pairs("toy", pairs[:train], pairs[train:], passages)
 
 
+def crop_pairs(pairs: Pairs, seed: int = 0) -> Pairs:
+    """Unsupervised pre-training pairs: two random crops, a fifth to a half of its words each, of every training passage.
+
+    What is searched and tested stays as in `pairs`; the crops' own passages are added to what is searched.
+    """
+    draw, train, crops = random.Random(seed), [], []
+
+    def crop(words: list[str]) -> str:
+        length = max(3, int(len(words) * draw.uniform(0.2, 0.5)))
+        first = draw.randrange(max(1, len(words) - length + 1))
+        return " ".join(words[first:first + length])
+
+    for pair in pairs.train:
+        words = f"{pair.title} {pair.passage}".split()
+        crops.append(Passage(f"crop.{pair.id}", "", crop(words)))
+        train.append(Pair(f"crop.{pair.id}", crop(words), crops[-1].text, "", (), passage_id=crops[-1].id))
+    return Pairs(f"{pairs.name}, random crops", train, pairs.test, [*pairs.passages, *crops], pairs.dev, pairs.notes)
+
+
 # --- the cache ---------------------------------------------------------------------------------------------------------
 
 def cache_folder() -> Path:

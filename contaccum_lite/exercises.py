@@ -1,4 +1,4 @@
-"""The exercises of notebooks 01 to 04: what is asked, the reference, and the slips that people make."""
+"""The exercises of notebooks 01 to 04 and 08: what is asked, the reference, and the slips that people make."""
 
 from __future__ import annotations
 
@@ -40,6 +40,26 @@ def _equation_8(queries, passages, temperature):
 
 def _equation_9(queries, passages, temperature):
     return -(queries - _softmax(queries, passages, temperature).T @ queries) / (len(queries) * temperature)
+
+
+def _kept_rows(draw, number):
+    """What the bank gives each of N rows, their scores with B local columns, and their positives' scores, which the bank's part contains."""
+    b, n = _number(draw, 1, 3), _number(draw, 2, 6)
+    positives = 2 * _normal(draw, n)
+    others = 2 * _normal(draw, _number(draw, 1, 4), n)
+    return torch.cat([others, positives[None]]).logsumexp(0), 2 * _normal(draw, b, n), positives
+
+
+def _kept_losses(kept, scores, positives):
+    return torch.logaddexp(kept, scores.logsumexp(0)) - positives
+
+
+def _suffix_sums(blocks):
+    return blocks.flip(1).logcumsumexp(1).flip(1).T
+
+
+def _incremental_products(b, n, d):
+    return (2 * b * (b + n) + b * b + 2 * b * n) * d
 
 
 def _blocks(total: int, local: int):
@@ -223,4 +243,32 @@ EXERCISES: dict[str, Exercise] = {
          Slip("the mean over everything is one number: the common part is a vector, one number per dimension.", lambda g: g - g.mean()),
          Slip("that is the common part itself: subtract it.", lambda g: g.mean(0).expand_as(g)),
          Slip("the sum, not the mean: each passage carries one share of it.", lambda g: g - g.sum(0)))),
+    "08.1": Exercise(
+        "GiB of a dual bank: a number.", lambda draw, number: (2 ** _number(draw, 5, 14), 64 * _number(draw, 1, 12)),
+        lambda size, dim: size * dim * 2 * 4 / 2**30,
+        (Slip("that is one bank: there are two, of queries and of passages.", lambda n, d: n * d * 4 / 2**30),
+         Slip("numbers, not bytes: a float32 has four.", lambda n, d: n * d * 2 / 2**30),
+         Slip("GB of 10⁹ bytes; the paper's figures are GiB, of 2³⁰.", lambda n, d: n * d * 8 / 1e9),
+         Slip("bytes: divide by 2³⁰.", lambda n, d: n * d * 8))),
+    "08.2": Exercise(
+        "(T, rows): entry [t, i] is the log-sum-exp of row i's blocks from t to the newest.",
+        lambda draw, number: (2 * _normal(draw, _number(draw, 2, 4), _number(draw, 5, 7)),), _suffix_sums,
+        (Slip("from the wrong end: that is what has come up to block t; what is left when the older ones have gone starts at t.", lambda x: x.logcumsumexp(1).T),
+         Slip("those are sums of logs: add the exps (logcumsumexp).", lambda x: x.flip(1).cumsum(1).flip(1).T),
+         Slip("that is the newest-first order: turn it round again.", lambda x: x.flip(1).logcumsumexp(1).T),
+         Slip("each block alone: add up all the newer ones too.", lambda x: x.T.clone()))),
+    "08.3": Exercise(
+        "the loss of each banked row, (N,).", _kept_rows, _kept_losses,
+        (Slip("what the bank gives the row is missing: its softmax runs over the bank's columns too.", lambda k, s, p: s.logsumexp(0) - p),
+         Slip("the local columns are missing.", lambda k, s, p: k - p),
+         Slip("log-sum-exps do not add: exp both, add, and take the log, which is logaddexp.", lambda k, s, p: k + s.logsumexp(0) - p),
+         Slip("the positive's score is not subtracted: this is the log of the softmax's denominator alone.", lambda k, s, p: torch.logaddexp(k, s.logsumexp(0))),
+         Slip("the scores themselves were added: take their exp first (logsumexp over the local columns).", lambda k, s, p: torch.logaddexp(k, s.sum(0)) - p))),
+    "08.4": Exercise(
+        "multiply-adds of one micro-batch: a number.", lambda draw, number: (2 ** _number(draw, 1, 4), 2 ** _number(draw, 6, 12), 64 * _number(draw, 1, 12)),
+        _incremental_products,
+        (Slip("that is the whole matrix: banked rows × banked columns need no product.", lambda b, n, d: ((b + n) ** 2 + 2 * b * (b + n)) * d),
+         Slip("the scores alone: the gradients are products too.", lambda b, n, d: (b * (b + n) + b * n) * d),
+         Slip("the banked rows are missing: they are scored with the local columns, and pull at them.", lambda b, n, d: 2 * b * (b + n) * d + b * b * d),
+         Slip("each entry is a product of d numbers.", lambda b, n, d: 2 * b * (b + n) + b * b + 2 * b * n))),
 }

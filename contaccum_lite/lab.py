@@ -8,7 +8,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from statistics import median
 from urllib.parse import parse_qsl
 
 import traitlets
@@ -16,51 +15,14 @@ import traitlets
 from .data import Pairs
 from .methods import MicroStep
 from .settings import PRESETS, Settings, checked
+from .tracks import NAMES, Track, names, symbol, table, what_we_saw, word
 from .train import Run, TakenBack
 
-NAMES = {"dpr": "DPR", "grad_accum": "GradAccum", "grad_cache": "GradCache", "pre_batch": "pre-batch", "contaccum": "ContAccum",
-         "contaccum_no_past": "ContAccum, no past", "pre_batch_no_past": "pre-batch, no past",
-         "contaccum_no_accum": "ContAccum, K = 1", "momentum": "momentum"}
 LIVE = ("learning_rate", "memory_size")   # settings that a run under way can take
 BREATH = 0.01                             # seconds between two looks at the buttons, between micro-batches
 GHOSTS = 6                                # earlier runs that are kept
 _FIELDS = {f.name: f for f in dataclasses.fields(Settings)}
 _SHAPES = ("method", "tower", "dim")      # settings on which other settings' defaults depend
-
-
-class Track:
-    """A run as curves show it: `run`, its Top@20 as (update, value) pairs, and the changes made to it while it ran."""
-
-    def __init__(self, run: Run):
-        self.run, self.start = run, run.settings
-        self.top20: list[tuple[int, float]] = []
-        self.changes: list[tuple[int, str, float]] = []     # (updates made, field, value) of sliders that moved while it ran
-        self.seconds = 0.0     # spent in training: no evaluation, no drawing
-
-    def share(self) -> str:
-        """The run in one line: its settings at the start, and `then=update:field:value,…` where a slider moved."""
-        then = ",".join(f"{step}:{name}:{value}" for step, name, value in self.changes)
-        return self.start.share() + (f"&then={then}" if then else "")
-
-    def note(self, name: str, value) -> None:
-        """Remember a change. Of several at rest, the last is enough; of the banks' sizes also the smallest, which forgot the most."""
-        step = self.run.step_count
-        same = [v for s, n, v in self.changes if (s, n) == (step, name)]
-        self.changes = [c for c in self.changes if c[:2] != (step, name)]
-        if name == "memory_size" and same and min(same) < value:
-            self.changes.append((step, name, min(same)))
-        self.changes.append((step, name, value))
-
-    @property
-    def negatives(self) -> int:
-        """The most negatives that a query had."""
-        return max((update.negatives for update in self.run.history), default=0)
-
-    @property
-    def middle_ratio(self) -> float:
-        """The median gradient-norm ratio of the middle third of its updates."""
-        third = len(self.run.history) // 3
-        return median([u.grad_norm_ratio for u in self.run.history[third:len(self.run.history) - third]] or [float("nan")])
 
 
 class Setting(traitlets.TraitType):
@@ -182,8 +144,8 @@ class Lab(_Traits):
 
     def _say_pending(self) -> None:
         if waiting := self.pending:
-            new = ", ".join(f"{_symbol(n)} = {_word(n, to)}" for n, (_, to) in waiting.items())
-            old = ", ".join(f"{_symbol(n)} = {_word(n, was)}" for n, (was, _) in waiting.items())
+            new = ", ".join(f"{symbol(n)} = {word(n, to)}" for n, (_, to) in waiting.items())
+            old = ", ".join(f"{symbol(n)} = {word(n, was)}" for n, (was, _) in waiting.items())
             self.message = f"Press Reset to train with {new}. Until then this run goes on with {old}."
         elif self.message.startswith("Press Reset"):
             self.message = ""
@@ -448,29 +410,11 @@ class Lab(_Traits):
 
     def table(self) -> str:
         """All runs as a Markdown table, made from their numbers."""
-        rows = ["| run | updates | pairs in memory at once | negatives per query | Top@20 | gradient-norm ratio, middle | seconds of training |",
-                "|---" * 7 + "|"]
-        for name, track in self.tracks():
-            score = f"{track.top20[-1][1]:.1%}" if track.top20 else "not yet"
-            rows.append(f"| {name} | {track.run.step_count} | {track.run.settings.local_batch} | {track.negatives} | {score} "
-                        f"| {track.middle_ratio:.1f} | {track.seconds:.1f} |")
-        return "\n".join(rows)
+        return table(self.tracks())
 
     def what_we_saw(self) -> str:
         """The lessons of a race as Markdown, each with its number. Raises `ValueError` before `race()`."""
-        found = {track.run.settings.method: track for _, track in self.tracks() if track.top20 and track.run.history}
-        if not {"dpr", "grad_accum", "pre_batch", "contaccum"} <= set(found):
-            raise ValueError(f"the lab has run {', '.join(found) or 'nothing'}: call lab.race() first, which runs all four methods.")
-        score = {method: track.top20[-1][1] for method, track in found.items()}
-        return "\n".join([
-            f"- **Accumulation lost negatives.** GradAccum saw the same pairs as DPR in the same order, with "
-            f"{found['grad_accum'].negatives} negatives per query in place of {found['dpr'].negatives}: "
-            f"Top@20 {score['grad_accum']:.1%} against {score['dpr']:.1%}.",
-            f"- **A dual bank gave them back.** ContAccum had {found['contaccum'].negatives} negatives with "
-            f"{found['contaccum'].run.settings.local_batch} pairs in memory: {score['contaccum']:.1%}.",
-            f"- **A passage bank alone went wrong.** Pre-batch has the same negatives: {score['pre_batch']:.1%}. Its passage tower's "
-            f"gradient was {found['pre_batch'].middle_ratio:.0f} times the query tower's in the middle of training; ContAccum's was "
-            f"{found['contaccum'].middle_ratio:.1f} times."])
+        return what_we_saw(self.tracks())
 
     # --- the outside ---------------------------------------------------------------------------------------------------
 
@@ -493,31 +437,8 @@ class Lab(_Traits):
         return self.views.bundle()
 
 
-def names(tracks: list[Track]) -> list[str]:
-    """What tells these runs apart, for each of them: the method, then each setting that not all have in common."""
-    lines = [{**dict(parse_qsl(track.start.share())), "then": "".join(
-        f", from update {step + 1} {_symbol(name)} {_word(name, value)}" for step, name, value in track.changes[-2:])}
-        for track in tracks]
-    differ = {key for line in lines for key in line if any(other.get(key) != line[key] for other in lines)} - {"method", "then"}
-    differ = [name for name in _FIELDS if name in differ]
-    found = []
-    for track, line in zip(tracks, lines):
-        fixed = PRESETS[track.start.method]["fixes"]
-        more = [f"{_symbol(n)} {_word(n, getattr(track.start, n))}" for n in differ if n not in fixed]
-        found.append(", ".join([NAMES[track.start.method], *more]) + line["then"])
-    return [name if found.count(name) == 1 else f"{name} ({found[:place].count(name) + 1})" for place, name in enumerate(found)]
-
-
 def _default(settings: Settings) -> Settings:
     return Settings(method=settings.method, tower=settings.tower, dim=settings.dim)
-
-
-def _symbol(name: str) -> str:
-    return _FIELDS[name].metadata["symbol"] or name.replace("_", " ")
-
-
-def _word(name: str, value) -> str:
-    return NAMES[value] if name == "method" else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 _labs: dict[str, list] = {}   # notebook cell -> [its execution, its labs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 
 import torch
 from torch import Tensor, nn
@@ -25,18 +26,22 @@ def grad_norm_ratio(run) -> float:
 
 
 @torch.no_grad()
-def similarity_mass(run) -> dict[int, float]:
+def similarity_mass(run, fresh: bool = False) -> dict[int, float]:
     """Equation 10: how much of the next batch's softmax falls on a passage, on average, by the passage's age in updates.
 
     Scores of the next micro-batch's queries with its own passages (age 0) and with the passage bank; softmax over all of
     them, each query's own positive and its duplicates left out, summed over the passages of an age and divided by their
-    number. The printed formula has no softmax in it; its text does, and so has this. Changes nothing in the run.
+    number. The printed formula has no softmax in it; its text does, and so has this. fresh: the control, with the bank's
+    passages encoded anew by the tower as it is now; only where the two differ does age do anything. Changes nothing in the run.
     """
     batch = run.feed.batches(run.step_count % run.feed.updates_per_epoch)[0]
     vectors = run.learner.encode(batch)
     bank = run.learner.passage_bank
+    kept = bank.vectors
+    if fresh and len(bank):
+        kept = run.learner.encode(run.feed.micro_batch(bank.ids.numpy())).passages
     columns = torch.cat([batch.pair_ids, bank.ids])
-    scores = vectors.queries @ torch.cat([vectors.passages, bank.vectors]).T / run.settings.temperature
+    scores = vectors.queries @ torch.cat([vectors.passages, kept]).T / run.settings.temperature
     mask = run.learner.mask(columns, columns[:0], len(batch.pair_ids))
     scores = scores if mask is None else scores.masked_fill(mask, -torch.inf)
     scores.fill_diagonal_(-torch.inf)
@@ -62,6 +67,40 @@ def activation_memory(run, pairs: int) -> int:
         vectors = run.learner.encode(batch)      # kept alive, so that no storage is used twice
     del vectors
     return sum(kept.values())
+
+
+def tensor_memory(function) -> int:
+    """The most bytes of tensors made by function() that are alive at one moment, the backward pass included. Notebook 08.
+
+    Counted by storage as tensors are made and dropped, so the same on every machine; what a kernel takes inside itself is not seen.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    alive: dict[int, int] = {}
+    found = dict(now=0, most=0)
+
+    def gone(key):
+        found["now"] -= alive.pop(key)
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+            for tensor in tree_leaves(out):
+                if isinstance(tensor, Tensor):
+                    storage = tensor.untyped_storage()
+                    key = storage._cdata
+                    if key not in alive and key not in given:
+                        alive[key] = storage.nbytes()
+                        found["now"] += alive[key]
+                        weakref.finalize(storage, gone, key)
+            found["most"] = max(found["most"], found["now"])
+            return out
+
+    with Watch():
+        function()
+    return found["most"]
 
 
 def finite_differences(function, x: Tensor, step: float = 1e-6) -> Tensor:

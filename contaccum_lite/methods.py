@@ -242,21 +242,49 @@ def accumulated_gradient(learner: Learner, batches: list[MicroBatch], update: in
     """DPR, GradAccum, pre-batch, ContAccum, momentum: each micro-batch with the banks as they stand, then into the banks.
 
     The update's loss is the mean of the micro-batches' losses (equation 4; the last update of an epoch may have fewer than K).
+    With `one_forward` all of them are encoded at once and carried back at once, which is the same gradient, because the weights do
+    not change within an update; the graph in memory is then that of the whole batch.
     """
+    whole = learner.encode(_joined(learner, batches)) if learner.settings.one_forward and not learner.noisy else None
+    pieces, gradients = None if whole is None else _pieces(whole, batches), []
     for k, batch in enumerate(batches):
         with learner.noise(update, k):
-            vectors = learner.encode(batch)
+            vectors = learner.encode(batch) if pieces is None else pieces[k]
         found, places = learner.contrast(vectors, batch.pair_ids, batch.hard_ids, update, banks=True)
         if learner.adjust is not None:
             found = learner.adjust(found)
-        _backward(vectors, found[1:4], 1 / len(batches))
+        if pieces is None:
+            _backward(vectors, found[1:4], 1 / len(batches))
+        else:
+            gradients.append(found[1:4])
         matrix, later = found[4:], found.scores is None
         if later:
             kept = [bank.vectors_before(len(ids)) for bank, ids in zip(learner.banks, (batch.pair_ids, batch.pair_ids, batch.hard_ids))]
         learner.remember(batch, vectors, update)
         if later:
             matrix = learner.matrix_later(vectors, places, kept)
+        if whole is not None and k + 1 == len(batches):
+            _backward(whole, [None if parts[0] is None else torch.cat(parts) for parts in zip(*gradients)], 1 / len(batches))
         yield MicroStep(update, k, len(batches), found.loss.item(), **places, matrix=matrix)
+
+
+def _joined(learner: Learner, batches: list[MicroBatch]) -> MicroBatch:
+    """These micro-batches as one: all pairs, then all hard negatives."""
+    def together(parts, tower):
+        width, pad = max(part.shape[1] for part in parts), getattr(tower, "pad", 0)
+        return torch.cat([nn.functional.pad(part, (0, width - part.shape[1]), value=pad) for part in parts])
+
+    pairs = [len(batch.pair_ids) for batch in batches]
+    passages = [batch.passage_tokens[:n] for batch, n in zip(batches, pairs)] + [batch.passage_tokens[n:] for batch, n in zip(batches, pairs)]
+    return MicroBatch(torch.cat([b.pair_ids for b in batches]), torch.cat([b.hard_ids for b in batches]),
+                      together([b.query_tokens for b in batches], learner.query_tower), together(passages, learner.passage_tower))
+
+
+def _pieces(whole: Encoded, batches: list[MicroBatch]) -> list[Encoded]:
+    """The vectors of each micro-batch."""
+    pairs, hard = [len(b.pair_ids) for b in batches], [len(b.hard_ids) for b in batches]
+    parts = [whole.queries.split(pairs), whole.passages.split(pairs), [None] * len(batches) if whole.hard is None else whole.hard.split(hard)]
+    return [Encoded(*of) for of in zip(*parts)]
 
 
 def cached_gradient(learner: Learner, batches: list[MicroBatch], update: int) -> Iterator[MicroStep]:

@@ -6,9 +6,10 @@ import html
 import time
 
 from .curves import CurvesView
-from .lab import NAMES, Lab
+from .lab import Lab
 from .settings import PRESETS, Settings
 from .stills import bundle, new, png
+from .tracks import NAMES
 from .views import BanksView, MatrixView, SearchBox
 
 FRAMES = 9           # the most pictures per second: the page's work slows training where cores are few

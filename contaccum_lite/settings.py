@@ -113,6 +113,7 @@ class Settings:
     momentum: float = _field(_Later(0.0), "how much the copies that fill the banks keep of themselves; 0 is no copies", 0.0, 0.999999)
     similarity: str = _field(_Later("full"), "how a bank's part of the similarity matrix is computed: whole each time, or kept while its vectors live",
                              choices=("full", "incremental"))
+    one_forward: bool = _field(False, "encode an update's micro-batches together: the same gradient in less time, with the memory of the whole batch")
     dtype: str = _field("float32", "number format of weights and banks", choices=("float32", "float64"))
     device: str = _field("cpu", "where it runs: 'cpu', 'cuda', 'cuda:1', …")
 

@@ -157,7 +157,8 @@ class Run:
         """What was left out of the data, or is computed otherwise than asked for, in sentences."""
         full = self.learner.full_because
         asked = self.settings.similarity == "incremental" and full
-        return (*self.pairs.notes, *filter(None, [self.feed.note, f"The whole similarity matrix is computed: {full}." if asked else ""]))
+        return (*self.pairs.notes, *filter(None, [self.feed.note, f"The whole similarity matrix is computed: {full}." if asked else "",
+                                               "Each micro-batch is encoded by itself: dropout draws its noise for each." if self.settings.one_forward and self.learner.noisy else ""]))
 
     @property
     def similarity(self) -> str:

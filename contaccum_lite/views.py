@@ -11,8 +11,8 @@ import torch
 
 from . import stills
 from .grid import LARGEST, Grid, colours, strongest
-from .lab import NAMES
 from .stills import bundle
+from .tracks import NAMES
 
 LONGEST_TEXT = 400
 #: What an entry of the similarity matrix carries gradient to.

@@ -320,3 +320,45 @@ def test_notebook_04_is_worked_through(page):
     page.shot("04-dark")
     page.page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
     assert page.errors == []
+
+
+def test_notebook_05_trains_stops_and_its_map_fills(page):
+    page.open("notebooks/05_train.ipynb")
+    page.run_all()
+    sources = page.page.evaluate("jupyterapp.shell.currentWidget.content.widgets.map(cell => cell.model.sharedModel.source)")
+    where = lambda start: next(n for n, source in enumerate(sources) if start in source)
+    page.scroll(where("cl.Lab(pairs"))
+    view = lab(page)
+    view.handle("K").focus()
+    page.page.keyboard.press("ArrowLeft")
+    view.handle("N_memory").focus()
+    page.page.keyboard.press("ArrowLeft")
+    view.button("Reset").click()
+    view.until(lambda: view.updates() == 0)
+    matrix, bank, curve = view.matrix(), view.bank(), view.curve()
+    view.button("Play").click()
+    view.until(lambda: view.matrix() != matrix and view.bank() != bank, what="no pixel moved")
+    view.until(lambda: view.curve() != curve, what="no curve moved")
+    page.shot("05-lab")
+    took = page.page.evaluate("""() => new Promise(done => { const named = text => [...document.querySelectorAll('button.jupyter-button')].find(b => b.textContent.trim() === text);
+        const began = performance.now(), look = () => named('Play') ? done(performance.now() - began) : requestAnimationFrame(look); named('Stop').click(); look(); })""")
+    assert took < 3000, took                            # (how fast it is stands in benchmarks/browser.py)
+    made = view.updates()
+    page.page.wait_for_timeout(500)
+    assert view.updates() == made
+
+    page.scroll(where("cl.HeatMap(lab"))                # another seed for one cell: it fills with the mean of two
+    cells = page.page.locator("button[title^='load K']")
+    assert cells.count() == 12 and all(re.fullmatch(r"\d+\.\d", text) for text in cells.all_inner_texts())
+    page.shot("05-map")
+    page.scroll(where("cl.Lab(pairs"))
+    view.handle("seed").focus()
+    page.page.keyboard.press("ArrowRight")
+    page.scroll(where("cl.HeatMap(lab"))
+    cells.nth(9).click()
+    view.until(lambda: cells.nth(9).inner_text().endswith("(2)"), what="the cell did not fill", seconds=60)
+    field = page.page.locator("textarea[title^='copy this line']")
+    field.fill("16,32,5=50\n1,0,9=oops")
+    field.blur()
+    view.until(lambda: "is no entry" in page.page.locator("p[role=alert]").last.inner_text(), what="a bad line was not said")
+    assert page.errors == []

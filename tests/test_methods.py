@@ -289,3 +289,24 @@ def test_every_method_learns_the_toy(toy, method, hard):
     losses = [update.loss for update in run]
     assert losses[-1] < 0.8 * max(losses)
     assert run.evaluate()["top@20"] > before + 0.15
+
+
+@pytest.mark.parametrize("method", [m for m in cl.PRESETS if m not in ("dpr", "grad_cache")])
+@pytest.mark.parametrize("hard", [0, 1])
+def test_one_forward_per_update_is_the_same_gradient(toy, method, hard):
+    fields = dict(method=method, local_batch=6, updates=8, hard_negatives=hard, dtype="float64", dim=16)
+    fields |= {} if method == "grad_accum" else dict(memory_size=40)
+    fields |= {} if "accumulation_steps" in cl.PRESETS[method]["fixes"] else dict(accumulation_steps=5)
+    one, many = cl.Run(toy, **fields, one_forward=True), cl.Run(toy, **fields)
+    for _ in range(8):
+        for a, b in zip(one.micro_steps(), many.micro_steps(), strict=True):
+            assert abs(a.loss - b.loss) < 1e-10 and torch.allclose(a.scores.nan_to_num(neginf=0), b.scores.nan_to_num(neginf=0), atol=1e-9)
+        assert abs(one.history[-1].grad_norm_ratio - many.history[-1].grad_norm_ratio) < 1e-8
+    for a, b in zip(one.passage_tower.parameters(), many.passage_tower.parameters()):
+        assert torch.allclose(a, b, atol=1e-9)
+
+
+def test_one_forward_is_not_used_where_noise_is_drawn_for_each_micro_batch(toy):
+    one, many = (cl.Run(toy, tower="bert", dim=16, local_batch=4, accumulation_steps=2, memory_size=8, updates=2, one_forward=one) for one in (True, False))
+    assert [u.loss for u in one] == [u.loss for u in many]
+    assert any("noise" in note for note in one.notes) and not many.notes

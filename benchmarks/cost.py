@@ -1,0 +1,307 @@
+"""What a bank costs: the similarity part, whole updates (the paper's Figure 4), peers, and memory (its Table 3).
+
+    python -m benchmarks.cost               all four parts (about 25 minutes on one core), written into README.md
+    python -m benchmarks.cost similarity    one part: similarity, update, peers or memory
+    python -m benchmarks.cost update --long whole updates up to N_total 512 on the CPU too (hours)
+
+Every row is measured in turns within one process with one thread, and medians are shown; on a machine with a CUDA device the
+first two parts are repeated there. Records lie in benchmarks/records/cost.json, and notebook 08 reads them. For the peers:
+pip install "contaccum-lite[peers]".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+import contaccum_lite as cl
+from contaccum_lite import incremental, loss, measure, methods, towers
+
+from .regime import README, between
+
+RECORDS = Path(__file__).parent / "records" / "cost.json"
+LOCAL = 8
+SIZES, WHOLE_UP_TO = (128, 512, 1024, 2048, 8192, 16384, 32768, 65536), 8192
+TOTALS = {"6 layers of 384": (64, 128), "BERT-base, 12 layers of 768": (16,)}       # on a CPU; each takes as long as it is large
+LONG = (64, 128, 256, 512)                                                          # with --long, and on a GPU
+WAYS = {"dpr": "DPR, one batch", "grad_accum": "GradAccum", "grad_cache": "GradCache", "kept": "ContAccum, incremental", "whole": "ContAccum, whole matrix"}
+
+
+def short(number: float) -> str:
+    """Three figures, without powers of ten."""
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def in_turns(acts: dict[str, Callable], rounds: int, device: str = "cpu", warm: bool = True) -> dict[str, float]:
+    """Median seconds of each, taking turns; the first turn warms up, unless each was warmed before."""
+    taken = {name: [] for name in acts}
+    for _ in range(rounds + warm):
+        for name, act in acts.items():
+            began = time.perf_counter()
+            act()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            taken[name].append(time.perf_counter() - began)
+    return {name: median(t[warm:]) for name, t in taken.items()}
+
+
+# --- (a) the similarity part -------------------------------------------------------------------------------------------
+
+def multiplications(size: int, dim: int, kept: bool) -> int:
+    """Multiply-adds of loss and gradients of one micro-batch: scores, then the gradients of local queries and passages."""
+    b, n = LOCAL, size
+    return (2 * b * (b + n) + b * b + 2 * b * n) * dim if kept else ((b + n) ** 2 + 2 * b * (b + n)) * dim
+
+
+def one_similarity(size: int, dim: int, device: str) -> dict:
+    """Seconds of one micro-batch against full banks, with the writing of the banks."""
+    banks = [cl.MemoryBank(n, dim, device=device) for n in (size, size, 0)]
+    for bank in banks[:2]:
+        bank.write(torch.arange(size), torch.randn(size, dim), 0)
+    fast = incremental.IncrementalSoftmax(*banks)
+    fast.expect(np.array([LOCAL]))
+    queries, passages, ids = torch.randn(LOCAL, dim, device=device), torch.randn(LOCAL, dim, device=device), torch.arange(LOCAL)
+
+    def write():
+        for bank, vectors in zip(banks, (queries, passages)):
+            bank.write(ids, vectors, 0)
+
+    def kept():
+        fast.contrast(queries, passages)
+        fast.enter()
+        write()
+        fast.settle()
+
+    def whole():
+        loss.contrast(queries, passages, *banks[:2])
+        write()
+
+    fast._make_room()                                # time does not depend on what the table holds, so it need not be made from the banks
+    for part in (fast.older, fast.newer, fast.positives):
+        part.fill_(5.0)
+    fast._versions = fast._now()
+    found = in_turns({"kept": kept}, 9, device)
+    if size <= WHOLE_UP_TO:
+        found |= in_turns({"whole": whole}, 3 if size > 4000 else 7, device)
+    return dict(size=size, dim=dim, device=device, table=fast.bytes, **found,
+                **{f"operations_{name}": multiplications(size, dim, name == "kept") for name in ("kept", "whole")})
+
+
+def similarity(devices) -> tuple[list[dict], str]:
+    records = [one_similarity(size, dim, device) for device in devices for dim in (64, 384, 768) for size in SIZES]
+    rows = ["| device | d | N_memory | whole matrix, ms | incremental, ms | times faster | multiply-adds, whole ÷ incremental | table, MB | banks, MB |", "|---" * 9 + "|"]
+    for r in records:
+        whole = [short(1000 * r["whole"]), short(r["whole"] / r["kept"])] if "whole" in r else ["", ""]
+        rows.append(f"| {r['device']} | {r['dim']} | {r['size']} | {whole[0]} | {short(1000 * r['kept'])} | {whole[1]} | "
+                    f"{r['operations_whole'] / r['operations_kept']:.0f} | {short(r['table'] / 1e6)} | {short(8 * r['size'] * r['dim'] / 1e6)} |")
+    return records, "\n".join(rows)
+
+
+# --- (b) one whole weight update: Figure 4 -----------------------------------------------------------------------------
+
+def prepared(pairs, shape: dict, way: str, total: int, size: int, device: str) -> cl.Run:
+    """A run of this method with encoders of this shape and full banks."""
+    method = "contaccum" if way in ("kept", "whole") else way
+    batch = dict(local_batch=total) if way == "dpr" else dict(local_batch=LOCAL, accumulation_steps=total // LOCAL)
+    banks = dict(memory_size=size, similarity="incremental" if way == "kept" else "full") if method == "contaccum" else {}
+    torch.manual_seed(0)
+    made = [towers.TransformerTower.small_bert(towers.vocabulary_for(pairs), **shape).to(device) for _ in range(2)]
+    run = cl.Run(pairs, cl.Settings(method=method, tower="bert", dim=shape["dim"], device=device, **batch, **banks),
+                 towers=made)
+    if banks:
+        for bank in run.learner.banks[:2]:
+            bank.write(torch.arange(size) % len(pairs.train), torch.randn(size, shape["dim"]), 0)
+    run.step()                                       # the table is made from the banks, once
+    return run
+
+
+def update(devices) -> tuple[list[dict], str]:
+    pairs = cl.load_pairs("python-docs", progress=False)
+    shapes = {"6 layers of 384": dict(dim=384, layers=6, heads=12), "BERT-base, 12 layers of 768": dict(dim=768, layers=12, heads=12)}
+    records = []
+    for device in devices:
+        for name, shape in shapes.items():
+            for total in LONG if device != "cpu" or "--long" in sys.argv else TOTALS[name]:
+                ways = [way for way in WAYS if way != "whole" or device != "cpu" or total == TOTALS[name][0]]
+                runs = {way: prepared(pairs, shape, way, total, 8192, device) for way in ways}
+                found = in_turns({way: run.step for way, run in runs.items()}, 2 if total == 64 else 1, device, warm=total == 64)
+                records += [dict(shape=name, device=device, total=total, way=way, seconds=seconds) for way, seconds in found.items()]
+                print(device, name, total, {way: round(seconds / found["grad_accum"], 3) for way, seconds in found.items()}, flush=True)
+                del runs
+    bags = {way: cl.Run(pairs, cl.Settings.parse(line)) for way, line in {
+        "grad_accum": "method=grad_accum", "grad_cache": "method=grad_cache", "dpr": "method=dpr", "kept": "memory_size=1024",
+        "whole": "memory_size=1024&similarity=full"}.items()}
+    for run in bags.values():
+        for _ in range(9):
+            run.step()
+    records += [dict(shape="bag tower, N_memory 1024", device="cpu", total=128, way=way, seconds=seconds)
+                for way, seconds in in_turns({way: run.step for way, run in bags.items()}, 31).items()]
+    rows = [f"| encoder | device | N_total | seconds of GradAccum | {' | '.join(name for way, name in WAYS.items() if way != 'grad_accum')} |", "|---" * 8 + "|"]
+    for shape, device, total in dict.fromkeys((r["shape"], r["device"], r["total"]) for r in records):
+        found = {r["way"]: r["seconds"] for r in records if (r["shape"], r["device"], r["total"]) == (shape, device, total)}
+        rows.append(f"| {shape} | {device} | {total} | {found['grad_accum']:.3g} | " + " | ".join(
+            f"{found[way] / found['grad_accum']:.2f}" if way in found else "" for way in WAYS if way != "grad_accum") + " |")
+    return records, "\n".join(rows)
+
+
+# --- (c) peers ---------------------------------------------------------------------------------------------------------
+
+class Stub(torch.nn.Module):
+    """A tower of ours as sentence-transformers calls a model."""
+
+    def __init__(self, tower):
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, features):
+        return features | {"sentence_embedding": self.tower(features["input_ids"])}
+
+    def preprocess(self, *args, **kwargs):
+        raise NotImplementedError
+
+    @property
+    def device(self):
+        return torch.device("cpu")
+
+
+def sentence_transformers_peers(rounds: int) -> list[dict]:
+    """One batch of 128 by one shared small BERT: forward and backward, all at once and by GradCache."""
+    from sentence_transformers import SentenceTransformer, util
+    from sentence_transformers.sentence_transformer import losses
+
+    pairs, records = cl.load_pairs("python-docs", progress=False), []
+    for job, method, shape in (("one batch of 128", "dpr", dict(local_batch=128)), ("GradCache, 16 × 8", "grad_cache", dict(local_batch=8, accumulation_steps=16))):
+        run = cl.Run(pairs, cl.Settings(method=method, tower="bert", dim=64, shared=True, temperature=8.0, mask_duplicates=False, **shape))
+        run.query_tower.eval()                       # no noise, so that both losses can be compared
+        run.learner.noisy = False
+        batches = run.feed.batches(0)
+        width = max(b.passage_tokens.shape[1] for b in batches)
+        pad = lambda tokens, size: torch.nn.functional.pad(tokens, (0, size - tokens.shape[1]), value=run.query_tower.pad)
+        features = [{"input_ids": torch.cat([pad(b.query_tokens, max(b.query_tokens.shape[1] for b in batches)) for b in batches])},
+                    {"input_ids": torch.cat([pad(b.passage_tokens, width) for b in batches])}]
+        for one in features:                         # what the trainer gives, and what the cached loss sorts by
+            one["attention_mask"] = (one["input_ids"] != run.query_tower.pad).long()
+        kinds = dict(scale=1 / 8.0, similarity_fct=util.dot_score)
+        model = SentenceTransformer(modules=[Stub(run.query_tower)], device="cpu")
+        peer = losses.MultipleNegativesRankingLoss(model, **kinds) if method == "dpr" else losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=8, **kinds)
+        values = {}
+
+        def theirs():
+            run.optimizer.zero_grad(set_to_none=False)
+            value = peer([dict(f) for f in features], None)
+            value.backward()
+            values["theirs"] = value.item()
+
+        def ours():
+            run.optimizer.zero_grad(set_to_none=False)
+            values["ours"] = sum(m.loss for m in methods.gradient(run.learner, batches, 0)) / len(batches)
+
+        found = in_turns({"ours": ours, "theirs": theirs}, rounds)
+        assert abs(values["ours"] - values["theirs"]) < 1e-3, values
+        records.append(dict(job=job, peer=f"sentence-transformers {type(peer).__name__}", **found))
+    return records
+
+
+def metric_learning_peers(rounds: int) -> list[dict]:
+    """8 queries against a memory of passages: loss, gradient of the queries, and the writing of the memory."""
+    from pytorch_metric_learning import distances, losses
+
+    records = []
+    for size, dim in ((1024, 64), (8192, 64), (8192, 768)):
+        memory = losses.CrossBatchMemory(losses.NTXentLoss(temperature=8.0, distance=distances.DotProductSimilarity(normalize_embeddings=False)), dim, size)
+        banks = [cl.MemoryBank(n, dim) for n in (0, size - LOCAL, 0)]
+        ours_softmax = incremental.IncrementalSoftmax(*banks, 8.0)
+        old = torch.randn(size - LOCAL, dim)
+        memory.add_to_memory(old, torch.arange(size - LOCAL), size - LOCAL)
+        banks[1].write(torch.arange(size - LOCAL), old, 0)
+        count, values = [size], {}
+        draw = lambda: (torch.randn(LOCAL, dim, requires_grad=True), torch.randn(LOCAL, dim))
+        batch = [*draw()]
+
+        def theirs():
+            labels = torch.arange(count[0], count[0] + LOCAL)
+            count[0] += LOCAL
+            batch[0].grad = None
+            value = memory(torch.cat(batch), torch.cat([labels, labels]), enqueue_mask=torch.arange(2 * LOCAL) >= LOCAL)
+            value.backward()
+            values.setdefault("theirs", value.item())
+
+        def ours():
+            found = ours_softmax.contrast(batch[0].detach(), batch[1])
+            ours_softmax.enter()
+            banks[1].write(torch.arange(LOCAL), batch[1], 0)
+            ours_softmax.settle()
+            values.setdefault("ours", float(found.loss))
+
+        found = in_turns({"ours": ours, "theirs": theirs}, rounds)
+        assert abs(values["ours"] - values["theirs"]) < 1e-3 * abs(values["theirs"]), values
+        records.append(dict(job=f"passage memory of {size}, d {dim}", peer="pytorch-metric-learning CrossBatchMemory(NTXentLoss)", **found))
+    return records
+
+
+def peers(devices, rounds: int = 7) -> tuple[list[dict], str]:
+    records, absent = [], []
+    for name, run in {"sentence-transformers": sentence_transformers_peers, "pytorch-metric-learning": metric_learning_peers}.items():
+        try:
+            records += run(rounds)
+        except ImportError:
+            absent.append(f"{name} is not installed, so it was not compared: pip install {name}.")
+    rows = ["| the same job, the same tensors | peer | peer, ms | ours, ms | ours ÷ peer |", "|---" * 5 + "|"]
+    rows += [f"| {r['job']} | {r['peer']} | {short(1000 * r['theirs'])} | {short(1000 * r['ours'])} | {r['ours'] / r['theirs']:.2f} |" for r in records]
+    return records, "\n".join(rows + ["", *absent]).strip()
+
+
+# --- (d) memory --------------------------------------------------------------------------------------------------------
+
+def memory(devices) -> tuple[list[dict], str]:
+    """Table 3: d 768, N_local 8; its "5096" is 2048, by its own bytes (notebook 08)."""
+    dim, gib, records = 768, 2**30, []
+    for size, theory, actual in ((128, 0.0007, 0.002), (512, 0.0029, 0.006), (1024, 0.0059, 0.013), (2048, 0.0117, 0.042)):
+        banks = [cl.MemoryBank(n, dim) for n in (size, size, 0)]
+        for bank in banks[:2]:
+            bank.write(torch.arange(size), torch.randn(size, dim), 0)
+        fast = incremental.IncrementalSoftmax(*banks)
+        fast.expect(np.array([LOCAL]))
+        vectors = torch.randn(LOCAL, dim), torch.randn(LOCAL, dim)
+        fast.contrast(*vectors)
+        leaves = [v.clone().requires_grad_() for v in vectors]
+        records.append(dict(
+            size=size, banks=8 * size * dim, theory=theory, actual=actual, predicted=(8 * size * dim + 2 * 4 * (size + LOCAL) ** 2) / gib,
+            autograd=8 * size * dim + measure.tensor_memory(lambda: cl.info_nce(*leaves, *banks[:2]).backward()),
+            whole=8 * size * dim + measure.tensor_memory(lambda: loss.contrast(*vectors, *banks[:2])),
+            kept=8 * size * dim + fast.bytes + measure.tensor_memory(lambda: (fast.contrast(*vectors), fast.enter()))))
+    rows = ["| N_memory | equation 11, GiB | paper: theoretical | paper: actual | banks + two matrices of logits | ours, autograd on the whole matrix | "
+            "ours, whole matrix | ours, incremental with its table |", "|---" * 8 + "|"]
+    for r in records:
+        rows.append(f"| {r['size']} | {r['banks'] / gib:.4f} | {r['theory']} | {r['actual']} | {r['predicted']:.4f} | "
+                    + " | ".join(f"{r[kind] / gib:.4f}" for kind in ("autograd", "whole", "kept")) + " |")
+    return records, "\n".join(rows)
+
+
+def main(parts: list[str]) -> None:
+    torch.set_num_threads(1)
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    known = json.loads(RECORDS.read_text()) if RECORDS.is_file() else {}
+    for name in parts or list(PARTS):
+        if name not in PARTS:
+            raise SystemExit(f"{name!r} is no part: choose from {', '.join(PARTS)}.")
+        torch.manual_seed(0)
+        records, text = PARTS[name](devices)
+        print(text, flush=True)
+        known[name] = records
+        RECORDS.write_text(json.dumps(known, indent=1) + "\n")
+        between(README, f"cost-{name}", "\n".join(line for line in text.splitlines() if not re.match(r"\| \w+ \| (64|384) ", line)))
+
+
+PARTS = {"similarity": similarity, "update": update, "peers": peers, "memory": memory}
+
+if __name__ == "__main__":
+    main([part for part in sys.argv[1:] if part != "--long"])
