@@ -6,6 +6,7 @@ import asyncio
 import html
 import re
 import sys
+from pathlib import Path
 from statistics import mean
 
 import numpy as np
@@ -52,7 +53,7 @@ class HeatMap:
         local = 8 if self.lab.method == "dpr" else now.local_batch
         updates = max(1, self.pairs_seen // (local * k))
         common = dict(local_batch=local, accumulation_steps=k, updates=updates, warmup=updates // 20, seed=now.seed if seed is None else seed,
-                      learning_rate=now.learning_rate)
+                      learning_rate=now.learning_rate, one_forward=True)
         return Settings.preset("contaccum", memory_size=n, **common) if n else Settings.preset("grad_accum", **common)
 
     def load(self, k: int, n: int, play: bool = False) -> None:
@@ -62,12 +63,16 @@ class HeatMap:
             self.lab.play()
 
     def fill(self, seeds=None) -> None:
-        """Train every cell that is empty, one after the other, before it returns."""
-        for seed in seeds or [self.lab.seed]:
-            for cell in self.buttons:
-                if seed not in self.found.get(cell, {}):
-                    self.lab.reset(self.settings(*cell, seed))
-                    self.lab.run()
+        """Train every cell that is empty, one after the other, before it returns; Top@20 is looked at only at the end of each."""
+        every, self.lab.every = self.lab.every, 10**9
+        try:
+            for seed in seeds or [self.lab.seed]:
+                for cell in self.buttons:
+                    if seed not in self.found.get(cell, {}):
+                        self.lab.reset(self.settings(*cell, seed))
+                        self.lab.run()
+        finally:
+            self.lab.every = every
 
     def _look(self, change) -> None:
         """Enter the lab's run when it has ended and belongs to a cell."""
@@ -187,7 +192,9 @@ class Again:
 
     def start(self) -> None:
         """Run it in the background. Raises `RuntimeError` where no event loop runs."""
-        self.task = asyncio.get_running_loop().create_task(self._run())
+        loop = asyncio.get_running_loop()
+        self.button.description, self.button.icon = "Stop", "stop"
+        self.task = loop.create_task(self._run())
 
     def stop(self) -> None:
         """End it now; what it has recorded stays."""
@@ -195,8 +202,6 @@ class Again:
             self.process.terminate()
 
     async def _run(self) -> None:
-        from pathlib import Path
-        self.button.description, self.button.icon = "Stop", "stop"
         try:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", *self.module.split(), cwd=Path(__file__).parent.parent,
@@ -208,6 +213,7 @@ class Again:
             code = await self.process.wait()
             self.words.value += " done: run the cells below again" if code == 0 else f" ended with {code}"
         finally:
+            self.stop()
             self.task, self.process = None, None
             self.button.description, self.button.icon = self.says, "refresh"
 

@@ -87,10 +87,11 @@ def test_again_runs_shows_and_stops():
         assert button.button.description == "Stop"
         await asyncio.wait_for(button.task, 60)
         assert "done" in button.words.value and "loop" in button.words.value and button.button.description == "Time nothing"
-        slow = cl.Again("timeit -n 1 -r 1 -s import\\ttime __import__('time').sleep(60)", "Sleep")
+        slow = cl.Again("timeit -n 1 -r 1 __import__('time').sleep(60)", "Sleep")
         slow.start()
-        while slow.process is None:
-            await asyncio.sleep(0.01)
+        for _ in range(2000):
+            if slow.process is None:
+                await asyncio.sleep(0.01)
         task = slow.task
         slow.button.click()
         await asyncio.wait_for(task, 20)

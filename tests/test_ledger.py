@@ -47,7 +47,7 @@ def test_a_claim_is_judged_by_its_own_runs(claim):
 def test_no_verdict_survives_other_records(claim):
     """Some change of the measured numbers changes the verdict."""
     before, verdicts = claim.judge(BOOK).verdict, set()
-    for change in range(4):
+    for change in range(6):
         records = copy.deepcopy(RECORDS)
         for r in records:
             first = r["name"] == claim.runs[0] or r["name"].startswith("w/o M_q") and change == 3
@@ -63,6 +63,10 @@ def test_no_verdict_survives_other_records(claim):
                 r["top@20"] = (0.1 if first else 0.5) + r["seed"] / 1000 + (0.2 if "32" in r["name"] and "ContAccum" in r["name"] else 0)
                 r["trace"] = [50.0 + n for n in range(len(r["trace"]))] if first else [1.0] * len(r["trace"])
                 r["mass"] = dict(r["control"])
+            if change == 4:
+                r["top@20"] = (0.1 if r["name"].startswith("w/o M_q") else 0.5) + r["seed"] / 1000
+            if change == 5:
+                r["top@20"] = (0.6 if r["name"].startswith("ContAccum") else 0.4) + r["seed"] / 1000
         verdicts.add(claim.judge(ledger.Book(records)).verdict)
     assert verdicts - {before}, before
 
