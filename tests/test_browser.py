@@ -357,7 +357,7 @@ def test_notebook_05_trains_stops_and_its_map_fills(page):
     page.scroll(where("cl.HeatMap(lab"))
     cells.nth(9).click()
     view.until(lambda: cells.nth(9).inner_text().endswith("(2)"), what="the cell did not fill", seconds=60)
-    field = page.page.locator("textarea[title^='copy this line']")
+    field = page.page.locator('.widget-textarea textarea')
     field.fill("16,32,5=50\n1,0,9=oops")
     field.blur()
     view.until(lambda: "is no entry" in page.page.locator("p[role=alert]").last.inner_text(), what="a bad line was not said")
