@@ -43,8 +43,8 @@ def known(fresh: bool = False) -> list[dict]:
     return [r for r in records if stands(r)]
 
 
-def cost() -> list[dict]:
-    return json.loads(COST.read_text())["update"]
+def cost() -> dict[str, list[dict]]:
+    return json.loads(COST.read_text())
 
 
 def run(jobs: list[tuple[str, int, int]], records: list[dict], keep: bool) -> list[dict]:
