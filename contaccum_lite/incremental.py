@@ -69,23 +69,11 @@ class IncrementalSoftmax:
         """As `loss.contrast` of these (B, d) vectors with the banks as they stand; `scores` and `weights` are not made."""
         self._catch_up()
         b, h = len(queries), 0 if hard is None else len(hard)
-        banks = [bank.vectors for bank in self.banks]
-        rows, n = len(banks[0]), len(banks[1])
-        columns = [passages, banks[1], *([hard] if h else []), *([banks[2]] if len(banks[2]) else [])]
+        bank_q, bank_p, bank_h = (bank.vectors for bank in self.banks)
+        columns = [passages, bank_p, *([hard] if h else []), *([bank_h] if len(bank_h) else [])]
         same, same_hard = self._masks(pair_ids, hard_ids) if self.keys is not None else (None, None)
 
-        local = queries / self.temperature
-        scores = torch.cat([local @ part.T for part in columns], 1)                    # (B, all columns)
-        if same is not None:
-            scores[:, :b + n].masked_fill_(same, -torch.inf)
-        if same_hard is not None:
-            scores[:, b + n:].masked_fill_(same_hard[:b], -torch.inf)
-        highest = scores.amax(1, keepdim=True)
-        weights = (scores - highest).exp_()
-        total = weights.sum(1, keepdim=True)
-        loss = (total.log() + highest).squeeze(1).sub_(scores.diagonal()).sum()
-        weights /= total
-        weights.diagonal().sub_(1)
+        scores, loss, weights = self._local_rows(queries, columns, same, same_hard)
         pieces = weights.split([len(part) for part in columns], 1)
         d_queries = pieces[0] @ passages
         for piece, part in zip(pieces[1:], columns[1:]):
@@ -94,26 +82,52 @@ class IncrementalSoftmax:
         d_hard = pieces[2].T @ queries if h else None
 
         gained = None
-        if rows:                                                                       # the banked rows, as columns of this
-            back = torch.cat([passages, hard]) if h else passages
-            back = (back / self.temperature) @ banks[0].T                              # (B + hard, N)
-            if same is not None:
-                back[:b].masked_fill_(same[:, b:], -torch.inf)
-            if h and same_hard is not None:
-                back[b:].masked_fill_(self._same_back(hard_ids), -torch.inf)
-            apart = back[:b].logsumexp(0) if h and not len(banks[2]) else None           # hard negatives that will not be kept
-            top = back.amax(0).clamp_(min=torch.finfo(back.dtype).min)                # all of a row's may be left out
-            back = back.sub_(top).exp_()
-            gained = back.sum(0).log_().add_(top)                                      # (N,): log-sum-exp over the local columns
-            lse = torch.logaddexp(gained, torch.logaddexp(self.newer[:rows], self.older[self.clock, :rows]))
-            loss = loss + (lse - self.positives[:rows]).sum()
-            back *= (top - lse).exp_()                                                 # their softmax
-            gained = gained if apart is None else apart
-            d_passages = d_passages.addmm_(back[:b], banks[0])
-            d_hard = d_hard.addmm_(back[b:], banks[0]) if h else None
-        self._seen = scores, b, rows, n, h, gained
-        scale = 1 / ((b + rows) * self.temperature)
-        return Contrast(loss / (b + rows), d_queries.mul_(scale), d_passages.mul_(scale), None if d_hard is None else d_hard.mul_(scale), None, None)
+        if len(bank_q):
+            same_back = self._same_back(hard_ids) if same_hard is not None and h else None
+            more, softmax, gained = self._banked_rows(torch.cat([passages, hard]) if h else passages, b, None if same is None else same[:, b:], same_back)
+            loss = loss + more
+            d_passages.addmm_(softmax[:b], bank_q)
+            d_hard = d_hard.addmm_(softmax[b:], bank_q) if h else None
+        self._seen = scores, b, len(bank_q), len(bank_p), h, gained
+        rows = b + len(bank_q)
+        return Contrast(loss / rows, *(None if d is None else d.mul_(1 / (rows * self.temperature)) for d in (d_queries, d_passages, d_hard)), None, None)
+
+    def _local_rows(self, queries: Tensor, columns: list[Tensor], same: Tensor | None, same_hard: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores of the local rows with all columns, the sum of their losses, and their softmax less 1 at the positive."""
+        queries = queries / self.temperature
+        scores = torch.cat([queries @ part.T for part in columns], 1)                  # (B, all columns)
+        passages = len(columns[0]) + len(columns[1])
+        if same is not None:
+            scores[:, :passages].masked_fill_(same, -torch.inf)
+        if same_hard is not None:
+            scores[:, passages:].masked_fill_(same_hard, -torch.inf)
+        highest = scores.amax(1, keepdim=True)
+        weights = (scores - highest).exp_()
+        total = weights.sum(1, keepdim=True)
+        losses = (total.log() + highest).squeeze(1).sub_(scores.diagonal())
+        weights /= total
+        weights.diagonal().sub_(1)
+        return scores, losses.sum(), weights
+
+    def _banked_rows(self, local: Tensor, b: int, same: Tensor | None, same_hard: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The sum of the banked rows' losses, their softmax at the local columns, and what those columns add to `newer`.
+
+        local: the B passages and after them their hard negatives; the softmax is (B + hard, N), a banked row to a column.
+        """
+        rows = len(self.banks[0])
+        scores = (local / self.temperature) @ self.banks[0].vectors.T
+        if same is not None:
+            scores[:b].masked_fill_(same, -torch.inf)
+        if same_hard is not None:
+            scores[b:].masked_fill_(same_hard, -torch.inf)
+        kept_apart = len(local) > b and not len(self.banks[2])                         # hard negatives that no bank will keep
+        passages = scores[:b].logsumexp(0) if kept_apart else None
+        top = scores.amax(0).clamp_(min=torch.finfo(scores.dtype).min)                 # all of a row's may be left out
+        softmax = scores.sub_(top).exp_()
+        gained = softmax.sum(0).log_().add_(top)                                       # log-sum-exp over the local columns
+        lse = torch.logaddexp(gained, torch.logaddexp(self.newer[:rows], self.older[self.clock, :rows]))
+        softmax *= (top - lse).exp_()
+        return (lse - self.positives[:rows]).sum(), softmax, passages if kept_apart else gained
 
     def _masks(self, pair_ids: Tensor, hard_ids: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Where the local pairs meet their own stale selves or copies of their passages: in the (B, B + N) passages, in the hard ones."""
@@ -235,6 +249,7 @@ class IncrementalSoftmax:
             return
         self._versions = versions
         self._make_room()
+        self.clock = 0
         self.newer.fill_(-torch.inf)
         rows, size = len(self.banks[0]), self.banks[1].size
         order = self.banks[0].order()
@@ -258,11 +273,13 @@ class IncrementalSoftmax:
         """What `restore` needs to take back the entering of up to `count` pairs in all."""
         current = self._versions is not None and self._versions == self._now()
         slots = [slots for slots, _ in _ring(self.banks[1].next_slot, min(count, self.banks[1].size), self.banks[1].size)] if current else []
-        return current, self.clock, self._place, self.newer.clone(), self.positives.clone(), [(s, self.older[:, s].clone()) for s in slots]
+        return current, self.clock, self._place, self._sizes, self.newer.clone(), self.positives.clone(), [(s, self.older[:, s].clone()) for s in slots]
 
     def restore(self, mark: tuple) -> None:
         """Be again as at the mark; after the banks are."""
-        current, self.clock, self._place, newer, positives, slices = mark
+        current, self.clock, self._place, sizes, newer, positives, slices = mark
+        if sizes is not self._sizes:                        # another rhythm was met on the way
+            self._sizes, self._written = sizes, None
         fits = current and newer.shape == self.newer.shape and all(part.shape[0] == len(self.older) for _, part in slices)
         self._versions = None
         if fits:

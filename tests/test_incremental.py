@@ -90,6 +90,17 @@ def test_drawn_sequences_equal_the_whole_matrix(data, size, local, hard, keep_ha
         both.write(batch)
 
 
+def test_a_rhythm_that_was_met_on_the_way_is_taken_back_too():
+    both = Both(3, temperature=0.25, mask=False)
+    for count, taken_back in ((1, False), (2, True), (2, True), (1, False), (2, False), (2, False)):
+        batch = both.micro_batch(count)
+        marks = [(part, part.mark(len(batch[3]))) for part in (*both.banks, both.fast)]
+        assert both.error(batch) < 1e-12
+        both.write(batch)
+        for part, mark in marks if taken_back else ():
+            part.restore(mark)
+
+
 @pytest.mark.parametrize("temperature", [0.01, 0.05])
 def test_scores_of_thousands_do_not_underflow(temperature):
     both = Both(16, temperature=temperature, hard=1)
