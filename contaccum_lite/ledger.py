@@ -41,7 +41,7 @@ def planned(method: str, seeds=SEEDS, text: str = "docs", adjust: bool = False, 
     """A run on the course's settings that sees as many pairs as all others; warm-up is a twentieth of its updates."""
     settings = Settings.preset(method, **fields)
     updates = fields.get("updates", PAIRS_SEEN // settings.total_batch)
-    return Planned(settings.replace(updates=updates, warmup=updates // 20, one_forward=method not in ("dpr", "grad_cache")), seeds, text, adjust)
+    return Planned(settings.replace(updates=updates, warmup=fields.get("warmup", updates // 20), one_forward=method not in ("dpr", "grad_cache")), seeds, text, adjust)
 
 
 def _runs() -> dict[str, Planned]:
@@ -64,7 +64,7 @@ def _runs() -> dict[str, Planned]:
              for k in (1, 4, 16) for n in (32, 128, 512) if (n, k) != (128, 16)}
     runs["ContAccum N_memory 128 K 8"] = planned("contaccum", accumulation_steps=8)
     runs["GradAccum K 4"] = planned("grad_accum", FEW, accumulation_steps=4)
-    for name, method in REGIME.items():                # where each trains, one seed each
+    for name, method in REGIME.items():                # where each trains, one seed each (rates of the four: benchmarks.regime)
         for tau in (2.0, 32.0):
             runs[f"regime: {name}, τ {tau:g}"] = planned(method, range(1), temperature=tau)
         for rate in (0.001, 0.005):
@@ -75,6 +75,13 @@ def _runs() -> dict[str, Planned]:
             runs[f"regime: {name}, N_memory 8"] = planned(method, range(1), memory_size=8)
         for rate in (3e-4, 1e-3):
             runs[f"regime: {name}, small BERT, rate {rate:g}"] = planned(method, range(1), tower="bert", learning_rate=rate, updates=100)
+        for updates in (100, 800):
+            runs[f"regime: {name}, {updates} updates"] = planned(method, range(1), updates=updates)
+        for warmup in (0, 100):
+            runs[f"regime: {name}, warm-up {warmup}"] = planned(method, range(1), warmup=warmup)
+    for size in (8, 32):                               # the small batches at other rates than the course's
+        for rate in (0.001, 0.002, 0.01):
+            runs[f"regime: DPR {size}, rate {rate:g}"] = planned("dpr", range(1), local_batch=size, learning_rate=rate)
     return runs
 
 
