@@ -51,16 +51,20 @@ def run(jobs: list[tuple[str, int, int]], records: list[dict], keep: bool) -> li
     """Records with those of these jobs added; kept on disk as they come."""
     from tqdm import tqdm
 
-    order = {(name, seed): place for place, (name, seed, _) in enumerate(everything())}
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         for record in tqdm(pool.imap_unordered(one, jobs), total=len(jobs), desc="runs", smoothing=0):
             records.append(record)
             if keep:
-                records.sort(key=lambda r: order[r["name"], r["seed"]])
-                part = RECORDS.with_suffix(".part")
-                part.write_text("[\n" + ",\n".join(json.dumps(_short(r)) for r in records) + "\n]\n")
-                part.replace(RECORDS)
+                save(records)
     return records
+
+
+def save(records: list[dict]) -> None:
+    """Write the records, in the order of `RUNS`; a crash leaves those of before."""
+    order = {(name, seed): place for place, (name, seed, _) in enumerate(everything())}
+    part = RECORDS.with_suffix(".part")
+    part.write_text("[\n" + ",\n".join(json.dumps(_short(r)) for r in sorted(records, key=lambda r: order[r["name"], r["seed"]])) + "\n]\n")
+    part.replace(RECORDS)
 
 
 def _short(value):
@@ -91,6 +95,7 @@ def main() -> None:
     if todo := [job for job in everything() if job[:2] not in done]:
         todo.sort(key=lambda job: -ledger.RUNS[job[0]].settings.updates)        # the long ones first
         records = run(todo, records, keep=True)
+    save(records)
     text = ledger.table(records, cost())
     print(text)
     between(README, "ledger", text)
