@@ -43,6 +43,7 @@ class IncrementalSoftmax:
         self.banks = query_bank, passage_bank, hard_bank
         self.temperature, self.keys = temperature, keys
         self._joint = joint_keys(*keys[:2]) if keys is not None else None
+        self._joint_count = 0 if self._joint is None or not len(self._joint) else int(self._joint.max()) + 1
         self._sizes, self._place = np.array([1]), 0       # the micro-batches of an epoch, and how many of them are done
         self._written = None                              # pairs written before each of them, over epochs
         self._versions, self._seen = None, None
@@ -131,13 +132,24 @@ class IncrementalSoftmax:
 
     def _masks(self, pair_ids: Tensor, hard_ids: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Where the local pairs meet their own stale selves or copies of their passages: in the (B, B + N) passages, in the hard ones."""
-        ids = torch.cat([pair_ids, self.banks[1].ids])
-        same = self._same(pair_ids, ids)
-        same.fill_diagonal_(False)
-        same_hard, device = None, self.newer.device
+        same = same_hard = None
+        device = self.newer.device
+        if not self._all_alone(pair_ids):
+            same = self._same(pair_ids, torch.cat([pair_ids, self.banks[1].ids]))
+            same.fill_diagonal_(False)
         if len(hard_ids) or len(self.banks[2]):
             same_hard = self.keys[1][pair_ids][:, None] == self.keys[2][torch.cat([hard_ids, self.banks[2].ids])]
-        return (same.to(device) if same.any() else None), (same_hard.to(device) if same_hard is not None else None)
+        return (same.to(device) if same is not None else None), (same_hard.to(device) if same_hard is not None else None)
+
+    def _all_alone(self, pair_ids: Tensor) -> bool:
+        """Whether no local pair shares its query or passage with another one, local or banked; seldom not, and quick to see."""
+        if self._joint is None:
+            return False
+        keys = self._joint.numpy()
+        held = np.zeros(self._joint_count, dtype=bool)
+        held[keys[self.banks[1].ids.numpy()]] = True
+        mine = keys[pair_ids.numpy()]
+        return not held[mine].any() and len(set(mine.tolist())) == len(mine)
 
     def _same(self, some: Tensor, others: Tensor) -> Tensor:
         """(some, others): whether two pairs share their query or their passage."""
