@@ -73,7 +73,9 @@ def _runs() -> dict[str, Planned]:
         if method in ("pre_batch", "contaccum"):
             runs[f"regime: {name}, bank from update 100"] = planned(method, range(1), bank_warmup=100)
             runs[f"regime: {name}, N_memory 8"] = planned(method, range(1), memory_size=8)
-        runs[f"regime: {name}, small BERT, 100 updates"] = planned(method, range(1), tower="bert", learning_rate=0.001, updates=100)
+        for pooling, updates in (("cls", 100), ("mean", 200)):
+            runs[f"regime: {name}, small BERT, {pooling}, {updates} updates"] = planned(method, range(1), tower="bert", learning_rate=0.001, updates=updates,
+                                                                                   pooling=pooling)
         for updates in (100, 800):
             runs[f"regime: {name}, {updates} updates"] = planned(method, range(1), updates=updates)
         for warmup in (0, 100):
