@@ -68,6 +68,10 @@ class IncrementalSoftmax:
     def contrast(self, queries: Tensor, passages: Tensor, hard: Tensor | None = None, pair_ids: Tensor | None = None,
                  hard_ids: Tensor | None = None) -> Contrast:
         """As `loss.contrast` of these (B, d) vectors with the banks as they stand; `scores` and `weights` are not made."""
+        if self.keys is not None and (pair_ids is None or hard is not None and hard_ids is None):
+            raise ValueError("keys were given, by which duplicates are masked, but not whose vectors these are: give pair_ids (B,), and hard_ids where there "
+                             "are hard negatives; or make it without keys.")
+        hard_ids = torch.zeros(0, dtype=torch.int64) if hard_ids is None else hard_ids
         self._catch_up()
         b, h = len(queries), 0 if hard is None else len(hard)
         bank_q, bank_p, bank_h = (bank.vectors for bank in self.banks)
@@ -167,6 +171,8 @@ class IncrementalSoftmax:
     @torch.no_grad()
     def enter(self) -> None:
         """Take the micro-batch of the last `contrast` into the table; before it goes into the banks."""
+        if self._seen is None:
+            raise RuntimeError("enter() takes in the micro-batch of the last contrast(), and there is none: call contrast first, and enter once after it.")
         (scores, b, rows, n, h, gained), self._seen = self._seen, None
         size = self.banks[1].size
         if not self.banks[0].size or rows != n:             # no banked rows, or none any more

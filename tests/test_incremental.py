@@ -266,3 +266,18 @@ def test_a_lab_changes_over_and_shows_the_same(toy):
     lab.memory_size = 64
     lab.run(1)
     assert lab.training.similarity == lab.similarity == "full"
+
+
+def test_what_is_missing_is_said():
+    both = Both(8, hard=1)
+    queries, passages, hard, ids, hard_ids = both.micro_batch(2)
+    with pytest.raises(RuntimeError, match="call contrast first"):
+        both.fast.enter()
+    with pytest.raises(ValueError, match="give pair_ids"):
+        both.fast.contrast(queries, passages)
+    with pytest.raises(ValueError, match="and hard_ids where there are hard negatives"):
+        both.fast.contrast(queries, passages, hard, ids)
+    both.error((queries, passages, hard, ids, hard_ids))
+    both.fast.enter()
+    with pytest.raises(RuntimeError, match="enter once after it"):
+        both.fast.enter()
