@@ -43,7 +43,7 @@ def test_a_claim_is_judged_by_its_own_runs(claim):
     assert all(cl.Settings.parse(line) for line in claim.settings())
 
 
-@pytest.mark.parametrize("claim", [c for c in CLAIMS if c.runs and c.name not in ("negatives", "one encoder")]     # a ratio of one tower to itself decides nothing, ids=lambda c: c.name)
+@pytest.mark.parametrize("claim", [c for c in CLAIMS if c.runs and c.name not in ("negatives", "one encoder")], ids=lambda c: c.name)
 def test_no_verdict_survives_other_records(claim):
     """Some change of the measured numbers changes the verdict."""
     before, verdicts = claim.judge(BOOK).verdict, set()
