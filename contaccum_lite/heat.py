@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import html
+import os
 import re
+import signal
 import sys
 from pathlib import Path
 from statistics import mean
@@ -197,15 +200,19 @@ class Again:
         self.task = loop.create_task(self._run())
 
     def stop(self) -> None:
-        """End it now; what it has recorded stays."""
+        """End it and all that it started, now; what it has recorded stays."""
         if self.process is not None and self.process.returncode is None:
-            self.process.terminate()
+            with contextlib.suppress(ProcessLookupError):
+                if hasattr(os, "killpg"):
+                    os.killpg(self.process.pid, signal.SIGTERM)
+                else:
+                    self.process.terminate()
 
     async def _run(self) -> None:
         try:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", *self.module.split(), cwd=Path(__file__).parent.parent,
-                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
+                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, start_new_session=True)
             last = ""
             while part := await self.process.stdout.read(4096):
                 last = ([piece for piece in re.split(r"[\r\n]+", last + part.decode(errors="replace")) if piece.strip()] or [""])[-1]

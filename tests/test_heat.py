@@ -87,11 +87,12 @@ def test_again_runs_shows_and_stops():
         assert button.button.description == "Stop"
         await asyncio.wait_for(button.task, 60)
         assert "done" in button.words.value and "loop" in button.words.value and button.button.description == "Time nothing"
-        slow = cl.Again("timeit -n 1 -r 1 __import__('time').sleep(60)", "Sleep")
+        slow = cl.Again(r"timeit -n 1 -r 1 __import__('os').system('echo\tbegun;sleep\t60')", "Sleep")      # it starts another, as a pool does
         slow.start()
         for _ in range(2000):
-            if slow.process is None:
+            if "begun" not in slow.words.value:
                 await asyncio.sleep(0.01)
+        assert "begun" in slow.words.value
         task = slow.task
         slow.button.click()
         await asyncio.wait_for(task, 20)
