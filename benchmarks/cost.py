@@ -1,8 +1,8 @@
 """What a bank costs: the similarity part, whole updates (the paper's Figure 4), peers, and memory (its Table 3).
 
-    python -m benchmarks.cost               all four parts (about 25 minutes on one core), written into README.md
+    python -m benchmarks.cost               all four parts (under an hour on one core), written into README.md
     python -m benchmarks.cost similarity    one part: similarity, update, peers or memory
-    python -m benchmarks.cost update --long whole updates up to N_total 512 on the CPU too (hours)
+    python -m benchmarks.cost --tables      nothing is measured: README.md's tables again, from the records
 
 Every row is measured in turns within one process with one thread, and medians are shown; on a machine with a CUDA device the
 first two parts are repeated there. Records lie in benchmarks/records/cost.json, and notebook 08 reads them. For the peers:
@@ -30,8 +30,9 @@ from .regime import README, between
 RECORDS = Path(__file__).parent / "records" / "cost.json"
 LOCAL = 8
 SIZES, WHOLE_UP_TO = (128, 512, 1024, 2048, 8192, 16384, 32768, 65536), 8192
-TOTALS = {"6 layers of 384": (64, 128), "BERT-base, 12 layers of 768": (16,)}       # on a CPU; each takes as long as it is large
-LONG = (64, 128, 256, 512)                                                          # with --long, and on a GPU
+TOTALS = (64, 128, 256, 512)
+SHAPES = {"6 layers of 384": dict(dim=384, layers=6, heads=12), "BERT-base, 12 layers of 768": dict(dim=768, layers=12, heads=12)}
+TOKENS = {("6 layers of 384", "cpu"): (32, 64), ("BERT-base, 12 layers of 768", "cpu"): (8, 16)}       # query, passage; short, so that a CPU ends this hour
 WAYS = {"dpr": "DPR, one batch", "grad_accum": "GradAccum", "grad_cache": "GradCache", "kept": "ContAccum, incremental", "whole": "ContAccum, whole matrix"}
 
 
@@ -95,61 +96,74 @@ def one_similarity(size: int, dim: int, device: str) -> dict:
                 **{f"operations_{name}": multiplications(size, dim, name == "kept") for name in ("kept", "whole")})
 
 
-def similarity(devices) -> tuple[list[dict], str]:
-    records = [one_similarity(size, dim, device) for device in devices for dim in (64, 384, 768) for size in SIZES]
+def similarity(devices) -> list[dict]:
+    return [one_similarity(size, dim, device) for device in devices for dim in (64, 384, 768) for size in SIZES]
+
+
+def similarity_table(records: list[dict]) -> str:
     rows = ["| device | d | N_memory | whole matrix, ms | incremental, ms | times faster | multiply-adds, whole ÷ incremental | table, MB | banks, MB |", "|---" * 9 + "|"]
     for r in records:
         whole = [short(1000 * r["whole"]), short(r["whole"] / r["kept"])] if "whole" in r else ["", ""]
         rows.append(f"| {r['device']} | {r['dim']} | {r['size']} | {whole[0]} | {short(1000 * r['kept'])} | {whole[1]} | "
                     f"{r['operations_whole'] / r['operations_kept']:.0f} | {short(r['table'] / 1e6)} | {short(8 * r['size'] * r['dim'] / 1e6)} |")
-    return records, "\n".join(rows)
+    return "\n".join(rows)
 
 
 # --- (b) one whole weight update: Figure 4 -----------------------------------------------------------------------------
 
-def prepared(pairs, shape: dict, way: str, total: int, size: int, device: str) -> cl.Run:
+def prepared(pairs, shape: dict, tokens: tuple[int, int], way: str, total: int, size: int, device: str) -> cl.Run:
     """A run of this method with encoders of this shape and full banks."""
     method = "contaccum" if way in ("kept", "whole") else way
     batch = dict(local_batch=total) if way == "dpr" else dict(local_batch=LOCAL, accumulation_steps=total // LOCAL)
     banks = dict(memory_size=size, similarity="incremental" if way == "kept" else "full") if method == "contaccum" else {}
     torch.manual_seed(0)
     made = [towers.TransformerTower.small_bert(towers.vocabulary_for(pairs), **shape).to(device) for _ in range(2)]
-    run = cl.Run(pairs, cl.Settings(method=method, tower="bert", dim=shape["dim"], device=device, **batch, **banks),
-                 towers=made)
+    run = cl.Run(pairs, cl.Settings(method=method, tower="bert", dim=shape["dim"], device=device, query_tokens=tokens[0],
+                                    passage_tokens=tokens[1], **batch, **banks), towers=made)
     if banks:
         for bank in run.learner.banks[:2]:
             bank.write(torch.arange(size) % len(pairs.train), torch.randn(size, shape["dim"]), 0)
-    run.step()                                       # the table is made from the banks, once
+        run.learner.softmax.expect(run.feed.sizes)
+        run.learner.softmax._catch_up()              # the table is made from the banks, once
     return run
 
 
-def update(devices) -> tuple[list[dict], str]:
-    pairs = cl.load_pairs("python-docs", progress=False)
-    shapes = {"6 layers of 384": dict(dim=384, layers=6, heads=12), "BERT-base, 12 layers of 768": dict(dim=768, layers=12, heads=12)}
-    records = []
+def update(devices) -> list[dict]:
+    pairs, records = cl.load_pairs("python-docs", progress=False), []
     for device in devices:
-        for name, shape in shapes.items():
-            for total in LONG if device != "cpu" or "--long" in sys.argv else TOTALS[name]:
-                ways = [way for way in WAYS if way != "whole" or device != "cpu" or total == TOTALS[name][0]]
-                runs = {way: prepared(pairs, shape, way, total, 8192, device) for way in ways}
-                found = in_turns({way: run.step for way, run in runs.items()}, 2 if total == 64 else 1, device, warm=total == 64)
-                records += [dict(shape=name, device=device, total=total, way=way, seconds=seconds) for way, seconds in found.items()]
+        for name, shape in SHAPES.items():
+            tokens = TOKENS.get((name, device), (32, 128))
+            for total in TOTALS:
+                ways = [way for way in WAYS if way != "whole" or device != "cpu" or total == TOTALS[0]]
+                make = lambda way: prepared(pairs, shape, tokens, way, total, 8192, device)
+                if total == TOTALS[0] or device != "cpu":
+                    runs = {way: make(way) for way in ways}
+                    found = in_turns({way: run.step for way, run in runs.items()}, 2, device)
+                    del runs
+                else:                                # minutes each: one turn, and one run at a time in memory
+                    found = {}
+                    for way in ways:
+                        found |= in_turns({way: make(way).step}, 1, device, warm=False)
+                records += [dict(shape=name, tokens=tokens, device=device, total=total, way=way, seconds=seconds) for way, seconds in found.items()]
                 print(device, name, total, {way: round(seconds / found["grad_accum"], 3) for way, seconds in found.items()}, flush=True)
-                del runs
     bags = {way: cl.Run(pairs, cl.Settings.parse(line)) for way, line in {
         "grad_accum": "method=grad_accum", "grad_cache": "method=grad_cache", "dpr": "method=dpr", "kept": "memory_size=1024",
         "whole": "memory_size=1024&similarity=full"}.items()}
     for run in bags.values():
         for _ in range(9):
             run.step()
-    records += [dict(shape="bag tower, N_memory 1024", device="cpu", total=128, way=way, seconds=seconds)
-                for way, seconds in in_turns({way: run.step for way, run in bags.items()}, 31).items()]
-    rows = [f"| encoder | device | N_total | seconds of GradAccum | {' | '.join(name for way, name in WAYS.items() if way != 'grad_accum')} |", "|---" * 8 + "|"]
+    return records + [dict(shape="bag tower, N_memory 1024", tokens=(32, 64), device="cpu", total=128, way=way, seconds=seconds)
+                      for way, seconds in in_turns({way: run.step for way, run in bags.items()}, 31).items()]
+
+
+def update_table(records: list[dict]) -> str:
+    rows = [f"| encoder | tokens | device | N_total | seconds of GradAccum | {' | '.join(name for way, name in WAYS.items() if way != 'grad_accum')} |", "|---" * 9 + "|"]
     for shape, device, total in dict.fromkeys((r["shape"], r["device"], r["total"]) for r in records):
-        found = {r["way"]: r["seconds"] for r in records if (r["shape"], r["device"], r["total"]) == (shape, device, total)}
-        rows.append(f"| {shape} | {device} | {total} | {found['grad_accum']:.3g} | " + " | ".join(
+        here = [r for r in records if (r["shape"], r["device"], r["total"]) == (shape, device, total)]
+        found, tokens = {r["way"]: r["seconds"] for r in here}, here[0]["tokens"]
+        rows.append(f"| {shape} | {tokens[0]} and {tokens[1]} | {device} | {total} | {found['grad_accum']:.3g} | " + " | ".join(
             f"{found[way] / found['grad_accum']:.2f}" if way in found else "" for way in WAYS if way != "grad_accum") + " |")
-    return records, "\n".join(rows)
+    return "\n".join(rows)
 
 
 # --- (c) peers ---------------------------------------------------------------------------------------------------------
@@ -247,21 +261,29 @@ def metric_learning_peers(rounds: int) -> list[dict]:
     return records
 
 
-def peers(devices, rounds: int = 7) -> tuple[list[dict], str]:
-    records, absent = [], []
-    for name, run in {"sentence-transformers": sentence_transformers_peers, "pytorch-metric-learning": metric_learning_peers}.items():
+PEERS = {"sentence-transformers": sentence_transformers_peers, "pytorch-metric-learning": metric_learning_peers}
+
+
+def peers(devices, rounds: int = 7) -> list[dict]:
+    records = []
+    for name, run in PEERS.items():
         try:
             records += run(rounds)
         except ImportError:
-            absent.append(f"{name} is not installed, so it was not compared: pip install {name}.")
+            print(f"{name} is not installed, so it is not compared: pip install {name}.")
+    return records
+
+
+def peers_table(records: list[dict]) -> str:
     rows = ["| the same job, the same tensors | peer | peer, ms | ours, ms | ours ÷ peer |", "|---" * 5 + "|"]
     rows += [f"| {r['job']} | {r['peer']} | {short(1000 * r['theirs'])} | {short(1000 * r['ours'])} | {r['ours'] / r['theirs']:.2f} |" for r in records]
-    return records, "\n".join(rows + ["", *absent]).strip()
+    absent = [f"{name} was not installed, so it was not compared: pip install {name}." for name in PEERS if not any(r["peer"].startswith(name) for r in records)]
+    return "\n".join(rows + ["", *absent]).strip()
 
 
 # --- (d) memory --------------------------------------------------------------------------------------------------------
 
-def memory(devices) -> tuple[list[dict], str]:
+def memory(devices) -> list[dict]:
     """Table 3: d 768, N_local 8; its "5096" is 2048, by its own bytes (notebook 08)."""
     dim, gib, records = 768, 2**30, []
     for size, theory, actual in ((128, 0.0007, 0.002), (512, 0.0029, 0.006), (1024, 0.0059, 0.013), (2048, 0.0117, 0.042)):
@@ -278,30 +300,42 @@ def memory(devices) -> tuple[list[dict], str]:
             autograd=8 * size * dim + measure.tensor_memory(lambda: cl.info_nce(*leaves, *banks[:2]).backward()),
             whole=8 * size * dim + measure.tensor_memory(lambda: loss.contrast(*vectors, *banks[:2])),
             kept=8 * size * dim + fast.bytes + measure.tensor_memory(lambda: (fast.contrast(*vectors), fast.enter()))))
+    return records
+
+
+def memory_table(records: list[dict]) -> str:
+    gib = 2**30
     rows = ["| N_memory | equation 11, GiB | paper: theoretical | paper: actual | banks + two matrices of logits | ours, autograd on the whole matrix | "
             "ours, whole matrix | ours, incremental with its table |", "|---" * 8 + "|"]
     for r in records:
         rows.append(f"| {r['size']} | {r['banks'] / gib:.4f} | {r['theory']} | {r['actual']} | {r['predicted']:.4f} | "
                     + " | ".join(f"{r[kind] / gib:.4f}" for kind in ("autograd", "whole", "kept")) + " |")
-    return records, "\n".join(rows)
+    return "\n".join(rows)
 
 
-def main(parts: list[str]) -> None:
+PARTS = {"similarity": (similarity, similarity_table), "update": (update, update_table), "peers": (peers, peers_table), "memory": (memory, memory_table)}
+
+
+def tables(records: dict[str, list[dict]]) -> dict[str, str]:
+    """README.md's tables by their marks: of (a), only d 768."""
+    return {f"cost-{name}": "\n".join(line for line in PARTS[name][1](found).splitlines() if not re.match(r"\| \w+ \| (64|384) ", line))
+            for name, found in records.items()}
+
+
+def main(given: list[str]) -> None:
     torch.set_num_threads(1)
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     known = json.loads(RECORDS.read_text()) if RECORDS.is_file() else {}
-    for name in parts or list(PARTS):
-        if name not in PARTS:
-            raise SystemExit(f"{name!r} is no part: choose from {', '.join(PARTS)}.")
+    if unknown := [word for word in given if word not in (*PARTS, "--tables")]:
+        raise SystemExit(f"{unknown[0]!r} is no part: choose from {', '.join(PARTS)}, or --tables.")
+    for name in [] if "--tables" in given else given or PARTS:
         torch.manual_seed(0)
-        records, text = PARTS[name](devices)
-        print(text, flush=True)
-        known[name] = records
+        known[name] = PARTS[name][0](devices)
+        print(PARTS[name][1](known[name]), flush=True)
         RECORDS.write_text(json.dumps(known, indent=1) + "\n")
-        between(README, f"cost-{name}", "\n".join(line for line in text.splitlines() if not re.match(r"\| \w+ \| (64|384) ", line)))
+    for mark, text in tables(known).items():
+        between(README, mark, text)
 
-
-PARTS = {"similarity": similarity, "update": update, "peers": peers, "memory": memory}
 
 if __name__ == "__main__":
-    main([part for part in sys.argv[1:] if part != "--long"])
+    main(sys.argv[1:])
