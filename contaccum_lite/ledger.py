@@ -20,7 +20,7 @@ from .settings import Settings
 from .train import Run
 
 PAIRS_SEEN = 400 * 128                       # of every run, whatever its batch: as in the paper, where methods share their epochs
-SEEDS, FEW = range(5), range(3)
+SEEDS = range(5)
 HOLDS, ONLY, NOT, OPEN = "holds", "holds only when", "does not hold here", "not decided"
 #: two-sided 95 % of Student's t, by the number of paired seeds
 _STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 8: 2.36, 10: 2.26}
@@ -58,12 +58,12 @@ def _runs() -> dict[str, Planned]:
     runs |= {f"{name}, hard": planned(method, **hard) for name, method in parts.items()}
     runs |= {f"M_q dropped at {share:.0%}": planned("contaccum", drop_query_bank_at=int(400 * share)) for share in (0.05, 0.25, 0.5, 0.75)}
     runs["w/o M_q, common part removed"] = planned("pre_batch", adjust=True)
-    runs |= {f"{name}, one encoder": planned(method, FEW, shared=True) for name, method in (("w/o M_q", "pre_batch"), ("ContAccum 8", "contaccum"))}
-    runs |= {f"{name}, crops": planned(method, FEW, "crops") for name, method in (("DPR 128", "dpr"), ("w/o M_q", "pre_batch"), ("ContAccum 8", "contaccum"))}
-    runs |= {f"ContAccum N_memory {n} K {k}": planned("contaccum", FEW, memory_size=n, accumulation_steps=k)
-             for k in (1, 4, 16) for n in (32, 128, 512) if (n, k) != (128, 16)}
+    runs |= {f"{name}, one encoder": planned(method, shared=True) for name, method in (("w/o M_q", "pre_batch"), ("ContAccum 8", "contaccum"))}
+    runs |= {f"{name}, crops": planned(method, text="crops") for name, method in (("DPR 128", "dpr"), ("w/o M_q", "pre_batch"), ("ContAccum 8", "contaccum"))}
+    runs |= {f"ContAccum N_memory {n} K {k}": planned("contaccum", memory_size=n, accumulation_steps=k)
+             for k, n in ((1, 32), (4, 32), (4, 128), (4, 512), (16, 32), (16, 512))}      # with K 1 and 128 it is w/o GradAccum, with K 16 and 128 the course's
     runs["ContAccum N_memory 128 K 8"] = planned("contaccum", accumulation_steps=8)
-    runs["GradAccum K 4"] = planned("grad_accum", FEW, accumulation_steps=4)
+    runs["GradAccum K 4"] = planned("grad_accum", accumulation_steps=4)
     for name, method in REGIME.items():                # where each trains, one seed each (rates of the four: benchmarks.regime)
         for tau in (2.0, 32.0):
             runs[f"regime: {name}, τ {tau:g}"] = planned(method, range(1), temperature=tau)
@@ -73,7 +73,7 @@ def _runs() -> dict[str, Planned]:
         if method in ("pre_batch", "contaccum"):
             runs[f"regime: {name}, bank from update 100"] = planned(method, range(1), bank_warmup=100)
             runs[f"regime: {name}, N_memory 8"] = planned(method, range(1), memory_size=8)
-        for pooling, updates in (("cls", 100), ("mean", 200)):
+        for pooling, updates in (("cls", 100), ("mean", 200)) if method in ("dpr", "contaccum") else (("mean", 200),):
             runs[f"regime: {name}, small BERT, {pooling}, {updates} updates"] = planned(method, range(1), tower="bert", learning_rate=0.001, updates=updates,
                                                                                    pooling=pooling)
         for updates in (100, 800):
@@ -81,7 +81,7 @@ def _runs() -> dict[str, Planned]:
         for warmup in (0, 100):
             runs[f"regime: {name}, warm-up {warmup}"] = planned(method, range(1), warmup=warmup)
     for size in (8, 32):                               # the small batches at other rates than the course's
-        for rate in (0.001, 0.002, 0.01):
+        for rate in (0.001, 0.01):
             runs[f"regime: DPR {size}, rate {rate:g}"] = planned("dpr", range(1), local_batch=size, learning_rate=rate)
     return runs
 
@@ -293,16 +293,20 @@ def _consistent(book: Book) -> Verdict:
                    f"Without hard negatives it is otherwise for {', '.join(differ)}." if differ else "What each removal does, it does with hard negatives and without.")
 
 
+def _cell(n: int, k: int) -> str:
+    """The run of a cell of Figure 3."""
+    return {(128, 16): "ContAccum 8", (128, 1): "w/o GradAccum"}.get((n, k), f"ContAccum N_memory {n} K {k}")
+
+
 def _bank_helps(book: Book) -> Verdict:
-    gaps = {}
-    for n in (32, 128, 512):
-        for k, base in ((1, "DPR 8"), (4, "GradAccum K 4"), (16, "GradAccum 8")):
-            gaps[n, k] = book.gap("ContAccum 8" if (n, k) == (128, 16) else f"ContAccum N_memory {n} K {k}", base)
+    cells = [(n, k) for k in (1, 4, 16) for n in (32, 128, 512) if _cell(n, k) in RUNS]
+    base = {1: "DPR 8", 4: "GradAccum K 4", 16: "GradAccum 8"}
+    gaps = {(n, k): book.gap(_cell(n, k), base[k]) for n, k in cells}
     worse = [f"N_memory {n}, K {k}" for (n, k), gap in gaps.items() if not gap.above]
-    ours = "; ".join(f"K {k}: " + ", ".join(f"{gaps[n, k].mean:+.1f} (N_memory {n})" for n in (32, 128, 512)) for k in (1, 4, 16))
+    ours = "; ".join(f"K {k}: " + ", ".join(f"{gap.mean:+.1f} (N_memory {n})" for (n, of), gap in gaps.items() if of == k) for k in base)
     if not worse:
         return Verdict(HOLDS, ours, "Above accumulation alone in every cell of the grid.")
-    return Verdict(NOT if len(worse) > 4 else ONLY, ours, f"Not above accumulation alone at {'; '.join(worse)}: a bank that spans many updates is stale at this learning rate.")
+    return Verdict(NOT if 2 * len(worse) > len(cells) else ONLY, ours, f"Not above accumulation alone at {'; '.join(worse)}: a bank that spans many updates is stale at this learning rate.")
 
 
 def _converges(book: Book) -> Verdict:
@@ -415,7 +419,7 @@ def claims(cost: dict[str, list[dict]]) -> list[Claim]:
         Claim("GradAccum helps", "Table 2", "Accumulation helps.", "76.3 and 74.1", ("ContAccum 8", "w/o GradAccum"), _drop("w/o GradAccum")),
         Claim("GradAccum helps, hard", "Table 2", "The same with hard negatives.", "78.8 and 76.7", ("ContAccum 8, hard", "w/o GradAccum, hard"), _drop("w/o GradAccum", ", hard")),
         Claim("consistent", "Table 2", "The trends are the same with hard negatives and without.", "not in the table itself", (*five, *(f"{name}, hard" for name in five)), _consistent),
-        Claim("whole grid", "Figure 3", "ContAccum is above GradAccum for every N_memory and K.", "every cell", (*grid, "ContAccum 8", "DPR 8", "GradAccum K 4", "GradAccum 8"), _bank_helps),
+        Claim("whole grid", "Figure 3", "ContAccum is above GradAccum for every N_memory and K.", "every cell", (*grid, "ContAccum 8", "w/o GradAccum", "DPR 8", "GradAccum K 4", "GradAccum 8"), _bank_helps),
         Claim("64 beats 128", "Figure 3", "N_total 64 and N_memory 128 are above DPR with 128.", "above", ("ContAccum N_memory 128 K 8", "DPR 128"),
               _higher("ContAccum N_memory 128 K 8", "DPR 128")),
         Claim("levels off", "Figure 3", "The gain levels off with N_memory.", "levels off", (*grid, "ContAccum 8"), _converges),

@@ -35,11 +35,11 @@ def similarity_mass(run, fresh: bool = False) -> dict[int, float]:
     passages encoded anew by the tower as it is now; only where the two differ does age do anything. Changes nothing in the run.
     """
     batch = run.feed.batches(run.step_count % run.feed.updates_per_epoch)[0]
-    vectors = run.learner.encode(batch)
+    vectors = run.learner.encode(batch, purpose=None)
     bank = run.learner.passage_bank
     kept = bank.vectors
     if fresh and len(bank):
-        kept = run.learner.encode(run.feed.micro_batch(bank.ids.numpy())).passages
+        kept = run.learner.encode(run.feed.micro_batch(bank.ids.numpy()), purpose=None).passages
     columns = torch.cat([batch.pair_ids, bank.ids])
     scores = vectors.queries @ torch.cat([vectors.passages, kept]).T / run.settings.temperature
     mask = run.learner.mask(columns, columns[:0], len(batch.pair_ids))
@@ -64,7 +64,7 @@ def activation_memory(run, pairs: int) -> int:
         raise ValueError(f"pairs is {pairs}: it must be from 1 to {len(run.feed.rows)}, the pairs to train on.")
     batch = run.feed.micro_batch(run.feed.rows[:pairs])
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        vectors = run.learner.encode(batch)      # kept alive, so that no storage is used twice
+        vectors = run.learner.encode(batch, purpose=None)      # kept alive, so that no storage is used twice
     del vectors
     return sum(kept.values())
 

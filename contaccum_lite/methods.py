@@ -10,11 +10,13 @@ stands in the rows and columns of its similarity matrix.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ from .bank import MemoryBank
 from .incremental import IncrementalSoftmax
 from .loss import Contrast, contrast, duplicate_mask
 from .settings import Settings
-from .towers import copy_of, has_dropout
+from .towers import copy_of, has_dropout, joined
 
 
 class MicroBatch(NamedTuple):
@@ -100,6 +102,8 @@ class Learner:
         dtype = getattr(torch, s.dtype)
         self.banks = [MemoryBank(size, self.query_tower.dim, dtype, s.device) for size in self._sizes()]
         self.slow_towers = [copy_of(t).eval().requires_grad_(False) for t in self.towers] if s.momentum else []
+        self.encodes = Counter()         # passages encoded so far, by purpose: train, refresh, probe, momentum
+        self.cache = self.correction = None                      # `cache.Cache`, `cache.BankCorrection`; a Run sets them
         self.noisy = any(has_dropout(tower) for tower in self.towers)
         self.softmax = IncrementalSoftmax(*self.banks, s.temperature, (self.query_keys, self.passage_keys, self.text_keys) if s.mask_duplicates else None)
 
@@ -129,6 +133,8 @@ class Learner:
             return "no bank whose scores could be kept"
         if self.slow_towers:
             return "the banks hold vectors of the slow towers, not those that were compared"
+        if self.correction is not None:
+            return "the banks' vectors are corrected anew each time they are read"
         return "an intervention (`adjust`) looks at it" if self.adjust is not None else ""
 
     def _sizes(self) -> tuple[int, int, int]:
@@ -143,12 +149,36 @@ class Learner:
             if bank.size != size:
                 bank.resize(size)
 
-    def encode(self, batch: MicroBatch, query_tower=None, passage_tower=None) -> Encoded:
-        """The vectors of a micro-batch by these towers (the learner's own if none are given)."""
+    def encode(self, batch: MicroBatch, query_tower=None, passage_tower=None, purpose: str | None = "train") -> Encoded:
+        """The vectors of a micro-batch by these towers (the learner's own if none are given); counted under its purpose, if any."""
         device, pairs = self.settings.device, len(batch.pair_ids)
+        if purpose:
+            self.encodes[purpose] += len(batch.passage_tokens)
         queries = (query_tower or self.query_tower)(batch.query_tokens.to(device))
         columns = (passage_tower or self.passage_tower)(batch.passage_tokens.to(device))
         return Encoded(queries, columns[:pairs], columns[pairs:] if len(columns) > pairs else None)
+
+    def encode_rows(self, rows: Tensor, purpose: str | None) -> Tensor:
+        """These passages as the passage tower sees them now, without noise or graph, (n, d); counted under its purpose, if any."""
+        if purpose:
+            self.encodes[purpose] += len(rows)
+        return self.encode_texts(self.passage_tower, self.passages, rows.numpy())
+
+    @torch.no_grad()
+    def encode_texts(self, tower, tokens, rows=None) -> Tensor:
+        """Vectors of these texts without noise or graph, (n, d). tokens: a padded tensor, or `Tokens` with the rows wanted."""
+        was_training = tower.training
+        tower.eval()
+        try:
+            if isinstance(tokens, Tensor):
+                return tower(tokens.to(self.settings.device))
+            rows = np.arange(len(tokens)) if rows is None else rows
+            order = np.argsort(np.diff(tokens.starts)[rows], kind="stable")          # texts of like length go together
+            parts = [tower(tokens[rows[order[start:start + 256]]].to(self.settings.device)) for start in range(0, len(order), 256)]
+        finally:
+            tower.train(was_training)
+        found = torch.cat(parts)
+        return torch.empty_like(found).index_copy_(0, torch.from_numpy(order).to(found.device), found)
 
     @contextmanager
     def noise(self, update: int, index: int):
@@ -171,7 +201,8 @@ class Learner:
         places = dict(local=len(pair_ids), row_ids=columns[:rows], column_ids=torch.cat([columns, hard]), hard_from=len(columns))
         if banks and not self.full_because:
             return self.softmax.contrast(*parts, pair_ids, hard_ids), places
-        return self._whole(parts, [bank.vectors[:len(ids)] for bank, ids in zip(self.banks, kept)], columns, hard, rows), places
+        read = (lambda n: self.correction.read(n, len(kept[n]), update)) if self.correction else (lambda n: self.banks[n].vectors[:len(kept[n])])
+        return self._whole(parts, [read(n) for n in range(3)], columns, hard, rows), places
 
     def _whole(self, vectors: Encoded, kept: list[Tensor], columns: Tensor, hard: Tensor, rows: int) -> Contrast:
         """By the whole matrix, with the banks' vectors given; columns: ids of its pairs, hard: of its hard negatives."""
@@ -206,10 +237,12 @@ class Learner:
     @torch.no_grad()
     def remember(self, batch: MicroBatch, vectors: Encoded, update: int) -> None:
         """Write a micro-batch into the banks, after its loss: it never meets itself there."""
+        if self.cache is not None:
+            self.cache.saw(batch, vectors, update)
         if not self.passage_bank.size or update < self.settings.bank_warmup:
             return
         if self.slow_towers:
-            vectors = self.encode(batch, self.slow_towers[0], self.slow_towers[-1])
+            vectors = self.encode(batch, self.slow_towers[0], self.slow_towers[-1], purpose="momentum")
         if not self.full_because:
             self.softmax.enter()
         if not self.query_bank_dropped(update):
@@ -234,6 +267,11 @@ class Learner:
 
 def gradient(learner: Learner, batches: list[MicroBatch], update: int) -> Iterator[MicroStep]:
     """Add this update's gradient to the towers, one MicroStep at a time, by the method that the settings name."""
+    if learner.cache is not None:
+        learner.cache.begin(update)
+        batches = [learner.cache.choose(batch, k, update) for k, batch in enumerate(batches)]
+    if learner.correction is not None:
+        learner.correction.begin(update)
     way = cached_gradient if learner.settings.method == "grad_cache" else accumulated_gradient
     return way(learner, batches, update)
 
@@ -271,8 +309,7 @@ def accumulated_gradient(learner: Learner, batches: list[MicroBatch], update: in
 def _joined(learner: Learner, batches: list[MicroBatch]) -> MicroBatch:
     """These micro-batches as one: all pairs, then all hard negatives."""
     def together(parts, tower):
-        width, pad = max(part.shape[1] for part in parts), getattr(tower, "pad", 0)
-        return torch.cat([nn.functional.pad(part, (0, width - part.shape[1]), value=pad) for part in parts])
+        return joined(parts, getattr(tower, "pad", 0))
 
     pairs = [len(batch.pair_ids) for batch in batches]
     passages = [batch.passage_tokens[:n] for batch, n in zip(batches, pairs)] + [batch.passage_tokens[n:] for batch, n in zip(batches, pairs)]

@@ -44,6 +44,12 @@ class Tokens:
         return torch.from_numpy(padded)
 
 
+def joined(parts: Sequence[Tensor], pad: int) -> Tensor:
+    """Padded token ids, (n, L) each, one under the other: (sum of n, longest L)."""
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([nn.functional.pad(part, (0, width - part.shape[1]), value=pad) for part in parts])
+
+
 # --- the small tower ---------------------------------------------------------------------------------------------------
 
 class BagTower(nn.Module):

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from . import measure, search
+from .cache import BankCorrection, Cache
 from .data import Pairs, Passage, write_atomically
 from .methods import Learner, MicroBatch, MicroStep, gradient
 from .settings import Settings
@@ -122,6 +123,7 @@ class Run:
         query_tower, passage_tower = towers or make_towers(s, pairs)
         self.feed = Feed(pairs, s, query_tower)
         self.learner = Learner(s, query_tower.train(), passage_tower.train(), *self.feed.keys(pairs))
+        self._make_stale()
         for tower in self.learner.towers:
             if hasattr(tower, "in_place"):
                 tower.in_place = True
@@ -132,6 +134,22 @@ class Run:
         self._marks = None       # what takes back an update that is under way
         self._turn = 0
         self._index = (None, None)
+
+    def _make_stale(self) -> None:
+        """The cache and the correctors that the settings ask for."""
+        s, learner = self.settings, self.learner
+        if s.cache_negatives:
+            if len(self.feed.met) < len(self.pairs.passages):
+                raise ValueError(f"cache_negatives is {s.cache_negatives}, and {self.pairs.name} has {len(self.pairs.passages)} passages: a cache of all of them is made for up to {_SMALL_CORPUS}.")
+            learner.passages = self.feed.passages
+            learner.cache = Cache(learner, torch.from_numpy(self.feed.positive), self.feed.queries)
+        if s.has_bank and s.corrector != "identity":
+            learner.correction = BankCorrection(learner, self.feed.micro_batch)
+
+    @property
+    def encodes(self) -> dict[str, int]:
+        """How many passages have been encoded so far, by purpose: "train", "refresh" of a cache, "probe" for a corrector, "momentum"."""
+        return dict(self.learner.encodes)
 
     def __repr__(self):
         return f"Run({self.settings.share()!r} on {self.pairs.name}, {self.step_count} of {self.settings.updates} updates made)"
@@ -151,6 +169,10 @@ class Run:
     @property
     def passage_bank(self):
         return self.learner.passage_bank
+
+    @property
+    def _stale(self) -> list:
+        return [part for part in (self.learner.cache, self.learner.correction) if part is not None]
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -192,6 +214,7 @@ class Run:
         if not self.learner.full_because:
             self.learner.softmax.expect(self.feed.sizes, update % self.feed.updates_per_epoch * self.settings.accumulation_steps)
             self._marks.append((self.learner.softmax, self.learner.softmax.mark(sum(len(b.pair_ids) for b in batches))))
+        self._marks += [(stale, stale.mark()) for stale in self._stale]
         self._turn = turn = self._turn + 1
         losses = []
         try:
@@ -352,7 +375,7 @@ class Run:
             save_file(self._tensors(), place / "state.safetensors")
             _sync(place)
             state = dict(format=_FORMAT, state=place.name, settings=dataclasses.asdict(self.settings), step=self.step_count,
-                         pairs=self.pairs.name, fingerprint=self.pairs.fingerprint, history=self.history)
+                         pairs=self.pairs.name, fingerprint=self.pairs.fingerprint, history=self.history, encodes=self.encodes)
             write_atomically(folder / "run.json", json.dumps(state).encode())
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
@@ -384,6 +407,7 @@ class Run:
         run._set_tensors(load_file(place / "state.safetensors", device=settings.device))
         run.step_count = state["step"]
         run.history = [Update(*update) for update in state["history"]]
+        run.learner.encodes.update(state.get("encodes", {}))
         return run
 
     def _tensors(self) -> dict[str, torch.Tensor]:
@@ -392,6 +416,8 @@ class Run:
         for n, bank in enumerate(self.learner.banks):
             tensors |= {f"bank.{n}.{name}": value for name, value in bank.state_dict().items()}
         tensors |= {f"softmax.0.{name}": value for name, value in self.learner.softmax.state_dict().items()}
+        for n, part in enumerate(self._stale):
+            tensors |= {f"stale.{n}.{name}": value for name, value in part.state_dict().items()}
         for n, tower in enumerate(self.learner.slow_towers):
             tensors |= {f"slow.{n}.{name}": value for name, value in tower.state_dict().items()}
         return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
@@ -407,6 +433,8 @@ class Run:
         for n, bank in enumerate(self.learner.banks):
             bank.load_state_dict(groups["bank", n])
         self.learner.softmax.load_state_dict(groups.get(("softmax", 0), {}))
+        for n, part in enumerate(self._stale):
+            part.load_state_dict(groups.get(("stale", n), {}))
         for n, tower in enumerate(self.learner.slow_towers):
             tower.load_state_dict(groups["slow", n])
 
