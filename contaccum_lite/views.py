@@ -20,9 +20,14 @@ CARRIES = {(True, True): "both towers", (True, False): "the query tower only", (
            (False, False): "neither tower: both vectors are memories"}
 
 
+def tame(text: str) -> str:
+    """Text without a terminal's colours and commands."""
+    return re.sub(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
+
+
 def short(text: str, longest: int = LONGEST_TEXT) -> str:
     """Text of a data set as one line without control characters, shortened with its length said."""
-    clean = re.sub(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text[:10 * longest])
+    clean = tame(text[:10 * longest])
     return clean[:longest] + (f" … ({len(text):,} characters)" if len(text) > longest else "")
 
 
@@ -404,8 +409,8 @@ class SearchBox:
     @property
     def sentence(self) -> str:
         """What was found, by name only."""
-        firsts = "; ".join(f"{NAMES.get(m, m)} finds {', '.join(h.title or h.id for h in hits[:3])}" for m, hits in self.hits.items())
-        return f"For “{self.box.value}” {firsts}."
+        firsts = "; ".join(f"{NAMES.get(m, m)} finds {', '.join(short(h.title or h.id, 120) for h in hits[:3])}" for m, hits in self.hits.items())
+        return f"For “{short(self.box.value, 120)}” {firsts}."
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         data = self.widget._repr_mimebundle_()
@@ -425,9 +430,9 @@ class Card:
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         data = self.widget._repr_mimebundle_()
-        return {**(data[0] if isinstance(data, tuple) else data), "text/plain": f"The pair of {self.pair.title}: run this cell to read its text."}
+        return {**(data[0] if isinstance(data, tuple) else data), "text/plain": f"The pair of {short(self.pair.title, 120)}: run this cell to read its text."}
 
 
 def paragraph(sentence: str) -> str:
     """A view's sentence as HTML, read out when it changes."""
-    return f"<p role='status' style='line-height:1.35'>{html.escape(sentence)}</p>"
+    return f"<p role='status' style='line-height:1.35'>{html.escape(tame(sentence))}</p>"
