@@ -55,10 +55,9 @@ def record(pairs, updates: int = UPDATES, **fields) -> dict:
         settings = lab.training.settings
         lab.close()
     seen = {number for m in methods for f in m["frames"] for number in f["rows"] + f["columns"]}
-    ages = [age for m in methods for f in m["frames"] for bank in f["ages"].values() for age in bank if age is not None]
     about = (f"{pairs.name}: {len(pairs.train):,} pairs to train on. {updates} updates of {settings.total_batch} pairs; N_local {settings.local_batch}, K {settings.accumulation_steps}, N_memory "
              f"{settings.memory_size} where there is a bank; seed {settings.seed}. The same run, live: {settings.share()}")
-    return dict(about=about, updates=updates, kinds=KINDS, ends=ENDS, colours={kind: scale(kind) for kind in KINDS}, banks=("query", "passage"), oldest=max(ages, default=1),
+    return dict(about=about, updates=updates, kinds=KINDS, ends=ENDS, colours={kind: scale(kind) for kind in KINDS}, banks=("query", "passage"),
                 methods=methods, names={number: name_of(pairs.train[number]) for number in sorted(seen)})
 
 
@@ -69,13 +68,14 @@ def name_of(pair) -> str:
 
 
 def frame(lab) -> dict:
-    """What a lab shows now: matrices as bytes of colour, ages by slot (None is empty), ids, and every sentence."""
+    """What a lab shows now: matrices and banks as bytes of colour, ages by slot, ids, and every sentence."""
     view, micro, cells = lab.views, lab.micro, {}
     for kind in KINDS:
         view.matrix.kind = kind
         cells[kind] = base64.b64encode(view.matrix.cells().tobytes()).decode()
-    ages = {name: bank["ages"] + [None] * (bank["size"] - bank["filled"]) for name, bank in view.banks.data().items()}
-    return dict(update=lab.training.step_count, shape=list(micro.scores.shape), local=micro.local, cells=cells, ages=ages, rows=micro.row_ids.tolist(),
+    banks = {name: dict(cells=base64.b64encode(view.banks.cells(name).tobytes()).decode(), across=view.banks.across(bank["size"]), ages=bank["ages"])
+             for name, bank in view.banks.data().items()}
+    return dict(update=lab.training.step_count, shape=list(micro.scores.shape), local=micro.local, cells=cells, banks=banks, rows=micro.row_ids.tolist(),
                 columns=micro.column_ids.tolist(), says=dict(matrix=view.matrix.sentence, banks=view.banks.sentence, curves=view.curves.sentence))
 
 

@@ -41,7 +41,7 @@ def test_frames_are_those_of_the_runs(recorded, harmful):
     view = lab.views
     assert frame["says"] == dict(matrix=view.matrix.sentence, banks=view.banks.sentence, curves=view.curves.sentence)
     assert base64.b64decode(frame["cells"]["softmax weight"]) == view.matrix.grid.cells and frame["shape"] == [40, 40] and frame["local"] == 8
-    assert frame["ages"]["passage"] == view.banks.data()["passage"]["ages"] and len(frame["ages"]["query"]) == 32
+    assert frame["banks"]["passage"]["ages"] == view.banks.data()["passage"]["ages"] and base64.b64decode(frame["banks"]["query"]["cells"]) == view.banks.grids["query"].cells
     curve = recorded["methods"][3]["curves"]
     assert curve["loss"][1][:5] == [round(u.loss, 4) for u in lab.training.history] and len(curve["ratio"][0]) == 10 and curve["top20"][0][-1] == 10
     assert pages.moments(150)[-1] == 150 and len(pages.moments(150)) == 16 and pages.moments(3) == [1, 2, 3]
