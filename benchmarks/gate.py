@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -91,7 +92,7 @@ def execute(path: Path, seed: int | None = None) -> dict:
                     found["first_picture"] = round(used, 1)
             found |= dict(seconds=round(used, 1), wall=round(time.perf_counter() - began, 1), memory=round(float(peak.outputs[0].text)))
     except CellExecutionError as error:
-        found["error"] = str(error).strip().splitlines()[-1][:300]
+        found["error"] = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()[-1][:300]
     return found | dict(differs=differing(kept.cells, notebook.cells[len(extra):-1]) if not found["error"] else [])
 
 

@@ -59,7 +59,7 @@ class DriftView(View):
     def sentence(self) -> str:
         data = self.data()
         last = {lag: list(data[f"drift within {lag}"].values()) for lag in self.lags}
-        parts = [f"{values[-1]:.0%} within {lag}" for lag, values in last.items() if values]
+        parts = [f"{100 * values[-1]:.2g}% within {lag}" for lag, values in last.items() if values]
         said = f"After update {self.lab.training.step_count} a passage's vector had moved, as squared length over its own, by {', '.join(parts)} updates." if parts else "No drift yet: two looks are needed."
         if data.get("mass") and len(data["mass"]) > 1:
             oldest = max(data["mass"])
@@ -70,7 +70,6 @@ class DriftView(View):
         data = self.data()
         left, right = figure.subplots(1, 2)
         drift = {name: (list(of), list(of.values())) for name, of in data.items() if name.startswith("drift") and of}
-        stills.lines(left, drift or {"no drift yet": ([0], [0])}, "drift", "update", "‖g(t) − g(t − lag)‖² / ‖g(t)‖²", False, False)
+        stills.lines(left, drift or {"no drift yet": ([0], [0])}, "drift", "update", "‖g(t) − g(t − lag)‖² / ‖g(t)‖²", bool(drift), False)
         mass = {name: (list(data[key]), [v / data[key][0] for v in data[key].values()]) for name, key in (("as stored", "mass"), ("encoded now", "control")) if data.get(key)}
         stills.lines(right, mass or {"no bank yet": ([0], [0])}, "similarity mass by age", "age in updates", "share of age 0", False, False)
-        figure.tight_layout()

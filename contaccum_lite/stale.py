@@ -165,17 +165,17 @@ def _write_back(book: StaleBook) -> Verdict:
 
 
 def _fresh_negatives(book: StaleBook) -> Verdict:
-    gap, hard = book.gap("oracle", "stale cache"), book.gap("stale cache", "in-batch")
-    return Verdict(HOLDS if gap.above else NOT if gap.below else OPEN, f"{book.said('oracle')} and {book.said('stale cache')}: {gap}; stale over in-batch: {hard}",
-                   "Negatives chosen by fresh scores are " + ("better." if gap.above else "worse." if gap.below else "not told apart from those of a stale cache.")
-                   + (" That there are hard negatives at all is the larger step." if hard.mean > abs(gap.mean) else ""))
+    gap, hard, uniform = book.gap("oracle", "stale cache"), book.gap("stale cache", "in-batch"), book.gap("stale cache", "uniform")
+    more = "That there are more negatives is the larger step" + (", and here uniform ones bring as much as hard ones." if not uniform.above else ", and hard ones bring more than uniform ones.")
+    return Verdict(HOLDS if gap.above else NOT if gap.below else OPEN, f"{book.said('oracle')} and {book.said('stale cache')}: {gap}; stale over in-batch: {hard}; over uniform: {uniform}",
+                   "Negatives chosen by fresh scores are " + ("better. " if gap.above else "worse. " if gap.below else "not told apart from those of a stale cache. ") + (more if hard.above else ""))
 
 
 def _corrected_bank(book: StaleBook) -> Verdict:
     gap = book.gap("ContAccum, corrected", "ContAccum")
     stale, used = (mean(book.values("ContAccum, corrected", f"bank {kind}")) for kind in ("stale", "used"))
-    return Verdict(HOLDS if gap.above else NOT if gap.below else OPEN, f"{book.said('ContAccum, corrected')} and {book.said('ContAccum')}: {gap}; error of the oldest quarter {stale:.2f} → {used:.2f}",
-                   "The bank's vectors come " + ("nearer" if used < stale else "no nearer") + ", and accuracy " + ("rises." if gap.above else "falls." if gap.below else "is not told apart: a null result."))
+    return Verdict(HOLDS if gap.above else NOT if gap.below else OPEN, f"{book.said('ContAccum, corrected')} and {book.said('ContAccum')}: {gap}; error of the oldest quarter {stale:.2g} → {used:.2g}",
+                   "The bank's vectors come " + ("nearer" if used < stale else "no nearer") + " to fresh, and accuracy " + ("rises." if gap.above else "falls." if gap.below else "is not told apart: a null result."))
 
 
 def _generalises(curve: list[dict]):
@@ -184,7 +184,7 @@ def _generalises(curve: list[dict]):
         stalenesses, few, many = sorted({r["staleness"] for r in curve}), min(r["pairs"] for r in curve), max(r["pairs"] for r in curve)
         worse = [s for s in stalenesses if kl("MLP of 512", few, s) > kl("identity", few, s)]
         better = [s for s in stalenesses if kl("MLP of 512", many, s) < kl("identity", many, s)]
-        figures = "; ".join(f"{s} updates old: none {kl('identity', few, s):.2f}, {few} pairs {kl('MLP of 512', few, s):.2f}, {many} pairs {kl('MLP of 512', many, s):.2f}" for s in stalenesses)
+        figures = "; ".join(f"{s} updates old: none {kl('identity', few, s):.2g}, {few} pairs {kl('MLP of 512', few, s):.2g}, {many} pairs {kl('MLP of 512', many, s):.2g}" for s in stalenesses)
         return Verdict(HOLDS if worse == better == stalenesses else ONLY if worse and better else NOT, f"KL with a network of 512: {figures}",
                        f"With {few} pairs a large network is worse than none at {', '.join(map(str, worse)) or 'no'} updates of staleness; with {many} it is better at {', '.join(map(str, better)) or 'none'}.")
     return judge
@@ -196,7 +196,7 @@ def claims(curve: list[dict]) -> list[Claim]:
         Claim("softmax", "Monath et al., abstract", "A corrected cache gives an accurate softmax.", "accurate approximation", ("stale cache", "corrected, ridge", "corrected, MLP", "oracle"), _near_fresh),
         Claim("no refresh", "Monath et al., abstract", "No target is embedded again, and the result is matched.", "4–80 times less re-embedding", ("corrected, MLP", "oracle", "refreshed, R 25"), _no_refresh),
         Claim("generalisation", "Monath et al., theory", "Size of the network, staleness and number of pairs decide its error.", "statement not read", (), _generalises(curve)),
-        Claim("fresh", "ours", "Fresh hard negatives are better than stale ones.", "", ("oracle", "stale cache", "in-batch"), _fresh_negatives),
+        Claim("fresh", "ours", "Fresh hard negatives are better than stale ones.", "", ("oracle", "stale cache", "in-batch", "uniform"), _fresh_negatives),
         Claim("ridge", "ours", "The network is better than a ridge regression.", "", ("corrected, MLP", "corrected, ridge"), _ridge),
         Claim("write-back", "ours", "The network is better than writing back what was encoded anyway.", "", ("corrected, MLP", "stale, write-back"), _write_back),
         Claim("corrected bank", "ours", "Correcting ContAccum's banks raises accuracy.", "", ("ContAccum, corrected", "ContAccum"), _corrected_bank),

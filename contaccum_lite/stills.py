@@ -145,8 +145,9 @@ def lines(axis, lines: dict, title: str, x: str, y: str, log: bool, log_x: bool)
 def points(axis, places: dict, title: str, x: str, y: str, log_x: bool) -> None:
     """Numbered points with bars for their spread, and their names in a list beside them: names near each other would overlap."""
     for number, (name, (across, up, spread)) in enumerate(places.items(), 1):
-        axis.errorbar(across, up, yerr=spread or None, fmt="o", color="#0072B2", ecolor="#7A7A7A", markersize=5, label=literal(f"{number} {name}"))
-        axis.annotate(str(number), (across, up), textcoords="offset points", xytext=(5, 4), fontsize=9)
+        axis.errorbar(across, up, yerr=spread or None, fmt="o", color="#0072B2", ecolor="#B0B0B0", markersize=5)
+        axis.plot([], [], " ", label=literal(f"{number} {name}"))
+        axis.annotate(str(number), (across, up), textcoords="offset points", xytext=(6 + 9 * (number % 4), -3), fontsize=9)
     axis.set_title(literal(title), fontsize=10)
     axis.set_xlabel(literal(x), fontsize=9)
     axis.set_ylabel(literal(y), fontsize=9)

@@ -46,6 +46,24 @@ def test_top_k_takes_the_highest_scores_but_no_copy_of_a_positive(toy):
     assert not torch.allclose(fresh.hard, cache.table.vectors[chosen.hard_ids], atol=1e-3)
 
 
+def test_a_corrected_cache_chooses_by_corrected_scores_and_learns_from_what_was_chosen(toy):
+    run = run_of(toy, "corrected_cache", corrector="ridge", selection="top_k", probes=80)
+    for _ in range(8):
+        run.step()
+    learner, cache, batch = run.learner, run.learner.cache, run.feed.batches(8)[0]
+    cache.begin(8)
+    queries, own = learner.encode_texts(run.query_tower, batch.query_tokens), learner.passage_keys[batch.pair_ids]
+    best = lambda vectors: (queries @ vectors.T).masked_fill(torch.isin(learner.text_keys, own), -torch.inf).topk(2, 1).indices.unique()
+    chosen = cache.choose(batch, 0, 8)
+    assert torch.equal(chosen.hard_ids, best(cache.corrected(8))) and not torch.equal(chosen.hard_ids, best(cache.table.vectors))
+    vectors = learner.encode(chosen, purpose=None)
+    cache.saw(chosen, vectors, 8)
+    rows, pairs = torch.cat([cache.positive[batch.pair_ids], chosen.hard_ids]), cache.taught.pairs
+    newest = pairs.order()[-len(rows):]
+    assert torch.equal(pairs.ids[newest], rows)
+    assert torch.equal(pairs.vectors[newest], torch.cat([cache.table.vectors[rows], torch.cat([vectors.passages, vectors.hard]), torch.full((len(rows), 1), 5.0)], 1))
+
+
 @pytest.mark.parametrize("selection", ["gumbel", "uniform"])
 def test_draws_have_the_chances_that_they_should(toy, selection):
     """4,000 draws of one negative for one query, against the softmax (or against equal chances)."""

@@ -193,7 +193,7 @@ def unreadable(lines, toy):
     """Share lines that a lab cannot load."""
     lab, found = Lab(toy, updates=1, dim=8), []
     for line in dict.fromkeys(lines):
-        if line.split("=")[0] in {*cl.Settings.__dataclass_fields__, "then", "hide"} and "{" not in line and not line.endswith("="):
+        if line.split("=")[0] in {*cl.Settings.__dataclass_fields__, "then", "hide"} and not re.search(r"[{…]|=$", line):
             try:
                 lab.load(line)
             except ValueError as error:

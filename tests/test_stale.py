@@ -1,6 +1,7 @@
 """The second paper's ledger: verdicts from records, pictures of drift, the picture of the theory."""
 
 import copy
+import html
 import json
 from pathlib import Path
 from statistics import mean
@@ -75,7 +76,7 @@ def test_the_drift_view_says_what_the_probe_has_seen(toy):
     view.draw()
     data = view.data()
     assert sorted(view.probe.seen) == list(range(0, 13, 2)) and data["drift within 4"] == view.probe.drift(4)
-    assert f"{list(data['drift within 4'].values())[-1]:.0%} within 4" in view.sentence and view.sentence in view.words.value
+    assert f"{100 * list(data['drift within 4'].values())[-1]:.2g}% within 4" in view.sentence and html.escape(view.sentence) in view.words.value
     assert data["mass"] == cl.similarity_mass(lab.training) and data["control"] == cl.similarity_mass(lab.training, fresh=True)
     assert view.image.value[:4] == b"\x89PNG" and view._repr_mimebundle_()[0]["text/plain"] == view.sentence
     lab.reset()
