@@ -1,20 +1,28 @@
 """The pages for where no kernel runs: the recorded lab in one file, from the disk, with sliders that move; the course as HTML."""
 
 import base64
+import copy
 import gzip
 import importlib.util
 import json
 import re
 
+import nbformat
 import pytest
 
 import browser
 import contaccum_lite as cl
 from test_project import ROOT
 
-_spec = importlib.util.spec_from_file_location("pages", ROOT / "notebooks" / "pages.py")
-pages = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(pages)
+def script(name):
+    """A script of the notebooks' folder, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "notebooks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+pages, slides = script("pages"), script("slides")
 HOSTILE = "</script><img src=x onerror=alert(1)> $x$ \x1b[31m"
 
 
@@ -68,6 +76,18 @@ def test_the_course_links_to_itself(tmp_path):
     first = (tmp_path / "00_start_here.html").read_text()
     assert first.count("data:image/png;base64") >= 2 and "images/methods.png" not in first and "require.min.js" not in first
     assert all(f'href="{stem}.html"' in pages.index(titles) for stem, _ in titles) and "&lt;b&gt;" in pages.index([("x", "<b>")])
+
+
+def test_slides_are_cut_from_the_cells():
+    book = nbformat.read(ROOT / "notebooks" / "01_contrast.ipynb", 4)
+    before = copy.deepcopy(book)
+    found = slides.groups(book)
+    assert book == before                               # no notebook is changed
+    first = [cells[0].source.splitlines()[0] for cells in found if cells[0].cell_type == "markdown"]
+    sections = [line for c in book.cells if c.cell_type == "markdown" for line in c.source.splitlines() if re.match("#+ ", line)]
+    assert [line for line in first if line.startswith("#")] == [line for line in sections if line != "## References"]
+    page = slides.slides(book)
+    assert page.count("<section") == len(found) > 10 and "<details>" not in page and "1807.03748" not in page and page.count("data:image/png") == 4
 
 
 @pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium found: install the package chromium, or name it in $CHROMIUM")
