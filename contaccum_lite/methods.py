@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .bank import MemoryBank
 from .incremental import IncrementalSoftmax
 from .loss import Contrast, contrast, duplicate_mask
+from .precision import LossScale, encode
 from .settings import Settings
 from .towers import copy_of, has_dropout
 
@@ -100,6 +101,7 @@ class Learner:
         dtype = getattr(torch, s.dtype)
         self.banks = [MemoryBank(size, self.query_tower.dim, dtype, s.device) for size in self._sizes()]
         self.slow_towers = [copy_of(t).eval().requires_grad_(False) for t in self.towers] if s.momentum else []
+        self.loss_scale = LossScale(s.precision)
         self.noisy = any(has_dropout(tower) for tower in self.towers)
         self.softmax = IncrementalSoftmax(*self.banks, s.temperature, (self.query_keys, self.passage_keys, self.text_keys) if s.mask_duplicates else None)
 
@@ -146,8 +148,8 @@ class Learner:
     def encode(self, batch: MicroBatch, query_tower=None, passage_tower=None) -> Encoded:
         """The vectors of a micro-batch by these towers (the learner's own if none are given)."""
         device, pairs = self.settings.device, len(batch.pair_ids)
-        queries = (query_tower or self.query_tower)(batch.query_tokens.to(device))
-        columns = (passage_tower or self.passage_tower)(batch.passage_tokens.to(device))
+        queries = encode(query_tower or self.query_tower, batch.query_tokens.to(device), self.settings)
+        columns = encode(passage_tower or self.passage_tower, batch.passage_tokens.to(device), self.settings)
         return Encoded(queries, columns[:pairs], columns[pairs:] if len(columns) > pairs else None)
 
     @contextmanager
@@ -254,7 +256,7 @@ def accumulated_gradient(learner: Learner, batches: list[MicroBatch], update: in
         if learner.adjust is not None:
             found = learner.adjust(found)
         if pieces is None:
-            _backward(vectors, found[1:4], 1 / len(batches))
+            _backward(vectors, found[1:4], learner.loss_scale.value / len(batches))
         else:
             gradients.append(found[1:4])
         matrix, later = found[4:], found.scores is None
@@ -264,7 +266,7 @@ def accumulated_gradient(learner: Learner, batches: list[MicroBatch], update: in
         if later:
             matrix = learner.matrix_later(vectors, places, kept)
         if whole is not None and k + 1 == len(batches):
-            _backward(whole, [None if parts[0] is None else torch.cat(parts) for parts in zip(*gradients)], 1 / len(batches))
+            _backward(whole, [None if parts[0] is None else torch.cat(parts) for parts in zip(*gradients)], learner.loss_scale.value / len(batches))
         yield MicroStep(update, k, len(batches), found.loss.item(), **places, matrix=matrix)
 
 
@@ -307,7 +309,7 @@ def cached_gradient(learner: Learner, batches: list[MicroBatch], update: int) ->
         if k != last:
             with learner.noise(update, k):
                 vectors[k] = learner.encode(batches[k])
-        _backward(vectors[k], [None if piece is None else piece[k] for piece in pieces], 1.0)
+        _backward(vectors[k], [None if piece is None else piece[k] for piece in pieces], learner.loss_scale.value)
         vectors[k] = None
         yield MicroStep(update, k, len(batches), found.loss.item(), **places, matrix=found[4:])
 
