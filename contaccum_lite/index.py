@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -242,8 +242,9 @@ def _place(folder: Path, write: Callable[[Path], None]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     for old in folder.parent.glob(f".{folder.name}-*"):        # what a killed build left
         shutil.rmtree(old, ignore_errors=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    new = folder.parent / f".{folder.name}-{secrets.token_hex(4)}"
     try:
+        new.mkdir()
         write(new)
         sync(new)
         new.rename(folder)

@@ -6,9 +6,9 @@ import dataclasses
 import json
 import math
 import os
+import secrets
 import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -341,8 +341,9 @@ class Run:
         self._take_back()
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix=f"update-{self.step_count:06d}-", dir=folder))
+        place = folder / f"update-{self.step_count:06d}-{secrets.token_hex(4)}"
         try:
+            place.mkdir()
             for name, tower in (("query_tower", self.query_tower), ("passage_tower", self.passage_tower))[:len(self.learner.towers)]:
                 tower.save_pretrained(place / name)
             save_file(self._tensors(), place / "state.safetensors")

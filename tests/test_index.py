@@ -205,3 +205,21 @@ def test_an_index_of_another_corpus_is_judged_by_text_and_by_answers(trained, to
     other.save(tmp_path / "other")
     with pytest.raises(ValueError, match="made by other towers"):
         evaluate(Retriever.load(tmp_path / "other"), asked, index=made)
+
+
+def test_faiss_takes_an_index_from_here(trained, toy, tmp_path):
+    """The scale-out page's IVF-PQ over the shards, and its candidates ranked again by the true vectors."""
+    import faiss
+
+    made = build(trained[0], toy.passages, tmp_path / "index", shard=100)
+    approximate = faiss.index_factory(made.about["dim"], "IVF8,PQ8x4", faiss.METRIC_INNER_PRODUCT)
+    approximate.train(np.concatenate([vectors for vectors in made.vectors()]).astype("float32"))
+    for vectors in made.vectors():
+        approximate.add(vectors.astype("float32"))
+    approximate.nprobe = 8
+    queries = made.encode([pair.query for pair in toy.test])
+    _, rows = approximate.search(queries, 80)
+    true = np.concatenate(list(made.vectors()))
+    again = np.stack([found[np.argsort(-(true[found] @ query))][:5] for query, found in zip(queries, rows)])
+    exact = made.rank(queries, 5)[1]
+    assert np.mean([len(set(a) & set(b)) / 5 for a, b in zip(again, exact)]) > 0.9
