@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .bank import MemoryBank
 from .incremental import IncrementalSoftmax
 from .loss import Contrast, contrast, duplicate_mask
+from .precision import LossScale, encode
 from .settings import Settings
 from .towers import copy_of, has_dropout, joined
 
@@ -104,6 +105,7 @@ class Learner:
         self.slow_towers = [copy_of(t).eval().requires_grad_(False) for t in self.towers] if s.momentum else []
         self.encodes = Counter()         # passages encoded so far, by purpose: train, refresh, probe, momentum
         self.cache = self.correction = None                      # `cache.Cache`, `cache.BankCorrection`; a Run sets them
+        self.loss_scale = LossScale(s.precision)
         self.noisy = any(has_dropout(tower) for tower in self.towers)
         self.softmax = IncrementalSoftmax(*self.banks, s.temperature, (self.query_keys, self.passage_keys, self.text_keys) if s.mask_duplicates else None)
 
@@ -154,8 +156,8 @@ class Learner:
         device, pairs = self.settings.device, len(batch.pair_ids)
         if purpose:
             self.encodes[purpose] += len(batch.passage_tokens)
-        queries = (query_tower or self.query_tower)(batch.query_tokens.to(device))
-        columns = (passage_tower or self.passage_tower)(batch.passage_tokens.to(device))
+        queries = encode(query_tower or self.query_tower, batch.query_tokens.to(device), self.settings)
+        columns = encode(passage_tower or self.passage_tower, batch.passage_tokens.to(device), self.settings)
         return Encoded(queries, columns[:pairs], columns[pairs:] if len(columns) > pairs else None)
 
     def encode_rows(self, rows: Tensor, purpose: str | None) -> Tensor:
@@ -171,10 +173,10 @@ class Learner:
         tower.eval()
         try:
             if isinstance(tokens, Tensor):
-                return tower(tokens.to(self.settings.device))
+                return encode(tower, tokens.to(self.settings.device), self.settings)
             rows = np.arange(len(tokens)) if rows is None else rows
             order = np.argsort(np.diff(tokens.starts)[rows], kind="stable")          # texts of like length go together
-            parts = [tower(tokens[rows[order[start:start + 256]]].to(self.settings.device)) for start in range(0, len(order), 256)]
+            parts = [encode(tower, tokens[rows[order[start:start + 256]]].to(self.settings.device), self.settings) for start in range(0, len(order), 256)]
         finally:
             tower.train(was_training)
         found = torch.cat(parts)
@@ -292,7 +294,7 @@ def accumulated_gradient(learner: Learner, batches: list[MicroBatch], update: in
         if learner.adjust is not None:
             found = learner.adjust(found)
         if pieces is None:
-            _backward(vectors, found[1:4], 1 / len(batches))
+            _backward(vectors, found[1:4], learner.loss_scale.value / len(batches))
         else:
             gradients.append(found[1:4])
         matrix, later = found[4:], found.scores is None
@@ -302,7 +304,7 @@ def accumulated_gradient(learner: Learner, batches: list[MicroBatch], update: in
         if later:
             matrix = learner.matrix_later(vectors, places, kept)
         if whole is not None and k + 1 == len(batches):
-            _backward(whole, [None if parts[0] is None else torch.cat(parts) for parts in zip(*gradients)], 1 / len(batches))
+            _backward(whole, [None if parts[0] is None else torch.cat(parts) for parts in zip(*gradients)], learner.loss_scale.value / len(batches))
         yield MicroStep(update, k, len(batches), found.loss.item(), **places, matrix=matrix)
 
 
@@ -345,7 +347,7 @@ def cached_gradient(learner: Learner, batches: list[MicroBatch], update: int) ->
         if k != last:
             with learner.noise(update, k):
                 vectors[k] = learner.encode(batches[k])
-        _backward(vectors[k], [None if piece is None else piece[k] for piece in pieces], 1.0)
+        _backward(vectors[k], [None if piece is None else piece[k] for piece in pieces], learner.loss_scale.value)
         vectors[k] = None
         yield MicroStep(update, k, len(batches), found.loss.item(), **places, matrix=found[4:])
 
@@ -360,7 +362,7 @@ def _encoded_ahead(learner: Learner, batches: list[MicroBatch]) -> list[Encoded]
     for tower, tokens in ((learner.query_tower, whole.query_tokens), (learner.passage_tower, whole.passage_tokens)):
         lengths = (tokens != getattr(tower, "pad", 0)).sum(1).clamp_min(1)
         order = lengths.argsort()
-        parts = torch.cat([tower(tokens[some, :int(lengths[some].max())].to(learner.settings.device)) for some in order.split(size)])
+        parts = torch.cat([encode(tower, tokens[some, :int(lengths[some].max())].to(learner.settings.device), learner.settings) for some in order.split(size)])
         columns.append(torch.empty_like(parts).index_copy_(0, order.to(parts.device), parts))
     pairs = len(whole.pair_ids)
     return _pieces(Encoded(columns[0], columns[1][:pairs], columns[1][pairs:] if len(columns[1]) > pairs else None), batches)
