@@ -86,6 +86,30 @@ class Encoded(NamedTuple):
         return [part for part in self if part is not None]
 
 
+class Alone:
+    """One process, which has every micro-batch to itself: `parallel.Among` is what several have in its place."""
+
+    rank, world = 0, 1
+
+    def part(self, batch: MicroBatch) -> MicroBatch:
+        """The pairs of a micro-batch that this process encodes."""
+        return batch
+
+    def together(self, vectors: Encoded, batch: MicroBatch) -> Encoded:
+        """The vectors of the whole micro-batch, from those of each process's part."""
+        return vectors
+
+    def own(self, gradients: list[Tensor | None], batch: MicroBatch) -> list[Tensor | None]:
+        """Of the gradients of the whole micro-batch's vectors, those of this process's part."""
+        return gradients
+
+    def start(self, towers: list[nn.Module]) -> None:
+        """Give every process the same weights."""
+
+    def add_up(self, towers: list[nn.Module]) -> None:
+        """Make every tower's gradient the sum of all processes' gradients."""
+
+
 @dataclass
 class Learner:
     """The towers and banks that a method works on, and the keys by which duplicates are known."""
@@ -97,6 +121,7 @@ class Learner:
     passage_keys: Tensor      # per training pair
     text_keys: Tensor         # per passage
     adjust: Callable | None = None   # an intervention: a Contrast -> the one whose gradients go into the towers (notebook 04)
+    share: Alone = Alone()           # what of a micro-batch this process does, and how it meets the others
 
     def __post_init__(self):
         s = self.settings
@@ -154,6 +179,9 @@ class Learner:
     def encode(self, batch: MicroBatch, query_tower=None, passage_tower=None, purpose: str | None = "train") -> Encoded:
         """The vectors of a micro-batch by these towers (the learner's own if none are given); counted under its purpose, if any."""
         device, pairs = self.settings.device, len(batch.pair_ids)
+        if not pairs:                # this process has no part in a short last micro-batch
+            none = self.passage_bank.vectors[:0]
+            return Encoded(none, none, none if len(batch.hard_ids) or self.settings.hard_negatives else None)
         if purpose:
             self.encodes[purpose] += len(batch.passage_tokens)
         queries = encode(query_tower or self.query_tower, batch.query_tokens.to(device), self.settings)
@@ -190,7 +218,7 @@ class Learner:
             return
         device = torch.device(self.settings.device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed((self.settings.seed * 1_000_003 + update) * 4099 + index)
+            torch.manual_seed((self.settings.seed * 1_000_003 + update) * 4099 + index + (self.share.rank << 48))
             yield
 
     def contrast(self, vectors: Encoded, pair_ids: Tensor, hard_ids: Tensor, update: int, banks: bool) -> tuple[Contrast, dict]:
@@ -244,7 +272,8 @@ class Learner:
         if not self.passage_bank.size or update < self.settings.bank_warmup:
             return
         if self.slow_towers:
-            vectors = self.encode(batch, self.slow_towers[0], self.slow_towers[-1], purpose="momentum")
+            part = self.encode(self.share.part(batch), self.slow_towers[0], self.slow_towers[-1], purpose="momentum")
+            vectors = self.share.together(part, batch)
         if not self.full_because:
             self.softmax.enter()
         if not self.query_bank_dropped(update):
@@ -285,18 +314,20 @@ def accumulated_gradient(learner: Learner, batches: list[MicroBatch], update: in
     With `one_forward` all of them are encoded at once and carried back at once, which is the same gradient, because the weights do
     not change within an update; the graph in memory is then that of the whole batch.
     """
-    whole = learner.encode(_joined(learner, batches)) if learner.settings.one_forward and not learner.noisy else None
-    pieces, gradients = None if whole is None else _pieces(whole, batches), []
+    share, parts = learner.share, [learner.share.part(batch) for batch in batches]
+    whole = learner.encode(_joined(learner, parts)) if learner.settings.one_forward and not learner.noisy else None
+    pieces, gradients = None if whole is None else _pieces(whole, parts), []
     for k, batch in enumerate(batches):
         with learner.noise(update, k):
-            vectors = learner.encode(batch) if pieces is None else pieces[k]
+            own = learner.encode(parts[k]) if pieces is None else pieces[k]
+        vectors = share.together(own, batch)
         found, places = learner.contrast(vectors, batch.pair_ids, batch.hard_ids, update, banks=True)
         if learner.adjust is not None:
             found = learner.adjust(found)
         if pieces is None:
-            _backward(vectors, found[1:4], learner.loss_scale.value / len(batches))
+            _backward(own, share.own(found[1:4], batch), learner.loss_scale.value / len(batches))
         else:
-            gradients.append(found[1:4])
+            gradients.append(share.own(found[1:4], batch))
         matrix, later = found[4:], found.scores is None
         if later:
             kept = [bank.vectors_before(len(ids)) for bank, ids in zip(learner.banks, (batch.pair_ids, batch.pair_ids, batch.hard_ids))]
@@ -333,21 +364,22 @@ def cached_gradient(learner: Learner, batches: list[MicroBatch], update: int) ->
     the same noise and carry its vectors' gradients into the towers. The last micro-batch of pass 1 keeps its graph, so it
     is encoded once.
     """
-    last = len(batches) - 1
-    vectors = [] if learner.noisy else _encoded_ahead(learner, batches[:last])
-    for k, batch in enumerate(batches[len(vectors):], len(vectors)):
+    share, parts, last = learner.share, [learner.share.part(batch) for batch in batches], len(batches) - 1
+    vectors = [] if learner.noisy else _encoded_ahead(learner, parts[:last])
+    for k in range(len(vectors), len(batches)):
         with learner.noise(update, k), torch.set_grad_enabled(k == last):
-            vectors.append(learner.encode(batch))
-    whole = Encoded(*(None if parts[0] is None else torch.cat([p.detach() for p in parts]) for parts in zip(*vectors)))
+            vectors.append(learner.encode(parts[k]))
+    together = [share.together(own, batch) for own, batch in zip(vectors, batches)]
+    whole = Encoded(*(None if kind[0] is None else torch.cat([p.detach() for p in kind]) for kind in zip(*together)))
     found, places = learner.contrast(whole, torch.cat([b.pair_ids for b in batches]), torch.cat([b.hard_ids for b in batches]),
                                      update, banks=False)
-    pieces = [None if gradient is None else gradient.split([len(part) for part in parts])
-              for gradient, parts in zip(found[1:4], zip(*vectors))]
+    pieces = [None if gradient is None else gradient.split([len(part) for part in kind])
+              for gradient, kind in zip(found[1:4], zip(*together))]
     for k in [last, *range(last)]:  # the kept graph first: it is gone before the next one is made
         if k != last:
             with learner.noise(update, k):
-                vectors[k] = learner.encode(batches[k])
-        _backward(vectors[k], [None if piece is None else piece[k] for piece in pieces], learner.loss_scale.value)
+                vectors[k] = learner.encode(parts[k])
+        _backward(vectors[k], share.own([None if piece is None else piece[k] for piece in pieces], batches[k]), learner.loss_scale.value)
         vectors[k] = None
         yield MicroStep(update, k, len(batches), found.loss.item(), **places, matrix=found[4:])
 
@@ -355,8 +387,8 @@ def cached_gradient(learner: Learner, batches: list[MicroBatch], update: int) ->
 @torch.no_grad()
 def _encoded_ahead(learner: Learner, batches: list[MicroBatch]) -> list[Encoded]:
     """The vectors of these micro-batches without graph, where no noise is drawn: texts of like length go together, so less padding is encoded."""
-    if not batches:
-        return []
+    if not any(len(batch.pair_ids) for batch in batches):
+        return [learner.encode(batch) for batch in batches]
     whole, size, columns = _joined(learner, batches), learner.settings.local_batch, []
     learner.encodes["train"] += len(whole.passage_tokens)
     for tower, tokens in ((learner.query_tower, whole.query_tokens), (learner.passage_tower, whole.passage_tokens)):
@@ -370,4 +402,6 @@ def _encoded_ahead(learner: Learner, batches: list[MicroBatch]) -> list[Encoded]
 
 def _backward(vectors: Encoded, gradients: list[Tensor | None], scale: float) -> None:
     """The chain rule from the vectors into the towers: ∂loss/∂weights = Σ ∂loss/∂vector · ∂vector/∂weights."""
-    torch.autograd.backward(vectors.present(), [gradient * scale for gradient in gradients if gradient is not None])
+    if len(vectors.queries):
+        kept = [(part, gradient) for part, gradient in zip(vectors, gradients) if part is not None and gradient is not None]
+        torch.autograd.backward([part for part, _ in kept], [gradient * scale for _, gradient in kept])

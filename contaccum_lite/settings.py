@@ -105,7 +105,7 @@ class Settings:
     """
 
     method: str = _field("contaccum", "how one weight update gets its gradient", choices=tuple(PRESETS))
-    local_batch: int = _field(_Later(8), "pairs in one micro-batch: what must fit in memory", 1, 4096, symbol="N_local", slider=range(1, 33))
+    local_batch: int = _field(_Later(8), "pairs in one micro-batch (of each process): what must fit in memory", 1, 4096, symbol="N_local", slider=range(1, 33))
     accumulation_steps: int = _field(_Later(16), "micro-batches in one weight update", 1, 1024, symbol="K", slider=range(1, 65))
     memory_size: int = _field(_Later(128), "vectors in each bank", 0, 1_000_000, symbol="N_memory", slider=(0, 8, 16, 32, 64, 128, 256, 512, 1024))
     temperature: float = _field(_Later(8.0), "scores are divided by this: √dim, which suits towers that end in LayerNorm", 1e-3, 1e3, symbol="τ", slider=(0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0))

@@ -22,7 +22,7 @@ import torch
 from . import measure, search
 from .cache import BankCorrection, Cache
 from .data import Pairs, Passage, write_atomically
-from .methods import Learner, MicroBatch, MicroStep, gradient
+from .methods import Alone, Learner, MicroBatch, MicroStep, gradient
 from .precision import prepare
 from .settings import Settings
 from .towers import Tokens, load_tower, make_towers, vectors_of
@@ -54,8 +54,9 @@ class Feed:
     passages that training can meet are tokenized.
     """
 
-    def __init__(self, pairs: Pairs, settings: Settings, tower):
+    def __init__(self, pairs: Pairs, settings: Settings, tower, world: int = 1):
         self.settings = settings
+        self.local, self.total = settings.local_batch * world, settings.total_batch * world   # of all processes together
         rows, self.note = pairs.with_hard_negatives() if settings.hard_negatives else (range(len(pairs.train)), "")
         self.rows = np.array(rows, dtype=np.int64)
         if not len(self.rows):
@@ -70,13 +71,13 @@ class Feed:
         else:
             self.met = np.unique(np.concatenate([self.positive, *map(np.array, filter(None, self.hard))]))
             self.passages = _tokenize_passages(tower, [pairs.passages[row] for row in self.met], settings)
-        self.sizes = np.array([min(settings.local_batch, len(chosen) - start) for first in range(0, len(self.rows), settings.total_batch)
-                               for chosen in [self.rows[first:first + settings.total_batch]] for start in range(0, len(chosen), settings.local_batch)])
+        self.sizes = np.array([min(self.local, len(chosen) - start) for first in range(0, len(self.rows), self.total)
+                               for chosen in [self.rows[first:first + self.total]] for start in range(0, len(chosen), self.local)])
         self._epoch = (-1, None, None)
 
     @property
     def updates_per_epoch(self) -> int:
-        return math.ceil(len(self.rows) / self.settings.total_batch)
+        return math.ceil(len(self.rows) / self.total)
 
     def keys(self, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Numbers that are equal for equal texts: of each training pair's query and passage, and of each passage."""
@@ -87,14 +88,13 @@ class Feed:
         return query_keys, text_keys[torch.from_numpy(self.positive)], text_keys
 
     def batches(self, update: int) -> list[MicroBatch]:
-        """The micro-batches of this update, up to K of up to N_local pairs."""
+        """The micro-batches of this update, up to K of up to N_local pairs (times the number of processes)."""
         epoch, place = divmod(update, self.updates_per_epoch)
         if self._epoch[0] != epoch:
             draw = np.random.default_rng([self.settings.seed, epoch])
             self._epoch = (epoch, draw.permutation(self.rows), draw.random((len(self.positive), self.settings.hard_negatives)))
-        total, local = self.settings.total_batch, self.settings.local_batch
-        chosen = self._epoch[1][place * total:(place + 1) * total]
-        return [self.micro_batch(chosen[start:start + local]) for start in range(0, len(chosen), local)]
+        chosen = self._epoch[1][place * self.total:(place + 1) * self.total]
+        return [self.micro_batch(chosen[start:start + self.local]) for start in range(0, len(chosen), self.local)]
 
     def micro_batch(self, rows: np.ndarray) -> MicroBatch:
         """These training pairs as a micro-batch, with the hard negatives that this epoch drew for them."""
@@ -112,9 +112,11 @@ class Run:
     pairs: from `load_pairs`. settings: a `Settings`, or left out with its fields as keywords. towers: a (query tower,
     passage tower) of your own, in place of those the settings make. All randomness comes from `settings.seed`, so the same
     settings on the same pairs give the same run. An update that is interrupted is taken back: the next step makes it anew.
+    accelerator: from `parallel.accelerator_here()`, where several processes make this run together; every one of them calls
+    the same methods in the same order.
     """
 
-    def __init__(self, pairs: Pairs, settings: Settings | None = None, *, towers=None, **fields):
+    def __init__(self, pairs: Pairs, settings: Settings | None = None, *, towers=None, accelerator=None, **fields):
         if settings is not None and fields:
             settings = settings.replace(**fields)
         self.pairs = pairs
@@ -122,8 +124,10 @@ class Run:
         check_device(s)
         query_tower, passage_tower = towers or make_towers(s, pairs)
         prepare([query_tower] if query_tower is passage_tower else [query_tower, passage_tower], s)
-        self.feed = Feed(pairs, s, query_tower)
-        self.learner = Learner(s, query_tower.train(), passage_tower.train(), *self.feed.keys(pairs))
+        share = Alone() if accelerator is None else _among(accelerator, s)
+        self.feed = Feed(pairs, s, query_tower, share.world)
+        self.learner = Learner(s, query_tower.train(), passage_tower.train(), *self.feed.keys(pairs), share=share)
+        share.start([*self.learner.towers, *self.learner.slow_towers])
         self._make_stale()
         for tower in self.learner.towers:
             if hasattr(tower, "in_place"):
@@ -235,6 +239,7 @@ class Run:
         """Move the weights by the gradients that are there; False where half precision has made infinities of them."""
         self.learner.loss_scale.undo(self.learner.towers)
         loss = math.fsum(losses) / len(losses)
+        self.learner.share.add_up(self.learner.towers)
         query, passage = (measure.grad_norm(tower) for tower in (self.query_tower, self.passage_tower))
         norm = query if len(self.learner.towers) == 1 else math.hypot(query, passage)
         if math.isfinite(loss) and not math.isfinite(norm) and self.learner.loss_scale.halve():
@@ -357,11 +362,13 @@ class Run:
         """Write all that the run needs to go on into the folder: safetensors and JSON.
 
         A crash at any moment leaves the folder with the state saved before or with this one, never a mixture. An update
-        under way is taken back first.
+        under way is taken back first. Of several processes, the first one writes.
         """
         from safetensors.torch import save_file
 
         self._take_back()
+        if self.learner.share.rank:
+            return
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         place = folder / f"update-{self.step_count:06d}-{secrets.token_hex(4)}"
@@ -384,12 +391,12 @@ class Run:
                 shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, folder: str | Path, pairs: Pairs) -> Run:
+    def load(cls, folder: str | Path, pairs: Pairs, accelerator=None) -> Run:
         """The run as it was saved; it goes on bit for bit as if it had not stopped. `pairs` must be those it was trained on."""
-        return while_it_stands(folder, lambda state, place: cls._load(folder, state, place, pairs))
+        return while_it_stands(folder, lambda state, place: cls._load(folder, state, place, pairs, accelerator))
 
     @classmethod
-    def _load(cls, folder: str | Path, state: dict, place: Path, pairs: Pairs) -> Run:
+    def _load(cls, folder: str | Path, state: dict, place: Path, pairs: Pairs, accelerator) -> Run:
         from safetensors.torch import load_file
 
         if state["fingerprint"] != pairs.fingerprint:
@@ -398,7 +405,7 @@ class Run:
         settings = Settings.preset(**state["settings"])
         towers = [load_tower(place / name, settings.pooling) for name in ("query_tower", "passage_tower")[:2 - settings.shared]]
         towers = [tower.to(device=settings.device, dtype=getattr(torch, settings.dtype)) for tower in towers]
-        run = cls(pairs, settings, towers=(towers[0], towers[-1]))
+        run = cls(pairs, settings, towers=(towers[0], towers[-1]), accelerator=accelerator)
         run._set_tensors(load_file(place / "state.safetensors", device=settings.device))
         run.step_count = state["step"]
         run.learner.loss_scale.value, run.learner.loss_scale.fine = state.get("loss_scale", [1.0, 0])
@@ -443,6 +450,12 @@ def check_device(settings: Settings) -> None:
         raise ValueError(f"device is {settings.device!r}: choose 'cpu', 'cuda' or 'cuda:1'.") from None
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {settings.device!r}, and PyTorch finds no CUDA device here: choose 'cpu'.")
+
+
+def _among(accelerator, settings: Settings):
+    from .parallel import Among
+
+    return Among(accelerator, settings)
 
 
 def tokens_of(pairs: Pairs, tower, settings: Settings, what: str) -> Tokens:
