@@ -254,20 +254,17 @@ def train(given) -> int:
 
 
 def make_run(pairs, settings: Settings, folder: Path, goes_on: bool):
-    """The run that is trained.
-
-    MANY PROCESSES: the one place where it is made. Under torchrun (WORLD_SIZE above 1) it takes part with the others.
-    """
+    """The run that is trained; under torchrun or `accelerate launch` it takes part with the other processes."""
     from .train import Run
 
-    options = {}
+    accelerator = None
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         try:
             from . import parallel
+            accelerator = parallel.accelerator_here(settings.device)
         except ImportError:
-            raise ValueError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: this installation trains in one process; start it without torchrun.") from None
-        options["accelerator"] = parallel.accelerator_here()
-    return Run.load(folder, pairs, **options) if goes_on else Run(pairs, settings, **options)
+            raise ValueError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and accelerate is not installed: pip install \"contaccum-lite[scale]\", or start it without torchrun.") from None
+    return Run.load(folder, pairs, accelerator) if goes_on else Run(pairs, settings, accelerator=accelerator)
 
 
 def leads() -> bool:
@@ -312,14 +309,14 @@ def _train(given, run, log: Log, folder: Path) -> int:
                     log.updates(run)
                 bar.set_postfix(loss=f"{update.loss:.3f}", ratio=f"{update.grad_norm_ratio:.2f}", refresh=False)
                 bar.update()
-                if given.evaluate_every and update.step % given.evaluate_every == 0 and update.step < total and run.pairs.test:
+                if given.evaluate_every and update.step % given.evaluate_every == 0 and update.step < total and run.pairs.test and leads():
                     log.evaluation(update.step, _evaluate(run))
                 if update.step == total or given.save_every and update.step % given.save_every == 0:
                     run.save(folder)
                     saved = update.step
                 if asked_to_stop:
                     raise KeyboardInterrupt
-        if run.pairs.test:
+        if run.pairs.test and leads():             # the other processes need not wait for it
             measures = _evaluate(run)
             log.evaluation(run.step_count, measures)
             _say(", ".join(f"{name} {value:.3f}" for name, value in measures.items()))
