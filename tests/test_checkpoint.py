@@ -108,7 +108,7 @@ def test_killed_before_any_file_operation_of_a_save(toy, tmp_path, no_power_cuts
 
 
 def test_ctrl_c_at_every_line_of_a_save(toy, tmp_path, no_power_cuts):
-    """One KeyboardInterrupt at each line that a save runs: what run.json names is whole."""
+    """One KeyboardInterrupt at each line of a save, and at each opcode of the switch to the new state: what run.json names is whole."""
     run = cl.Run(toy, cl.Settings(**SMALL))
     run.step()
     run.save(tmp_path)
@@ -118,9 +118,11 @@ def test_ctrl_c_at_every_line_of_a_save(toy, tmp_path, no_power_cuts):
         line, left = line + 1, [line + 1]
 
         def trace(frame, event, arg):
-            if not frame.f_code.co_filename.endswith(("contaccum_lite/train.py", "contaccum_lite/data.py")):
+            if frame.f_code.co_name not in ("save", "write_atomically", "sync", "_tensors"):
                 return None
-            if event == "line":
+            if frame.f_code.co_name == "write_atomically":
+                frame.f_trace_opcodes = True
+            if event in ("line", "opcode"):
                 left[0] -= 1
                 if left[0] == 0:
                     raise KeyboardInterrupt
