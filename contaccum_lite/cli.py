@@ -466,6 +466,7 @@ def index(given) -> int:
 def search(given) -> int:
     """Print the hits of each query."""
     from .index import Index
+    from .search import plain
 
     _quiet()
     where = Index(given.index)
@@ -475,8 +476,8 @@ def search(given) -> int:
             print("\n".join(json.dumps({"query": query, **hit._asdict()}, ensure_ascii=False) for hit in hits))
             continue
         if len(given.query) > 1:
-            print(query)
-        print("\n".join(f"{hit.score:8.2f}  {hit.id}  {hit.title}\n          {' '.join(hit.passage.split())[:160]}" for hit in hits))
+            print(plain(query))
+        print("\n".join(f"{hit.score:8.2f}  {plain(hit.id)}  {plain(hit.title)}\n          {plain(' '.join(hit.passage.split()))[:160]}" for hit in hits))
     return 0
 
 

@@ -11,6 +11,7 @@ import torch
 
 from . import stills
 from .grid import LARGEST, Grid, colours, strongest
+from .search import plain
 from .stills import bundle
 from .tracks import NAMES
 
@@ -22,7 +23,7 @@ CARRIES = {(True, True): "both towers", (True, False): "the query tower only", (
 
 def short(text: str, longest: int = LONGEST_TEXT) -> str:
     """Text of a data set as one line without control characters, shortened with its length said."""
-    clean = re.sub(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text[:10 * longest])
+    clean = plain(text[:10 * longest])
     return clean[:longest] + (f" … ({len(text):,} characters)" if len(text) > longest else "")
 
 
