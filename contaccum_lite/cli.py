@@ -266,7 +266,7 @@ def make_run(pairs, settings: Settings, folder: Path, goes_on: bool):
             from . import parallel
         except ImportError:
             raise ValueError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: this installation trains in one process; start it without torchrun.") from None
-        options["accelerator"] = parallel.accelerator_here()
+        options["accelerator"] = parallel.accelerator_here(settings.device)
     return Run.load(folder, pairs, **options) if goes_on else Run(pairs, settings, **options)
 
 
@@ -312,14 +312,14 @@ def _train(given, run, log: Log, folder: Path) -> int:
                     log.updates(run)
                 bar.set_postfix(loss=f"{update.loss:.3f}", ratio=f"{update.grad_norm_ratio:.2f}", refresh=False)
                 bar.update()
-                if given.evaluate_every and update.step % given.evaluate_every == 0 and update.step < total and run.pairs.test:
+                if given.evaluate_every and update.step % given.evaluate_every == 0 and update.step < total and run.pairs.test and leads():
                     log.evaluation(update.step, _evaluate(run))
                 if update.step == total or given.save_every and update.step % given.save_every == 0:
                     run.save(folder)
                     saved = update.step
                 if asked_to_stop:
                     raise KeyboardInterrupt
-        if run.pairs.test:
+        if run.pairs.test and leads():                         # the towers are the same in every process
             measures = _evaluate(run)
             log.evaluation(run.step_count, measures)
             _say(", ".join(f"{name} {value:.3f}" for name, value in measures.items()))
