@@ -250,6 +250,8 @@ def _place(folder: Path, write: Callable[[Path], None]) -> None:
         new.rename(folder)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
+        if not any(folder.parent.iterdir()):
+            folder.parent.rmdir()
         raise
 
 

@@ -66,26 +66,21 @@ def test_vectors_are_mapped_not_read(trained, toy, tmp_path):
     assert all(isinstance(vectors, np.memmap) for vectors in made.vectors())
 
 
-def killed_build(folder, out, passages, seconds):
-    stopped_at = time.monotonic() + seconds
-    build(folder, passages, out, shard=4000, progress=lambda done: None if time.monotonic() < stopped_at else None)
-
-
 def test_twenty_thousand_passages_killed_and_gone_on_with(trained, tmp_path):
     """SIGKILL at four moments of a build of five shards: whole shards stay and are not made again, and the end is that of an undisturbed build."""
     folder, _ = trained
     words = [f"w{n}" for n in range(500)]
     draw = np.random.default_rng(0)
     passages = [Passage(f"id{n}", f"title {n}", " ".join(draw.choice(words, 12))) for n in range(20_000)]
-    began = time.monotonic()
     whole = build(folder, passages, tmp_path / "whole", shard=4000)
-    seconds = time.monotonic() - began
     context, out, kills = multiprocessing.get_context("fork"), tmp_path / "out", 0
     kept = {}
-    for share in (0.15, 0.3, 0.3, 0.3):
-        process = context.Process(target=killed_build, args=(folder, out, passages, 60))
+    for shards_there in (0, 1, 2, 3):
+        process = context.Process(target=build, args=(folder, passages, out), kwargs=dict(shard=4000))
         process.start()
-        process.join(share * seconds)
+        while process.is_alive() and len(list(out.glob("shard-*"))) < shards_there:
+            time.sleep(0.001)
+        process.join(draw.uniform(0, 0.1))
         kills += process.is_alive()
         process.kill()
         process.join()
