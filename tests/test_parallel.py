@@ -15,6 +15,7 @@ from contaccum_lite import parallel
 from contaccum_lite.methods import Encoded
 
 pytest.importorskip("accelerate")
+pytest.importorskip("sentence_transformers")
 HERE, TIGHT = Path(__file__).parent, 1e-10
 FOUR = ["contaccum", "contaccum, incremental", "grad_cache", "momentum"]
 
@@ -37,7 +38,7 @@ def found(tmp_path_factory):
         if name == "contaccum":
             one |= {f"resumed/{key}": value for key, value in worker.trace(run, 4).items()}
             one["resumed/measures"] = torch.tensor(list(run.evaluate().values()), dtype=torch.float64)
-    found = {1: one}
+    found = {1: one | worker.sentence_loss()}
     for world in (2, 4):
         if world == 4:
             processes[4] = launch(4, out, "|".join(FOUR))
@@ -81,6 +82,11 @@ def test_every_process_has_the_same_weights_and_banks(found, world):
 @pytest.mark.parametrize("world", [2, 4])
 def test_saved_by_one_and_resumed_by_all(found, world):
     assert furthest(found[1], found[world, 0], "resumed") < TIGHT
+
+
+def test_the_loss_for_sentence_transformers_gathers_with_gradients(found):
+    assert furthest(found[1], found[2, 0], "sentences") < TIGHT
+    assert found[1]["sentences/5.gradient"].norm() > 1e-3 and found[1]["sentences/bank.position"].tolist() == [8, 20]
 
 
 @pytest.mark.parametrize("mistake", ["Unshifted", "Halved"])
