@@ -97,6 +97,22 @@ def sentence_loss(world=1, rank=0) -> dict[str, torch.Tensor]:
     return found | {f"sentences/bank.{name}": value for name, value in loss.bank_state().items()}
 
 
+def trained(out: Path, world=1) -> dict[str, torch.Tensor]:
+    """Six updates of SentenceTransformerTrainer with 8 triples to a micro-batch, over an epoch's end: weights (float32) and banks."""
+    import test_sentence_transformers as single
+    from datasets import Dataset
+
+    chosen = toy_pairs().train[:96]
+    data = Dataset.from_dict({"anchor": [p.query for p in chosen], "positive": [p.passage for p in chosen],
+                              "negative": [p.hard_negatives[0].text for p in chosen]})
+    model = single.sentence_transformer(str(out / "bert"))
+    loss = single.ContAccumLoss(model, 20)
+    arguments = single.arguments(out / f"trained-{world}", per_device_train_batch_size=8 // world, max_steps=6, batch_sampler=single._in_order,
+                                 save_strategy="steps", save_steps=6)
+    single.SentenceTransformerTrainer(model, arguments, train_dataset=data, loss=loss, callbacks=[loss.callback]).train()
+    return {"trained/weights": single.weights(model), **{f"trained/bank.{name}": value for name, value in loss.bank_state().items()}}
+
+
 class Unshifted(parallel.Among):
     """The planted mistake: each process takes its rows' positives from the first process's passages."""
 
@@ -146,7 +162,7 @@ def main(out: Path) -> None:
                 run.learner.share = wrong(accelerator, mine)
                 found |= {f"{wrong.__name__}/{key}": value for key, value in trace(run).items()}
     if world == 2:
-        found |= sentence_loss(world, rank)
+        found |= sentence_loss(world, rank) | trained(out, world)
     save_file(found, out / f"of-{world}-{rank}.safetensors")
     accelerator.end_training()
 
