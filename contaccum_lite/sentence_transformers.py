@@ -138,8 +138,8 @@ class ContAccumLoss(nn.Module):
             self.vectors = vectors.new_zeros(shape, requires_grad=False)
             self.keys = torch.zeros(shape[:2], dtype=torch.int64, device=vectors.device)
         if self.vectors.shape != shape:
-            raise ValueError(f"this batch has {vectors.shape[1]} columns of vectors of length {vectors.shape[2]}, and the banks hold {self.vectors.shape[1]} of "
-                             f"length {self.vectors.shape[2]}: one ContAccumLoss keeps one kind; give each data set its own, and wrap it in no other loss.")
+            raise ValueError(f"this batch has {vectors.shape[1]} columns of vectors of length {vectors.shape[2]}, and the banks hold "
+                             f"{self.vectors.shape[1]} of length {self.vectors.shape[2]}: one ContAccumLoss keeps one kind; give each data set its own, and wrap it in no other loss.")
 
     @torch.no_grad()
     def _remember(self, vectors: Tensor, keys: Tensor) -> None:

@@ -17,7 +17,7 @@ from contaccum_lite.methods import Encoded
 pytest.importorskip("accelerate")
 single = pytest.importorskip("test_sentence_transformers")
 HERE, TIGHT = Path(__file__).parent, 1e-10
-FOUR = ["contaccum", "contaccum, incremental", "grad_cache", "momentum"]
+FOUR = [*cl.PRESETS, "contaccum, incremental"]
 
 
 def launch(world, out, *arguments):
