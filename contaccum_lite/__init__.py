@@ -1,8 +1,10 @@
 """contaccum_lite: contrastive accumulation for dense retrievers, small enough to read, watch and take home."""
 
-from .bank import MemoryBank
+from .bank import MemoryBank, TableBank
 from .check import check          # (the function: its module has the same name)
+from .corrector import CORRECTORS, make_corrector
 from .data import Pair, Pairs, Passage, load_pairs
+from .drift import DriftProbe, cache_gap, gradient_error, softmax_gap
 from .incremental import IncrementalSoftmax
 from .loss import info_nce, info_nce_gradients, similarity_matrix
 from .measure import activation_memory, finite_differences, grad_norm_ratio, peak_memory, similarity_mass, tensor_memory
@@ -14,8 +16,8 @@ from .train import Run, Update
 
 __version__ = "0.1.0"
 
-_WITH_WIDGETS = {"Lab": "lab", "SearchBox": "views", "Card": "views", "Predict": "predict", "answers": "predict",
-                 "EquationView": "terms", "MatrixPicture": "pictures", "LinesPicture": "pictures", "HeatMap": "heat", "Again": "heat", "Slide": "pictures", "same": "pictures"}  # loaded when first asked for: they need the [lab] extra
+_WITH_WIDGETS = {"Lab": "lab", "SearchBox": "views", "DriftView": "driftview", "Card": "views", "Predict": "predict", "answers": "predict",
+                 "EquationView": "terms", "MatrixPicture": "pictures", "LinesPicture": "pictures", "PointsPicture": "pictures", "HeatMap": "heat", "Again": "heat", "Slide": "pictures", "same": "pictures"}  # loaded when first asked for: they need the [lab] extra
 
 
 def __getattr__(name: str):

@@ -115,3 +115,55 @@ class MemoryBank:
         self._born.copy_(state["born"])
         self.next_slot, self._count = (int(n) for n in state["position"])
         self.version += 1
+
+
+class TableBank:
+    """One vector for every passage of a corpus, raw as its tower made it, each with the update at which it was born.
+
+    Where `MemoryBank` forgets its oldest, this one keeps a vector of each id until `write` replaces it (write-back). vectors: (N, d), of
+    ids 0 to N − 1, made at update `step`. Notebook 07.
+    """
+
+    def __init__(self, vectors: Tensor, step: int = 0):
+        self.vectors = vectors.detach().clone()
+        self.born = torch.full((len(vectors),), step, dtype=torch.int64)
+        self._undo: list | None = None
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def ids(self) -> Tensor:
+        return torch.arange(len(self))
+
+    def ages(self, step: int) -> Tensor:
+        """How many updates before `step` each vector was made, (N,)."""
+        return step - self.born
+
+    def oldest(self, count: int) -> Tensor:
+        """The ids of the `count` oldest vectors, the oldest first; of equal age, the lowest id first."""
+        return self.born.argsort(stable=True)[:count]
+
+    def write(self, ids: Tensor, vectors: Tensor, step: int) -> None:
+        """Put vectors (n, d) in the places of these ids; of an id that comes twice, the last one stays."""
+        if vectors.ndim != 2 or vectors.shape != (len(ids), self.vectors.shape[1]) or (len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(self)):
+            raise ValueError(f"write got {tuple(vectors.shape)} vectors for {len(ids)} ids: expected (n, {self.vectors.shape[1]}) for n ids below {len(self)}.")
+        last = {int(one): place for place, one in enumerate(ids)}
+        rows, places = torch.tensor(list(last), dtype=torch.int64), torch.tensor(list(last.values()), dtype=torch.int64)
+        if self._undo is not None:
+            self._undo.append((rows, self.vectors[rows], self.born[rows]))
+        self.vectors[rows] = vectors.detach()[places]
+        self.born[rows] = step
+
+    def mark(self) -> list:
+        """What `restore` needs to take back all writes from here on."""
+        self._undo = []
+        return self._undo
+
+    def restore(self, mark: list) -> None:
+        """Be again as at the mark."""
+        while mark:
+            rows, self.vectors[rows], self.born[rows] = mark.pop()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"vectors": self.vectors, "born": self.born}

@@ -1,4 +1,4 @@
-"""The exercises of notebooks 01 to 04 and 08: what is asked, the reference, and the slips that people make."""
+"""The exercises of notebooks 01 to 04, 07 and 08: what is asked, the reference, and the slips that people make."""
 
 from __future__ import annotations
 
@@ -52,6 +52,38 @@ def _kept_rows(draw, number):
 
 def _kept_losses(kept, scores, positives):
     return torch.logaddexp(kept, scores.logsumexp(0)) - positives
+
+
+def _moved(draw, number):
+    """The same passages' vectors, now and some updates ago."""
+    n, d = _number(draw, 2, 6), _number(draw, 2, 5)
+    now = _normal(draw, n, d) * (0.5 + torch.rand(n, 1, generator=draw, dtype=torch.float64))
+    return now, now + 0.5 * _normal(draw, n, d)
+
+
+def _drift(now, then):
+    return ((now - then) ** 2).sum(1).div((now ** 2).sum(1)).mean()
+
+
+def _two_scores(draw, number):
+    rows, columns = _number(draw, 2, 5), _number(draw, 3, 7)
+    return 2 * _normal(draw, rows, columns), 2 * _normal(draw, rows, columns)
+
+
+def _kl(fresh, stale):
+    return (fresh.softmax(1) * (fresh.log_softmax(1) - stale.log_softmax(1))).sum(1).mean()
+
+
+def _aged(draw, number):
+    """Stale vectors, their ages, and the same passages' vectors now."""
+    n, d = _number(draw, 3, 7), _number(draw, 2, 4)
+    age = torch.randint(1, 9, (n,), generator=draw).double()
+    stale = _normal(draw, n, d)
+    return stale, age, stale + age.unsqueeze(1) * _normal(draw, d) + 0.3 * _normal(draw, n, d)
+
+
+def _speed(stale, age, target):
+    return (age.unsqueeze(1) * (target - stale)).sum(0) / (age ** 2).sum()
 
 
 def _suffix_sums(blocks):
@@ -243,6 +275,24 @@ EXERCISES: dict[str, Exercise] = {
          Slip("the mean over everything is one number: the common part is a vector, one number per dimension.", lambda g: g - g.mean()),
          Slip("that is the common part itself: subtract it.", lambda g: g.mean(0).expand_as(g)),
          Slip("the sum, not the mean: each passage carries one share of it.", lambda g: g - g.sum(0)))),
+    "07.1": Exercise(
+        "the mean over passages of the squared move over the squared length: a number.", _moved, _drift,
+        (Slip("lengths, not their squares: D is a ratio of squared lengths.", lambda now, then: (now - then).norm(dim=1).div(now.norm(dim=1)).mean()),
+         Slip("divided by the vectors of then: D is relative to what they are now.", lambda now, then: ((now - then) ** 2).sum(1).div((then ** 2).sum(1)).mean()),
+         Slip("one ratio of two sums: take each passage's ratio first, then their mean.", lambda now, then: ((now - then) ** 2).sum() / (now ** 2).sum()),
+         Slip("a sum over passages: take the mean.", lambda now, then: ((now - then) ** 2).sum(1).div((now ** 2).sum(1)).sum()))),
+    "07.2": Exercise(
+        "KL(fresh ‖ stale) of the two softmaxes of each row, as a mean over rows: a number.", _two_scores, _kl,
+        (Slip("the other way round: the fresh softmax is the truth, so it weighs the logs.", lambda fresh, stale: _kl(stale, fresh)),
+         Slip("a sum over rows: take the mean.", lambda fresh, stale: _kl(fresh, stale) * len(fresh)),
+         Slip("the softmax runs over the columns of a row (dim 1), not over rows.", lambda fresh, stale: (fresh.softmax(0) * (fresh.log_softmax(0) - stale.log_softmax(0))).sum(1).mean()),
+         Slip("the scores are not normalised: take log_softmax, not the scores.", lambda fresh, stale: (fresh.softmax(1) * (fresh - stale)).sum(1).mean()))),
+    "07.3": Exercise(
+        "the drift per update, one vector of d numbers, that fits best in the sense of least squares.", _aged, _speed,
+        (Slip("the mean drift, whatever the age: a new vector would be moved as far as an old one.", lambda stale, age, target: (target - stale).mean(0)),
+         Slip("the mean of each pair's own speed: least squares trusts the old pairs more, as their age is squared below.", lambda stale, age, target: ((target - stale) / age.unsqueeze(1)).mean(0)),
+         Slip("divided by the sum of ages: below stands the sum of their squares.", lambda stale, age, target: (age.unsqueeze(1) * (target - stale)).sum(0) / age.sum()),
+         Slip("the sign: it leads from stale to now.", lambda stale, age, target: -_speed(stale, age, target)))),
     "08.1": Exercise(
         "GiB of a dual bank: a number.", lambda draw, number: (2 ** _number(draw, 5, 14), 64 * _number(draw, 1, 12)),
         lambda size, dim: size * dim * 2 * 4 / 2**30,

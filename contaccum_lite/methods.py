@@ -10,19 +10,22 @@ stands in the rows and columns of its similarity matrix.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .bank import MemoryBank
 from .incremental import IncrementalSoftmax
 from .loss import Contrast, contrast, duplicate_mask
+from .precision import LossScale, encode
 from .settings import Settings
-from .towers import copy_of, has_dropout
+from .towers import copy_of, has_dropout, joined
 
 
 class MicroBatch(NamedTuple):
@@ -125,6 +128,9 @@ class Learner:
         dtype = getattr(torch, s.dtype)
         self.banks = [MemoryBank(size, self.query_tower.dim, dtype, s.device) for size in self._sizes()]
         self.slow_towers = [copy_of(t).eval().requires_grad_(False) for t in self.towers] if s.momentum else []
+        self.encodes = Counter()         # passages encoded so far, by purpose: train, refresh, probe, momentum
+        self.cache = self.correction = None                      # `cache.Cache`, `cache.BankCorrection`; a Run sets them
+        self.loss_scale = LossScale(s.precision)
         self.noisy = any(has_dropout(tower) for tower in self.towers)
         self.softmax = IncrementalSoftmax(*self.banks, s.temperature, (self.query_keys, self.passage_keys, self.text_keys) if s.mask_duplicates else None)
 
@@ -154,6 +160,8 @@ class Learner:
             return "no bank whose scores could be kept"
         if self.slow_towers:
             return "the banks hold vectors of the slow towers, not those that were compared"
+        if self.correction is not None:
+            return "the banks' vectors are corrected anew each time they are read"
         return "an intervention (`adjust`) looks at it" if self.adjust is not None else ""
 
     def _sizes(self) -> tuple[int, int, int]:
@@ -168,15 +176,39 @@ class Learner:
             if bank.size != size:
                 bank.resize(size)
 
-    def encode(self, batch: MicroBatch, query_tower=None, passage_tower=None) -> Encoded:
-        """The vectors of a micro-batch by these towers (the learner's own if none are given)."""
+    def encode(self, batch: MicroBatch, query_tower=None, passage_tower=None, purpose: str | None = "train") -> Encoded:
+        """The vectors of a micro-batch by these towers (the learner's own if none are given); counted under its purpose, if any."""
         device, pairs = self.settings.device, len(batch.pair_ids)
         if not pairs:                # this process has no part in a short last micro-batch
             none = self.passage_bank.vectors[:0]
-            return Encoded(none, none, none if self.settings.hard_negatives else None)
-        queries = (query_tower or self.query_tower)(batch.query_tokens.to(device))
-        columns = (passage_tower or self.passage_tower)(batch.passage_tokens.to(device))
+            return Encoded(none, none, none if len(batch.hard_ids) or self.settings.hard_negatives else None)
+        if purpose:
+            self.encodes[purpose] += len(batch.passage_tokens)
+        queries = encode(query_tower or self.query_tower, batch.query_tokens.to(device), self.settings)
+        columns = encode(passage_tower or self.passage_tower, batch.passage_tokens.to(device), self.settings)
         return Encoded(queries, columns[:pairs], columns[pairs:] if len(columns) > pairs else None)
+
+    def encode_rows(self, rows: Tensor, purpose: str | None) -> Tensor:
+        """These passages as the passage tower sees them now, without noise or graph, (n, d); counted under its purpose, if any."""
+        if purpose:
+            self.encodes[purpose] += len(rows)
+        return self.encode_texts(self.passage_tower, self.passages, rows.numpy())
+
+    @torch.no_grad()
+    def encode_texts(self, tower, tokens, rows=None) -> Tensor:
+        """Vectors of these texts without noise or graph, (n, d). tokens: a padded tensor, or `Tokens` with the rows wanted."""
+        was_training = tower.training
+        tower.eval()
+        try:
+            if isinstance(tokens, Tensor):
+                return encode(tower, tokens.to(self.settings.device), self.settings)
+            rows = np.arange(len(tokens)) if rows is None else rows
+            order = np.argsort(np.diff(tokens.starts)[rows], kind="stable")          # texts of like length go together
+            parts = [encode(tower, tokens[rows[order[start:start + 256]]].to(self.settings.device), self.settings) for start in range(0, len(order), 256)]
+        finally:
+            tower.train(was_training)
+        found = torch.cat(parts)
+        return torch.empty_like(found).index_copy_(0, torch.from_numpy(order).to(found.device), found)
 
     @contextmanager
     def noise(self, update: int, index: int):
@@ -199,7 +231,8 @@ class Learner:
         places = dict(local=len(pair_ids), row_ids=columns[:rows], column_ids=torch.cat([columns, hard]), hard_from=len(columns))
         if banks and not self.full_because:
             return self.softmax.contrast(*parts, pair_ids, hard_ids), places
-        return self._whole(parts, [bank.vectors[:len(ids)] for bank, ids in zip(self.banks, kept)], columns, hard, rows), places
+        read = (lambda n: self.correction.read(n, len(kept[n]), update)) if self.correction else (lambda n: self.banks[n].vectors[:len(kept[n])])
+        return self._whole(parts, [read(n) for n in range(3)], columns, hard, rows), places
 
     def _whole(self, vectors: Encoded, kept: list[Tensor], columns: Tensor, hard: Tensor, rows: int) -> Contrast:
         """By the whole matrix, with the banks' vectors given; columns: ids of its pairs, hard: of its hard negatives."""
@@ -234,10 +267,12 @@ class Learner:
     @torch.no_grad()
     def remember(self, batch: MicroBatch, vectors: Encoded, update: int) -> None:
         """Write a micro-batch into the banks, after its loss: it never meets itself there."""
+        if self.cache is not None:
+            self.cache.saw(batch, vectors, update)
         if not self.passage_bank.size or update < self.settings.bank_warmup:
             return
         if self.slow_towers:
-            part = self.encode(self.share.part(batch), self.slow_towers[0], self.slow_towers[-1])
+            part = self.encode(self.share.part(batch), self.slow_towers[0], self.slow_towers[-1], purpose="momentum")
             vectors = self.share.together(part, batch)
         if not self.full_because:
             self.softmax.enter()
@@ -263,6 +298,11 @@ class Learner:
 
 def gradient(learner: Learner, batches: list[MicroBatch], update: int) -> Iterator[MicroStep]:
     """Add this update's gradient to the towers, one MicroStep at a time, by the method that the settings name."""
+    if learner.cache is not None:
+        learner.cache.begin(update)
+        batches = [learner.cache.choose(batch, k, update) for k, batch in enumerate(batches)]
+    if learner.correction is not None:
+        learner.correction.begin(update)
     way = cached_gradient if learner.settings.method == "grad_cache" else accumulated_gradient
     return way(learner, batches, update)
 
@@ -285,7 +325,7 @@ def accumulated_gradient(learner: Learner, batches: list[MicroBatch], update: in
         if learner.adjust is not None:
             found = learner.adjust(found)
         if pieces is None:
-            _backward(own, share.own(found[1:4], batch), 1 / len(batches))
+            _backward(own, share.own(found[1:4], batch), learner.loss_scale.value / len(batches))
         else:
             gradients.append(share.own(found[1:4], batch))
         matrix, later = found[4:], found.scores is None
@@ -295,15 +335,14 @@ def accumulated_gradient(learner: Learner, batches: list[MicroBatch], update: in
         if later:
             matrix = learner.matrix_later(vectors, places, kept)
         if whole is not None and k + 1 == len(batches):
-            _backward(whole, [None if parts[0] is None else torch.cat(parts) for parts in zip(*gradients)], 1 / len(batches))
+            _backward(whole, [None if parts[0] is None else torch.cat(parts) for parts in zip(*gradients)], learner.loss_scale.value / len(batches))
         yield MicroStep(update, k, len(batches), found.loss.item(), **places, matrix=matrix)
 
 
 def _joined(learner: Learner, batches: list[MicroBatch]) -> MicroBatch:
     """These micro-batches as one: all pairs, then all hard negatives."""
     def together(parts, tower):
-        width, pad = max(part.shape[1] for part in parts), getattr(tower, "pad", 0)
-        return torch.cat([nn.functional.pad(part, (0, width - part.shape[1]), value=pad) for part in parts])
+        return joined(parts, getattr(tower, "pad", 0))
 
     pairs = [len(batch.pair_ids) for batch in batches]
     passages = [batch.passage_tokens[:n] for batch, n in zip(batches, pairs)] + [batch.passage_tokens[n:] for batch, n in zip(batches, pairs)]
@@ -326,11 +365,11 @@ def cached_gradient(learner: Learner, batches: list[MicroBatch], update: int) ->
     is encoded once.
     """
     share, parts, last = learner.share, [learner.share.part(batch) for batch in batches], len(batches) - 1
-    vectors, together = [], []
-    for k, batch in enumerate(batches):
+    vectors = [] if learner.noisy else _encoded_ahead(learner, parts[:last])
+    for k in range(len(vectors), len(batches)):
         with learner.noise(update, k), torch.set_grad_enabled(k == last):
             vectors.append(learner.encode(parts[k]))
-        together.append(share.together(vectors[k], batch))
+    together = [share.together(own, batch) for own, batch in zip(vectors, batches)]
     whole = Encoded(*(None if kind[0] is None else torch.cat([p.detach() for p in kind]) for kind in zip(*together)))
     found, places = learner.contrast(whole, torch.cat([b.pair_ids for b in batches]), torch.cat([b.hard_ids for b in batches]),
                                      update, banks=False)
@@ -340,12 +379,29 @@ def cached_gradient(learner: Learner, batches: list[MicroBatch], update: int) ->
         if k != last:
             with learner.noise(update, k):
                 vectors[k] = learner.encode(parts[k])
-        _backward(vectors[k], share.own([None if piece is None else piece[k] for piece in pieces], batches[k]), 1.0)
+        _backward(vectors[k], share.own([None if piece is None else piece[k] for piece in pieces], batches[k]), learner.loss_scale.value)
         vectors[k] = None
         yield MicroStep(update, k, len(batches), found.loss.item(), **places, matrix=found[4:])
+
+
+@torch.no_grad()
+def _encoded_ahead(learner: Learner, batches: list[MicroBatch]) -> list[Encoded]:
+    """The vectors of these micro-batches without graph, where no noise is drawn: texts of like length go together, so less padding is encoded."""
+    if not any(len(batch.pair_ids) for batch in batches):
+        return [learner.encode(batch) for batch in batches]
+    whole, size, columns = _joined(learner, batches), learner.settings.local_batch, []
+    learner.encodes["train"] += len(whole.passage_tokens)
+    for tower, tokens in ((learner.query_tower, whole.query_tokens), (learner.passage_tower, whole.passage_tokens)):
+        lengths = (tokens != getattr(tower, "pad", 0)).sum(1).clamp_min(1)
+        order = lengths.argsort()
+        parts = torch.cat([encode(tower, tokens[some, :int(lengths[some].max())].to(learner.settings.device), learner.settings) for some in order.split(size)])
+        columns.append(torch.empty_like(parts).index_copy_(0, order.to(parts.device), parts))
+    pairs = len(whole.pair_ids)
+    return _pieces(Encoded(columns[0], columns[1][:pairs], columns[1][pairs:] if len(columns[1]) > pairs else None), batches)
 
 
 def _backward(vectors: Encoded, gradients: list[Tensor | None], scale: float) -> None:
     """The chain rule from the vectors into the towers: ∂loss/∂weights = Σ ∂loss/∂vector · ∂vector/∂weights."""
     if len(vectors.queries):
-        torch.autograd.backward(vectors.present(), [gradient * scale for gradient in gradients if gradient is not None])
+        kept = [(part, gradient) for part, gradient in zip(vectors, gradients) if part is not None and gradient is not None]
+        torch.autograd.backward([part for part, _ in kept], [gradient * scale for _, gradient in kept])

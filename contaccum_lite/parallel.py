@@ -58,29 +58,31 @@ class Among(Alone):
         """Where each process's part of `count` pairs begins, and where the last one ends; parts differ by one at most."""
         return [count * rank // self.world for rank in range(self.world + 1)]
 
+    def _parts(self, batch: MicroBatch) -> tuple[list[int], list[int]]:
+        """Bounds of each process's pairs, and of its hard negatives: a share of them as large as its share of the pairs."""
+        pairs, hard = len(batch.pair_ids), len(batch.hard_ids)
+        bounds = self._bounds(pairs)
+        return bounds, [hard * place // max(1, pairs) for place in bounds]
+
     def part(self, batch: MicroBatch) -> MicroBatch:
         pairs = len(batch.pair_ids)
-        each, (start, end) = len(batch.hard_ids) // max(1, pairs), self._bounds(pairs)[self.rank:self.rank + 2]
-        hard = slice(start * each, end * each)
-        return MicroBatch(batch.pair_ids[start:end], batch.hard_ids[hard], batch.query_tokens[start:end],
-                          torch.cat([batch.passage_tokens[:pairs][start:end], batch.passage_tokens[pairs:][hard]]))
+        mine, hard = (slice(*of[self.rank:self.rank + 2]) for of in self._parts(batch))
+        return MicroBatch(batch.pair_ids[mine], batch.hard_ids[hard], batch.query_tokens[mine],
+                          torch.cat([batch.passage_tokens[:pairs][mine], batch.passage_tokens[pairs:][hard]]))
 
     @torch.no_grad()
     def together(self, vectors: Encoded, batch: MicroBatch) -> Encoded:
         """One gather per micro-batch, without a graph: the gradients come by hand."""
-        pairs = len(batch.pair_ids)
-        bounds, each = self._bounds(pairs), len(batch.hard_ids) // max(1, pairs)
-        sizes = [end - start for start, end in zip(bounds, bounds[1:])]
+        sizes = [(end - start, last - first) for (start, end), (first, last) in zip(*(zip(of, of[1:]) for of in self._parts(batch)))]
         mine = torch.cat([part.detach() for part in vectors.present()])
-        rows = max(sizes) * (2 + each)                       # a shorter part is filled up, for a gather needs equal ones
+        rows = max(2 * pairs + hard for pairs, hard in sizes)                       # a shorter part is filled up, for a gather needs equal ones
         filled = nn.functional.pad(mine, (0, 0, 0, rows - len(mine)))
         found = self.accelerator.gather(filled).split(rows)
-        return in_order([_kinds(part, size, each) for part, size in zip(found, sizes)])
+        return in_order([_kinds(part, pairs, hard, len(batch.hard_ids) > 0) for part, (pairs, hard) in zip(found, sizes)])
 
     def own(self, gradients: list[Tensor | None], batch: MicroBatch) -> list[Tensor | None]:
-        start, end = self._bounds(len(batch.pair_ids))[self.rank:self.rank + 2]
-        each = len(batch.hard_ids) // max(1, len(batch.pair_ids))
-        return [None if gradient is None else gradient[start * per:end * per] for gradient, per in zip(gradients, (1, 1, each))]
+        mine, hard = (slice(*of[self.rank:self.rank + 2]) for of in self._parts(batch))
+        return [None if gradient is None else gradient[place] for gradient, place in zip(gradients, (mine, mine, hard))]
 
     def start(self, towers: list[nn.Module]) -> None:
         """The first process's weights for all."""
@@ -120,10 +122,10 @@ def loss_of(parts: list[Encoded], temperature: float = 1.0, by_kind: bool = True
     return float(info_nce(whole.queries, whole.passages, hard_negatives=whole.hard, temperature=temperature))
 
 
-def _kinds(rows: Tensor, pairs: int, each: int) -> Encoded:
+def _kinds(rows: Tensor, pairs: int, hard: int, any_hard: bool) -> Encoded:
     """One process's (queries, passages, hard negatives) from its rows, of which the last may be filling."""
-    queries, passages, hard = rows[:pairs * (2 + each)].split([pairs, pairs, pairs * each])
-    return Encoded(queries, passages, hard if each else None)
+    queries, passages, negatives = rows[:2 * pairs + hard].split([pairs, pairs, hard])
+    return Encoded(queries, passages, negatives if any_hard else None)
 
 
 def _buckets(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:

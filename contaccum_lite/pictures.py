@@ -83,6 +83,33 @@ class LinesPicture:
         return bundle(self.widget, self.png(), self.sentence)
 
 
+class PointsPicture:
+    """Named points: `points` is {name: (x, y) or (x, y, spread)}; the sentence names the highest and the leftmost."""
+
+    widget = None
+
+    def __init__(self, points: dict, title: str, x: str, y: str, *, log_x: bool = False):
+        if not points:
+            raise ValueError("points is empty: give {name: (x, y)}.")
+        self.points = {name: tuple(map(float, (*at, 0.0)[:3])) for name, at in points.items()}
+        self.title, self.x, self.y, self.log_x = title, x, y, log_x
+
+    @property
+    def sentence(self) -> str:
+        best, left = max(self.points, key=lambda n: self.points[n][1]), min(self.points, key=lambda n: self.points[n][0])
+        each = "; ".join(f"{name} {y:.3g} at {x:.3g}" for name, (x, y, _) in self.points.items())
+        return f"{self.y} over {self.x}, {len(self.points)} points: highest {best}, leftmost {left}. {each}."
+
+    def png(self) -> bytes:
+        figure = stills.new(7.6, 4.2)
+        axis = figure.subplots()
+        stills.points(axis, self.points, self.title, self.x, self.y, self.log_x)
+        return stills.png(figure, self.sentence)
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        return bundle(self.widget, self.png(), self.sentence)
+
+
 class Slide:
     """A slider, and the picture that it makes: `Slide(lambda t: MatrixPicture(…), temperature=[0.5, 1, 2])`."""
 

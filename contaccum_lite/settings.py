@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, urlencode
 
 _NO_BANK = dict(memory_size=0, query_bank=False, passage_bank=False)
 _DUAL = dict(query_bank=True, passage_bank=True)
+_CACHE = dict(local_batch=32, accumulation_steps=1, cache_negatives=2, bank_warmup=100)
 
 #: method -> what it sets. `fixes` makes the method what it is; `starts` is only where its sliders start.
 PRESETS: dict[str, dict] = {
@@ -43,6 +44,24 @@ PRESETS: dict[str, dict] = {
     "momentum": dict(
         says="a dual bank filled by slowly moving copies of the towers (as in MoCo)",
         fixes=_DUAL, starts=dict(momentum=0.99)),
+    "static_negatives": dict(
+        says="hard negatives by the vectors of one moment, of queries and passages alike",
+        fixes=dict(static_queries=True, cache_refresh=0, **_NO_BANK), starts=_CACHE),
+    "stale_cache": dict(
+        says="hard negatives by a cache of all passages that is never renewed",
+        fixes=dict(cache_refresh=0, corrector="identity", **_NO_BANK), starts=_CACHE),
+    "refreshed_cache": dict(
+        says="hard negatives by a cache that is encoded anew every R updates (as in ANCE)",
+        fixes=_NO_BANK, starts=dict(_CACHE, cache_refresh=50)),
+    "corrected_cache": dict(
+        says="hard negatives by a stale cache and a corrector network (Monath et al.)",
+        fixes=_NO_BANK, starts=dict(_CACHE, corrector="mlp")),
+    "oracle_cache": dict(
+        says="hard negatives by a cache that is encoded anew for each update",
+        fixes=dict(cache_refresh=1, corrector="identity", **_NO_BANK), starts=_CACHE),
+    "contaccum_corrected": dict(
+        says="ContAccum, its banks corrected for age when they are read",
+        fixes=_DUAL, starts=dict(corrector="ridge", probes=16)),
 }
 for _preset in PRESETS.values():
     _preset.setdefault("fixes", {})
@@ -56,6 +75,7 @@ TOWERS: dict[str, dict] = {
 }
 
 
+CORRECTOR_NAMES = ("identity", "mean_shift", "moments", "procrustes", "ridge", "kernel", "mlp")      # corrector.py makes them
 INCREMENTAL_FROM = 256   # vectors in a bank from which keeping scores is faster (benchmarks/similarity.py)
 
 
@@ -106,14 +126,25 @@ class Settings:
     passage_bank: bool = _field(_Later(False), "keep past passages as columns of the similarity matrix", symbol="M_p")
     past_encoder: bool = _field(_Later(True), "keep the banks over weight updates")
     drop_query_bank_at: int | None = _field(None, "update from which the query bank is left out; None is never", 0, 10_000_000)
-    bank_warmup: int = _field(0, "updates before the banks come into use", 0, 10_000_000)
+    bank_warmup: int = _field(_Later(0), "updates before the banks, or a cache, come into use", 0, 10_000_000)
     hard_negatives: int = _field(0, "hard negatives per query in a micro-batch", 0, 64)
     bank_hard_negatives: bool = _field(True, "keep past hard negatives in a bank of their own")
     mask_duplicates: bool = _field(True, "leave out columns that are the row's own stale self or a copy of its passage")
     momentum: float = _field(_Later(0.0), "how much the copies that fill the banks keep of themselves; 0 is no copies", 0.0, 0.999999)
+    cache_negatives: int = _field(_Later(0), "negatives that each query takes from a cache of all passages; 0 is no cache", 0, 64, symbol="k")
+    selection: str = _field("gumbel", "how a cache's negatives are chosen: by chance, the highest scores, or a draw by the scores", choices=("uniform", "top_k", "gumbel"))
+    static_queries: bool = _field(_Later(False), "choose by the queries' vectors of the moment when the cache was made")
+    cache_refresh: int = _field(_Later(0), "updates from one encoding of the whole cache to the next; 0 is never", 0, 10_000_000, symbol="R")
+    cache_oldest: int = _field(0, "the cache's oldest passages, encoded anew each update", 0, 1_000_000)
+    write_back: bool = _field(False, "put passages that training has encoded anew back into the cache")
+    corrector: str = _field(_Later("identity"), "what moves stale vectors to where they would be now", choices=CORRECTOR_NAMES)
+    probes: int = _field(_Later(0), "stale vectors encoded anew each update for the corrector alone", 0, 1_000_000, symbol="m")
     similarity: str = _field(_Later("full"), "how a bank's part of the similarity matrix is computed: whole each time, or kept while its vectors live",
                              choices=("full", "incremental"))
     one_forward: bool = _field(False, "encode an update's micro-batches together: the same gradient in less time, with the memory of the whole batch")
+    precision: str = _field("fp32", "number format inside the towers (autocast); weights, banks and loss stay in dtype; fp16 needs a CUDA device", choices=("fp32", "bf16", "fp16"))
+    activation_checkpointing: bool = _field(False, "keep only each layer's input and compute the rest again for the backward pass: the same gradient, less memory, more time")
+    compile: bool = _field(False, "compile a transformers encoder with torch.compile")
     dtype: str = _field("float32", "number format of weights and banks", choices=("float32", "float64"))
     device: str = _field("cpu", "where it runs: 'cpu', 'cuda', 'cuda:1', …")
 
@@ -139,6 +170,23 @@ class Settings:
         if self.query_bank and not self.passage_bank:
             raise ValueError("query_bank is True and passage_bank is False: the positive of a past query is in the passage "
                              "bank, so a query bank needs passage_bank=True.")
+        self._check_stale()
+
+    def _check_stale(self) -> None:
+        """What a cache and a corrector need."""
+        if self.cache_negatives and (self.hard_negatives or self.method == "grad_cache"):
+            other = f"hard_negatives is {self.hard_negatives}" if self.hard_negatives else "method is 'grad_cache'"
+            raise ValueError(f"cache_negatives is {self.cache_negatives} and {other}: a cache gives the hard negatives itself, micro-batch by micro-batch. Set one of them to 0.")
+        if not self.cache_negatives:
+            for name in ("write_back", "cache_oldest", "cache_refresh", "static_queries"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} is {getattr(self, name)!r}, and there is no cache: set cache_negatives to 1 or more.")
+        banked = self.has_bank and self.corrector != "identity"
+        if self.corrector != "identity" and not (self.cache_negatives or self.has_bank):
+            raise ValueError(f"corrector is {self.corrector!r}, and nothing is stale here: set cache_negatives, or a bank.")
+        if banked and (self.momentum or not self.probes):
+            raise ValueError(f"corrector is {self.corrector!r} with " + (f"momentum {self.momentum}: the bank's vectors are of slow towers, so set one of them to its default." if self.momentum else
+                             "a bank, and probes is 0: it learns from banked pairs that are encoded anew, so set probes to 1 or more."))
 
     @classmethod
     def preset(cls, method: str, **fields) -> Settings:
@@ -151,7 +199,7 @@ class Settings:
         fields = {}
         types = {f.name: f for f in dataclasses.fields(cls)}
         for name, text in parse_qsl(line.strip().lstrip("?"), keep_blank_values=True):
-            fields[name] = _read(types[name], text) if name in types else text
+            fields[name] = read(types[name], text) if name in types else text
         return cls._from_names(fields)
 
     @classmethod
@@ -185,7 +233,7 @@ class Settings:
     @property
     def keeps_scores(self) -> bool:
         """Whether the scores among banked vectors stay as they were when they were made (`incremental.py`)."""
-        return self.has_bank and not self.momentum
+        return self.has_bank and not self.momentum and self.corrector == "identity"
 
     @property
     def total_batch(self) -> int:
@@ -211,25 +259,25 @@ def checked(f, value):
         elif wanted == "int" and isinstance(value, Integral):
             value = int(value)
     if type(value).__name__ != wanted:
-        raise ValueError(f"{f.name} is {value!r}, a {type(value).__name__}: it must be a {wanted}, {_range(f)}.")
+        raise ValueError(f"{f.name} is {value!r}, a {type(value).__name__}: it must be a {wanted}, {range_of(f)}.")
     if choices and value not in choices:
         raise ValueError(f"{f.name} is {value!r}: choose one of {', '.join(choices)}.")
     if wanted in ("int", "float") and not (math.isfinite(value) and low <= value <= high):
-        raise ValueError(f"{f.name} is {value!r}: it must be {_range(f)}.")
+        raise ValueError(f"{f.name} is {value!r}: it must be {range_of(f)}.")
     if wanted == "str" and not value:
         raise ValueError(f"{f.name} is empty: {f.metadata['help']}.")
     return value
 
 
-def _range(f) -> str:
+def range_of(f) -> str:
     low, high, choices = (f.metadata[k] for k in ("low", "high", "choices"))
     if choices:
         return f"one of {', '.join(choices)}"
     return f"from {low} to {high}" if low is not None else f.metadata["help"]
 
 
-def _read(f, text: str):
-    """A value of the field's type from text."""
+def read(f, text: str):
+    """A value of the field's type from text. Raises `ValueError` naming the field, what was given and what may be."""
     kind = str(f.type)
     if "None" in kind and text in ("None", "none", ""):
         return None
@@ -238,4 +286,4 @@ def _read(f, text: str):
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         return {"int": int, "float": float, "str": str}[kind.split(" |")[0]](text)
     except (ValueError, KeyError):
-        raise ValueError(f"{f.name} is {text!r}: it must be a {kind}, {_range(f)}.") from None
+        raise ValueError(f"{f.name} is {text!r}: it must be a {kind}, {range_of(f)}.") from None

@@ -130,6 +130,21 @@ def lines(axis, lines: dict, title: str, x: str, y: str, log: bool, log_x: bool)
         axis.legend(frameon=False, fontsize=8.5)
 
 
+def points(axis, places: dict, title: str, x: str, y: str, log_x: bool) -> None:
+    """Numbered points with bars for their spread, and their names in a list beside them: names near each other would overlap."""
+    for number, (name, (across, up, spread)) in enumerate(places.items(), 1):
+        axis.errorbar(across, up, yerr=spread or None, fmt="o", color="#0072B2", ecolor="#B0B0B0", markersize=5)
+        axis.plot([], [], " ", label=f"{number} {name}")
+        axis.annotate(str(number), (across, up), textcoords="offset points", xytext=(6 + 9 * (number % 4), -3), fontsize=9)
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel(x, fontsize=9)
+    axis.set_ylabel(y, fontsize=9)
+    axis.set_xscale("symlog" if log_x else "linear", **({"linthresh": 1} if log_x else {}))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8)
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=0, markerscale=0)
+
+
 def beside(target, yours) -> bytes:
     """A target and an answer side by side, and their difference."""
     target, yours = (np.atleast_2d(np.asarray(part, dtype=float)) for part in (target, yours))

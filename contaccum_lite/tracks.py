@@ -11,7 +11,8 @@ from .train import Run
 
 NAMES = {"dpr": "DPR", "grad_accum": "GradAccum", "grad_cache": "GradCache", "pre_batch": "pre-batch", "contaccum": "ContAccum",
          "contaccum_no_past": "ContAccum, no past", "pre_batch_no_past": "pre-batch, no past",
-         "contaccum_no_accum": "ContAccum, K = 1", "momentum": "momentum"}
+         "contaccum_no_accum": "ContAccum, K = 1", "momentum": "momentum", "static_negatives": "static negatives", "stale_cache": "stale cache",
+         "refreshed_cache": "refreshed cache", "corrected_cache": "corrected cache", "oracle_cache": "oracle cache", "contaccum_corrected": "ContAccum, corrected"}
 _FIELDS = {f.name: f for f in dataclasses.fields(Settings)}
 
 

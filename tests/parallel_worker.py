@@ -29,7 +29,8 @@ def jobs():
     """name -> settings for a micro-batch of 8 on one process."""
     def job(method, **fields):
         fixes = cl.PRESETS[method]["fixes"]
-        fields = {**SMALL, "local_batch": 8, "hard_negatives": 1, "accumulation_steps": 3, "memory_size": 20, **fields}
+        cached = {"hard_negatives": 0, "bank_warmup": 2} if cl.Settings(method=method).cache_negatives else {}      # a cache gives its hard negatives itself
+        fields = {**SMALL, "local_batch": 8, "hard_negatives": 1, "accumulation_steps": 3, "memory_size": 20, **cached, **fields}
         return cl.Settings.preset(method, **{name: value for name, value in fields.items() if name not in fixes})
 
     found = {method: job(method) for method in cl.PRESETS}

@@ -1,5 +1,6 @@
 """Several processes against one: the same steps, in float64. Started by torchrun once for all methods (tests/parallel_worker.py)."""
 
+import json
 import os
 import subprocess
 import sys
@@ -149,3 +150,19 @@ def test_parts_are_even_and_whole(toy):
     for part in parts:
         again = run.feed.micro_batch(part.pair_ids.numpy())
         assert torch.equal(again.hard_ids, part.hard_ids) and torch.equal(part.passage_tokens[:, :again.passage_tokens.shape[1]], again.passage_tokens)
+
+
+def test_the_command_line_trains_on_two_processes_what_one_does(tmp_path):
+    """The same losses in float64, one checkpoint and one log, written by the first process."""
+    options = "train toy --accumulation-steps 2 --memory-size 16 --updates 6 --warmup 1 --dim 16 --dtype float64 --save-every 4".split()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
+    start = lambda words, out, local: subprocess.Popen([sys.executable, "-m", *words, *options, "--local-batch", str(local), "--out", str(tmp_path / out)],
+                                                       env=environment, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    both = [start("torch.distributed.run --standalone --nproc_per_node 2 -m contaccum_lite".split(), "two", 4), start(["contaccum_lite"], "one", 8)]
+    for process in both:
+        said, _ = process.communicate(timeout=180)
+        assert process.returncode == 0, said
+    losses = {out: [json.loads(line)["loss"] for line in (tmp_path / out / "log.jsonl").read_text().splitlines() if "loss" in json.loads(line)] for out in ("one", "two")}
+    assert len(losses["one"]) == len(losses["two"]) == 6 and max(abs(a - b) for a, b in zip(*losses.values())) < TIGHT
+    weights = [load_file(next((tmp_path / out).glob("update-*")) / "passage_tower" / "model.safetensors") for out in ("one", "two")]
+    assert all(torch.allclose(weights[0][name], weights[1][name], atol=TIGHT) for name in weights[0])

@@ -94,6 +94,10 @@ def test_any_settings_come_back_from_their_share_line(data, method):
             fields[name] = data.draw(st.floats(meta["low"], meta["high"]))
         elif name == "tower":
             fields[name] = data.draw(st.sampled_from(["bag", "bert", "a folder/with & odd=signs", "ünï"]))
-    s = cl.Settings.preset(method, **fields)
+    try:
+        s = cl.Settings.preset(method, **fields)
+    except ValueError as error:              # drawn settings may contradict each other
+        assert any(word in str(error) for word in ("cache", "corrector"))
+        return
     assert cl.Settings.parse(s.share()) == s
     assert cl.Settings(**dataclasses.asdict(s)) == s

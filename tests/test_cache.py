@@ -1,0 +1,313 @@
+"""The cache of all passages and the correctors in training: what is chosen, what is encoded, what is taken back."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+import contaccum_lite as cl
+from contaccum_lite.drift import DriftProbe, cache_gap, gradient_error
+from contaccum_lite.loss import contrast
+from test_run import same, state
+
+SMALL = dict(dim=16, local_batch=6, updates=12, warmup=2, bank_warmup=3, dtype="float64", learning_rate=0.01)
+CACHED = ["static_negatives", "stale_cache", "refreshed_cache", "corrected_cache", "oracle_cache"]
+
+
+def run_of(toy, method, **fields):
+    return cl.Run(toy, cl.Settings.preset(method, **{**SMALL, **fields}))
+
+
+def vectors_now(run):
+    return run.learner.encode_rows(torch.arange(len(run.pairs.passages)), None)
+
+
+# --- what is chosen -----------------------------------------------------------------------------------------------------
+
+def test_top_k_takes_the_highest_scores_but_no_copy_of_a_positive(toy):
+    run = run_of(toy, "stale_cache", selection="top_k", cache_negatives=3)
+    for _ in range(6):
+        run.step()
+    learner, cache = run.learner, run.learner.cache
+    batch = run.feed.batches(6)[0]
+    cache.begin(6)
+    chosen = cache.choose(batch, 0, 6)
+    scores = learner.encode_texts(run.query_tower, batch.query_tokens) @ cache.table.vectors.T
+    own = {int(learner.passage_keys[i]) for i in batch.pair_ids}
+    wanted = set()
+    for row in scores:
+        order = [int(j) for j in row.argsort(descending=True) if int(learner.text_keys[j]) not in own]
+        wanted |= set(order[:3])
+    assert chosen.hard_ids.tolist() == sorted(wanted)
+    assert torch.equal(chosen.query_tokens, batch.query_tokens) and len(chosen.passage_tokens) == 6 + len(wanted)
+    fresh = learner.encode(chosen, purpose=None)
+    assert torch.allclose(fresh.hard, vectors_now(run)[chosen.hard_ids], atol=1e-10)          # encoded now, not taken from the cache
+    assert not torch.allclose(fresh.hard, cache.table.vectors[chosen.hard_ids], atol=1e-3)
+
+
+def test_a_corrected_cache_chooses_by_corrected_scores_and_learns_from_what_was_chosen(toy):
+    run = run_of(toy, "corrected_cache", corrector="ridge", selection="top_k", probes=80)
+    for _ in range(8):
+        run.step()
+    learner, cache, batch = run.learner, run.learner.cache, run.feed.batches(8)[0]
+    cache.begin(8)
+    queries, own = learner.encode_texts(run.query_tower, batch.query_tokens), learner.passage_keys[batch.pair_ids]
+    best = lambda vectors: (queries @ vectors.T).masked_fill(torch.isin(learner.text_keys, own), -torch.inf).topk(2, 1).indices.unique()
+    chosen = cache.choose(batch, 0, 8)
+    assert torch.equal(chosen.hard_ids, best(cache.corrected(8))) and not torch.equal(chosen.hard_ids, best(cache.table.vectors))
+    vectors = learner.encode(chosen, purpose=None)
+    cache.saw(chosen, vectors, 8)
+    rows, pairs = torch.cat([cache.positive[batch.pair_ids], chosen.hard_ids]), cache.taught.pairs
+    newest = pairs.order()[-len(rows):]
+    assert torch.equal(pairs.ids[newest], rows)
+    assert torch.equal(pairs.vectors[newest], torch.cat([cache.table.vectors[rows], torch.cat([vectors.passages, vectors.hard]), torch.full((len(rows), 1), 5.0)], 1))
+
+
+@pytest.mark.parametrize("selection", ["gumbel", "uniform"])
+def test_draws_have_the_chances_that_they_should(toy, selection):
+    """4,000 draws of one negative for one query, against the softmax (or against equal chances)."""
+    run = run_of(toy, "stale_cache", selection=selection, cache_negatives=1, local_batch=1)
+    for _ in range(5):
+        run.step()
+    cache, batch = run.learner.cache, run.feed.batches(5)[0]
+    cache.begin(5)
+    scores = (run.learner.encode_texts(run.query_tower, batch.query_tokens) @ cache.table.vectors.T / run.settings.temperature)[0]
+    scores[run.learner.text_keys == run.learner.passage_keys[batch.pair_ids[0]]] = -torch.inf
+    chance = scores.softmax(0) if selection == "gumbel" else (scores > -torch.inf).double() / (scores > -torch.inf).sum()
+    drawn = Counter(int(cache.choose(batch, place, 5).hard_ids[0]) for place in range(4000))
+    assert all(chance[row] > 0 for row in drawn)
+    groups = chance.argsort().chunk(8)                                                      # from least to most likely
+    for group in groups:
+        expected, found = 4000 * float(chance[group].sum()), sum(drawn[int(row)] for row in group)
+        assert abs(found - expected) < 5 * math.sqrt(expected) + 3
+
+
+def test_before_its_time_it_is_plain_in_batch_training(toy):
+    run, plain = run_of(toy, "corrected_cache"), run_of(toy, "dpr", bank_warmup=0)
+    for _ in range(3):
+        assert run.step()[:4] == plain.step()[:4]
+    assert not run.learner.cache and run.encodes == {"train": 18}
+    assert run.step().loss != plain.step().loss and run.learner.cache.made_at == 3
+
+
+def test_the_gradient_is_that_of_the_chosen_negatives_encoded_now(toy):
+    run = run_of(toy, "corrected_cache", accumulation_steps=2, clip_norm=0.0, probes=80)
+    for _ in range(5):
+        run.step()
+    cache, learner = run.learner.cache, run.learner
+    assert cache.taught.corrector.fitted
+    mark = cache.mark()
+    cache.begin(5)
+    batches = [cache.choose(batch, k, 5) for k, batch in enumerate(run.feed.batches(5))]
+    cache.restore(mark)
+    parameters = [p for tower in learner.towers for p in tower.parameters()]
+    for tower in learner.towers:
+        tower.in_place = False
+    losses = []
+    for batch in batches:
+        q, p, h = learner.encode(batch, purpose=None)
+        ids = torch.cat([batch.pair_ids, batch.pair_ids[:0]])
+        mask = learner.mask(ids, batch.hard_ids, len(ids))
+        scores = q @ torch.cat([p, h]).T / run.settings.temperature
+        scores = scores if mask is None else scores.masked_fill(mask, -torch.inf)
+        losses.append(torch.nn.functional.cross_entropy(scores, torch.arange(len(q))))
+    wanted = torch.autograd.grad(sum(losses) / 2, parameters)
+    found = []
+    run.optimizer.register_step_pre_hook(lambda *_: found.extend(p.grad.clone() for p in parameters))
+    update = run.step()
+    assert abs(update.loss - float(sum(losses)) / 2) < 1e-10
+    assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(found, wanted))
+
+
+# --- when what is encoded -----------------------------------------------------------------------------------------------
+
+def test_each_policy_encodes_what_it_says(toy):
+    everything = len(toy.passages)
+    for method, fields, refreshed in (("stale_cache", {}, 1), ("static_negatives", {}, 1), ("oracle_cache", {}, 9), ("refreshed_cache", dict(cache_refresh=4), 3),
+                                      ("corrected_cache", {}, 1)):
+        run = run_of(toy, method, **fields)
+        for _ in run:
+            pass
+        assert run.encodes["refresh"] == refreshed * everything, method
+        negatives = run.encodes["train"] - 12 * 6
+        assert 9 * 2 < negatives <= 9 * 2 * 6 and "probe" not in run.encodes
+        assert run.learner.cache.table.ages(12).unique().tolist() == [{"oracle_cache": 1, "refreshed_cache": 1}.get(method, 9)]
+    run = run_of(toy, "corrected_cache", probes=7, cache_oldest=5)
+    for _ in run:
+        pass
+    assert run.encodes["probe"] == 9 * 7 and run.encodes["refresh"] == everything + 8 * 5
+    born = run.learner.cache.table.born
+    assert [(born == step).sum().item() for step in range(3, 12)] == [everything - 40] + 8 * [5]     # the oldest, each once
+
+
+def test_the_oracle_is_fresh_and_the_stale_one_is_as_it_was(toy):
+    run, stale = run_of(toy, "oracle_cache"), run_of(toy, "stale_cache")
+    for update in range(8):
+        if update == 3:
+            first = vectors_now(stale)
+        now = vectors_now(run)
+        run.step()
+        stale.step()
+        if update >= 3:
+            assert torch.allclose(run.learner.cache.table.vectors, now, atol=1e-12)
+            assert torch.equal(stale.learner.cache.table.vectors, first)
+
+
+def test_write_back_keeps_what_was_encoded_and_nothing_corrected_is_ever_stored(toy):
+    run, raw = run_of(toy, "stale_cache", write_back=True), run_of(toy, "corrected_cache", corrector="ridge", probes=80)
+    for _ in range(4):
+        run.step()
+        raw.step()
+    table, first = run.learner.cache.table, raw.learner.cache.table.vectors.clone()
+    run.learner.cache.begin(4)
+    batch = run.learner.cache.choose(run.feed.batches(4)[0], 0, 4)
+    fresh = run.learner.encode(batch, purpose=None)
+    run.step(), raw.step()
+    assert torch.allclose(table.vectors[batch.hard_ids], fresh.hard, atol=1e-12) and (table.born[batch.hard_ids] == 4).all()
+    assert (table.born == 4).sum() == len(batch.hard_ids) + 6
+    for _ in range(4):
+        raw.step()
+    assert torch.equal(raw.learner.cache.table.vectors, first)
+    assert not torch.allclose(raw.learner.cache.corrected(8), first, atol=1e-2)
+    assert 0 < run.learner.cache.coverage < 1
+
+
+def test_static_negatives_are_chosen_by_the_queries_of_then(toy):
+    run = run_of(toy, "static_negatives", selection="top_k")
+    for _ in range(4):
+        run.step()
+    batch = run.feed.batches(4)[0]
+    run.learner.cache.begin(4)
+    chosen = run.learner.cache.choose(batch, 0, 4).hard_ids
+    for _ in range(5):
+        run.step()
+    run.learner.cache.begin(9)
+    assert torch.equal(run.learner.cache.choose(batch, 0, 9).hard_ids, chosen)
+
+
+# --- the dual bank, corrected -------------------------------------------------------------------------------------------
+
+BANKED = dict(accumulation_steps=2, memory_size=48, bank_warmup=0, probes=12)
+
+
+def test_a_corrected_bank_leaves_raw_vectors_and_new_ones(toy):
+    run = run_of(toy, "contaccum_corrected", **BANKED)
+    plain = run_of(toy, "contaccum", **{**BANKED, "probes": 0})
+    for _ in range(5):                      # too few pairs to fit (FEWEST): the same run
+        assert run.step().loss == plain.step().loss
+    for _ in range(4):
+        run.step(), plain.step()
+    assert run.history[-1].loss != plain.history[-1].loss and run.encodes["probe"] == 12 * 8       # none in the first update: the bank was empty
+    correction, bank = run.learner.correction, run.passage_bank
+    correction.begin(9)
+    read = correction.read(1, len(bank), 9)
+    assert torch.equal(correction.read(1, len(bank), 8)[bank.ages(8) == 0], bank.vectors[bank.ages(8) == 0])
+    now = run.learner.encode(run.feed.micro_batch(bank.ids.numpy()), purpose=None).passages
+    assert float((read - now).norm()) < 0.8 * float((bank.vectors - now).norm())                     # and it does correct
+    assert "corrected anew" in cl.Run(toy, run.settings.replace(similarity="incremental", memory_size=300)).notes[-1]
+
+
+def test_its_loss_is_that_of_the_corrected_vectors(toy):
+    run = run_of(toy, "contaccum_corrected", **{**BANKED, "accumulation_steps": 1}, mask_duplicates=False)
+    for _ in range(9):
+        run.step()
+    mark = run.learner.correction.mark()
+    run.learner.correction.begin(9)
+    kept = [run.learner.correction.read(n, len(run.passage_bank), 9) for n in (0, 1)]
+    run.learner.correction.restore(mark)
+    vectors = run.learner.encode(run.feed.batches(9)[0], purpose=None)
+    wanted = contrast(vectors.queries.detach(), vectors.passages.detach(), *kept, None, run.settings.temperature)
+    assert abs(run.step().loss - float(wanted.loss)) < 1e-10
+    assert not torch.equal(kept[1], run.passage_bank.vectors)
+
+
+# --- taken back, saved, refused -----------------------------------------------------------------------------------------
+
+ALL = [("corrected_cache", dict(probes=30, write_back=True)), ("corrected_cache", dict(corrector="kernel", cache_refresh=2)), ("refreshed_cache", dict(cache_refresh=3)),
+       ("static_negatives", {}), ("stale_cache", dict(cache_oldest=9)), ("contaccum_corrected", BANKED), ("contaccum_corrected", dict(BANKED, corrector="mlp"))]
+
+
+@pytest.mark.parametrize("method, fields", ALL)
+def test_an_update_that_is_left_is_taken_back(toy, method, fields):
+    fields = {"accumulation_steps": 2, **fields}
+    run, other = run_of(toy, method, **fields), run_of(toy, method, **fields)
+    for _ in range(12):
+        before = {name: value.clone() for name, value in state(run).items()}
+        steps = run.micro_steps()
+        next(steps)
+        steps.close()
+        assert same(state(run), before)
+        run.step(), other.step()
+    assert same(state(run), state(other))
+
+
+@pytest.mark.parametrize("method, fields", ALL)
+def test_a_saved_run_goes_on_bit_for_bit(toy, tmp_path, method, fields):
+    run = run_of(toy, method, **fields)
+    for stop in (2, 7):
+        while run.step_count < stop:
+            run.step()
+        run.save(tmp_path)
+        again = cl.Run.load(tmp_path, toy)
+        assert same(state(run), state(again)) and again.encodes == run.encodes
+    for _ in range(5):
+        assert run.step()[:4] == again.step()[:4]
+    assert same(state(run), state(again))
+
+
+@pytest.mark.parametrize("fields, words", [
+    (dict(method="stale_cache", hard_negatives=1), "cache gives the hard negatives itself"), (dict(method="grad_cache", cache_negatives=2), "method is 'grad_cache'"),
+    (dict(write_back=True), "there is no cache: set cache_negatives"), (dict(method="dpr", corrector="ridge"), "nothing is stale here"),
+    (dict(corrector="ridge"), "set probes to 1 or more"), (dict(method="momentum", corrector="ridge", probes=4), "of slow towers"),
+    (dict(corrector="magic"), "choose one of identity"), (dict(method="oracle_cache", cache_refresh=5), "fixes it at 1")])
+def test_settings_that_contradict_each_other_say_so(fields, words):
+    with pytest.raises(ValueError, match=words):
+        cl.Settings(**fields)
+
+
+# --- measures -----------------------------------------------------------------------------------------------------------
+
+def test_the_gap_of_a_fresh_cache_is_none_and_of_a_corrected_one_smaller(toy):
+    gaps = {}
+    for method in ("oracle_cache", "stale_cache", "corrected_cache"):
+        run = run_of(toy, method, updates=40, probes=40 if method == "corrected_cache" else 0, **({"corrector": "ridge"} if method == "corrected_cache" else {}))
+        for _ in range(39):
+            run.step()
+        counted = dict(run.encodes)
+        if method == "oracle_cache":
+            run.learner.cache.begin(39)
+        gaps[method] = cache_gap(run)
+        if method != "oracle_cache":
+            assert run.encodes == counted
+    assert gaps["oracle_cache"]["stale"]["kl"] < 1e-12 and gaps["oracle_cache"]["stale"]["overlap"] == 1
+    assert gaps["corrected_cache"]["corrected"]["kl"] < 0.5 * gaps["corrected_cache"]["stale"]["kl"]
+    assert gaps["stale_cache"]["corrected"] == gaps["stale_cache"]["stale"]
+    with pytest.raises(ValueError, match="no cache yet"):
+        cache_gap(cl.Run(toy, cl.Settings()))
+
+
+def test_drift_is_the_mean_square_by_a_loop(toy):
+    run = run_of(toy, "dpr", bank_warmup=0)
+    probe = DriftProbe(run, count=20)
+    seen = {}
+    for t in range(7):
+        seen[t] = probe.look()
+        run.step()
+    found = probe.drift(3)
+    assert list(found) == [3, 4, 5, 6]
+    for t, value in found.items():
+        assert abs(value - sum(float(((a - b) ** 2).sum() / (a ** 2).sum()) for a, b in zip(seen[t], seen[t - 3])) / 20) < 1e-12
+    assert probe.drift(50) == {}
+
+
+def test_the_gradient_error_is_none_where_nothing_moved(toy):
+    still = run_of(toy, "contaccum", memory_size=30, accumulation_steps=2, bank_warmup=0, learning_rate=1e-8)
+    moved = run_of(toy, "contaccum", memory_size=30, accumulation_steps=2, bank_warmup=0)
+    for _ in range(6):
+        still.step(), moved.step()
+    before = state(moved)
+    assert all(cosine > 1 - 1e-9 and error < 1e-5 for cosine, error in gradient_error(still).values())
+    errors = gradient_error(moved)
+    assert sorted(errors) == [1, 2, 3] and errors[3][1] > errors[1][1] > 1e-3 and errors[3][0] < errors[1][0] < 1
+    assert same(state(moved), before) and all(tower.in_place for tower in moved.learner.towers)
