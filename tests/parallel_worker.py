@@ -12,7 +12,7 @@ from contaccum_lite.data import Pairs, toy_pairs
 from contaccum_lite.methods import Encoded
 
 UPDATES = 10
-SMALL = dict(dtype="float64", dim=8, learning_rate=0.002, warmup=2, temperature=1.0, passage_tokens=16, query_tokens=8, updates=40, clip_norm=0.5)
+SMALL = dict(dtype="float64", dim=8, learning_rate=0.0005, warmup=2, temperature=1.0, passage_tokens=16, query_tokens=8, updates=40, clip_norm=0.5)
 
 
 def pairs():
