@@ -138,8 +138,8 @@ class ContAccumLoss(nn.Module):
             self.vectors = vectors.new_zeros(shape, requires_grad=False)
             self.keys = torch.zeros(shape[:2], dtype=torch.int64, device=vectors.device)
         if self.vectors.shape != shape:
-            raise ValueError(f"this batch has {vectors.shape[1]} columns of vectors of length {vectors.shape[2]}, and the banks hold {self.vectors.shape[1]} of "
-                             f"length {self.vectors.shape[2]}: one ContAccumLoss keeps one kind; give each data set its own, and wrap it in no other loss.")
+            raise ValueError(f"this batch has {vectors.shape[1]} columns of vectors of length {vectors.shape[2]}, and the banks hold "
+                             f"{self.vectors.shape[1]} of length {self.vectors.shape[2]}: one ContAccumLoss keeps one kind; give each data set its own, and wrap it in no other loss.")
 
     @torch.no_grad()
     def _remember(self, vectors: Tensor, keys: Tensor) -> None:
@@ -270,11 +270,16 @@ def _processes() -> int:
 
 
 def _gathered(rows: Tensor) -> Tensor:
-    """The rows of all processes, in their order; gradients go back to where the rows came from."""
-    if not rows.requires_grad:
-        parts = [torch.empty_like(rows) for _ in range(_processes())]
-        torch.distributed.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-    import torch.distributed.nn
+    """The rows of all processes, in their order, of which this one's carry gradient.
 
-    return torch.cat(torch.distributed.nn.all_gather(rows.contiguous()))
+    Every process computes the same loss of all rows, and carries back its own rows' part. Data parallelism then averages the
+    weights' gradients where they are to be added up, so this part is made that many times as large.
+    """
+    processes = _processes()
+    parts = [torch.empty_like(rows) for _ in range(processes)]
+    torch.distributed.all_gather(parts, rows.detach().contiguous())
+    if rows.requires_grad:
+        own = rows.view_as(rows)
+        own.register_hook(lambda gradient: gradient * processes)
+        parts[torch.distributed.get_rank()] = own
+    return torch.cat(parts)

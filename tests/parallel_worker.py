@@ -12,7 +12,7 @@ from contaccum_lite.data import Pairs, toy_pairs
 from contaccum_lite.methods import Encoded
 
 UPDATES = 10
-SMALL = dict(dtype="float64", dim=8, learning_rate=0.002, warmup=2, temperature=1.0, passage_tokens=16, query_tokens=8, updates=40, clip_norm=0.5)
+SMALL = dict(dtype="float64", dim=8, learning_rate=0.0005, warmup=2, temperature=1.0, passage_tokens=16, query_tokens=8, updates=40, clip_norm=0.5)
 
 
 def pairs():
@@ -67,6 +67,53 @@ def trace(run, updates=UPDATES) -> dict[str, torch.Tensor]:
     return {name: value.contiguous().clone() for name, value in found.items()}
 
 
+class Sums(torch.nn.Module):
+    """A model for ContAccumLoss: a text's vector is the sum of its tokens'."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = torch.nn.Embedding(50, 6, dtype=torch.float64)
+
+    def forward(self, features):
+        return {"sentence_embedding": (self.table(features["input_ids"]) * features["attention_mask"][..., None]).sum(1)}
+
+
+def sentence_loss(world=1, rank=0) -> dict[str, torch.Tensor]:
+    """Six micro-batches of 8 triples through ContAccumLoss, the gradients averaged over processes as DistributedDataParallel does."""
+    from contaccum_lite.sentence_transformers import ContAccumLoss
+
+    model, draw, found = Sums(), torch.Generator().manual_seed(1), {}
+    loss = ContAccumLoss(model, 20)
+    for step in range(6):
+        batch = torch.randint(1, 50, (8, 3, 3), generator=draw)
+        batch[5, 1], batch[6, 0] = batch[1, 1], batch[0, 0]              # copies, of pairs that another process has
+        mine = batch[rank * 8 // world:(rank + 1) * 8 // world]
+        model.zero_grad()
+        value = loss([{"input_ids": mine[:, n], "attention_mask": torch.ones_like(mine[:, n])} for n in range(3)], None)
+        value.backward()
+        if world > 1:
+            torch.distributed.all_reduce(model.table.weight.grad)
+        found |= {f"sentences/{step}.loss": value.detach(), f"sentences/{step}.gradient": model.table.weight.grad / world}
+    return found | {f"sentences/bank.{name}": value for name, value in loss.bank_state().items()}
+
+
+def trained(out: Path, world=1) -> dict[str, torch.Tensor]:
+    """Six updates of SentenceTransformerTrainer with 8 triples to a micro-batch, over an epoch's end: weights (float32) and banks."""
+    import test_sentence_transformers as single
+    from datasets import Dataset
+
+    chosen = toy_pairs().train[:96]
+    data = Dataset.from_dict({"anchor": [p.query for p in chosen], "positive": [p.passage for p in chosen],
+                              "negative": [p.hard_negatives[0].text for p in chosen]})
+    model = single.sentence_transformer(str(out / "bert"))
+    loss = single.ContAccumLoss(model, 20)
+    arguments = single.arguments(out / f"trained-{world}", per_device_train_batch_size=8 // world, max_steps=6, batch_sampler=single._in_order,
+                                 save_strategy="steps", save_steps=6)
+    single.SentenceTransformerTrainer(model, arguments, train_dataset=data, loss=loss, callbacks=[loss.callback]).train()
+    return {"trained/weights": single.weights(model), **{f"trained/bank.{name}": value for name, value in loss.bank_state().items()}}
+
+
 class Unshifted(parallel.Among):
     """The planted mistake: each process takes its rows' positives from the first process's passages."""
 
@@ -115,6 +162,8 @@ def main(out: Path) -> None:
                 run = cl.Run(data, mine, accelerator=accelerator)
                 run.learner.share = wrong(accelerator, mine)
                 found |= {f"{wrong.__name__}/{key}": value for key, value in trace(run).items()}
+    if world == 2:
+        found |= sentence_loss(world, rank) | trained(out, world)
     save_file(found, out / f"of-{world}-{rank}.safetensors")
     accelerator.end_training()
 

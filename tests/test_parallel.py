@@ -16,8 +16,9 @@ from contaccum_lite import parallel
 from contaccum_lite.methods import Encoded
 
 pytest.importorskip("accelerate")
+single = pytest.importorskip("test_sentence_transformers")
 HERE, TIGHT = Path(__file__).parent, 1e-10
-FOUR = ["contaccum", "contaccum, incremental", "grad_cache", "momentum"]
+FOUR = [*cl.PRESETS, "contaccum, incremental"]
 
 
 def launch(world, out, *arguments):
@@ -30,6 +31,7 @@ def launch(world, out, *arguments):
 def found(tmp_path_factory):
     """What 2 and 4 processes did, and what one does with the whole micro-batch: {1: …, (2, rank): …, (4, rank): …}."""
     out = tmp_path_factory.mktemp("parallel")
+    single.small_bert(cl.load_pairs("toy"), 32, out / "bert")
     processes = {2: launch(2, out)}
     data, one = worker.pairs(), {}
     for name, settings in worker.jobs().items():
@@ -38,7 +40,8 @@ def found(tmp_path_factory):
         if name == "contaccum":
             one |= {f"resumed/{key}": value for key, value in worker.trace(run, 4).items()}
             one["resumed/measures"] = torch.tensor(list(run.evaluate().values()), dtype=torch.float64)
-    found = {1: one}
+    found = {1: one | worker.sentence_loss() | worker.trained(out)}
+    found["files"] = out
     for world in (2, 4):
         if world == 4:
             processes[4] = launch(4, out, "|".join(FOUR))
@@ -82,6 +85,21 @@ def test_every_process_has_the_same_weights_and_banks(found, world):
 @pytest.mark.parametrize("world", [2, 4])
 def test_saved_by_one_and_resumed_by_all(found, world):
     assert furthest(found[1], found[world, 0], "resumed") < TIGHT
+
+
+def test_the_loss_for_sentence_transformers_gathers_with_gradients(found):
+    assert furthest(found[1], found[2, 0], "sentences") < TIGHT
+    assert found[1]["sentences/5.gradient"].norm() > 1e-3 and found[1]["sentences/bank.position"].tolist() == [8, 20]
+
+
+def test_the_trainer_of_sentence_transformers_takes_the_same_steps_on_two(found):
+    """Its float32, its sampler, its DistributedDataParallel, its accumulation; and the banks are in the checkpoint, once."""
+    one, two = found[1], found[2, 0]
+    for name in ("weights", "bank.position", "bank.keys", "bank.vectors"):
+        assert (one[f"trained/{name}"].double() - two[f"trained/{name}"].double()).abs().max() < 1e-4, name
+    start = single.weights(single.sentence_transformer(str(found["files"] / "bert")))
+    assert (one["trained/weights"] - start).abs().max() > 3e-3
+    assert [path.name for path in (found["files"] / "trained-2" / "checkpoint-6").glob("contaccum*")] == ["contaccum.safetensors"]
 
 
 @pytest.mark.parametrize("mistake", ["Unshifted", "Halved"])

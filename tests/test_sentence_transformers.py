@@ -320,8 +320,8 @@ def test_python_docs_end_to_end_reaches_what_a_run_reaches(docs, tmp_path):
     chosen = [some.train[row] for row in order]
     data = Dataset.from_dict({"anchor": [p.query for p in chosen], "positive": [f"{p.title} {p.passage}" for p in chosen]})
     trainer = SentenceTransformerTrainer(
-        model, arguments(tmp_path / "out", per_device_train_batch_size=local, gradient_accumulation_steps=steps, max_steps=updates, max_grad_norm=2.0, learning_rate=2e-3,
-                         batch_sampler=_in_order, adam_epsilon=1e-8), train_dataset=data, loss=loss, callbacks=[loss.callback])
+        model, arguments(tmp_path / "out", per_device_train_batch_size=local, gradient_accumulation_steps=steps, max_steps=updates, max_grad_norm=2.0,
+                         learning_rate=2e-3, batch_sampler=_in_order, adam_epsilon=1e-8), train_dataset=data, loss=loss, callbacks=[loss.callback])
     trainer.train()
     queries = model.encode([p.query for p in some.test], convert_to_numpy=True, batch_size=256)
     passages = model.encode([f"{p.title} {p.text}" for p in some.passages], convert_to_numpy=True, batch_size=256)
