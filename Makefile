@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ROOT := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 
-.PHONY: lab test notebooks regime speed clean
+.PHONY: lab test notebooks pages gate regime speed clean
 
 lab: .venv/ready
 	$(BIN)/jupyter lab $(ROOT) notebooks/00_start_here.ipynb
@@ -17,6 +17,14 @@ test: .venv/ready .venv/browser
 # run the notebooks and keep their outputs; the tables of the README
 notebooks: .venv/ready
 	$(BIN)/python notebooks/run.py
+
+# the course for where no kernel runs, in build/pages
+pages: .venv/ready
+	$(BIN)/python notebooks/pages.py
+
+# times, memory and sizes of all notebooks, and the tables of the instructor's guide
+gate: .venv/ready
+	$(BIN)/python -m benchmarks.gate
 
 regime: .venv/ready
 	$(BIN)/python -m benchmarks.regime

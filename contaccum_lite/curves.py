@@ -35,6 +35,7 @@ class CurvesView(View):
         self.figure.behind = lambda: lab.soon(self.figure.resend)
         self.words = ipywidgets.HTML(paragraph(self.sentence))
         self.widget = ipywidgets.VBox([self.figure, self.words])   # in a box a figure takes the whole width
+        self.widget.add_class("ccl-curves")                        # its text takes the theme's colour (grid.css)
 
     def data(self) -> dict[str, dict]:
         """{run's name: its numbers by update}, whole; the last is the run under way."""

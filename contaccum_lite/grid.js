@@ -18,6 +18,25 @@ function flush() {
   for (const paint of paints) paint();
 }
 
+// The handles of ipywidgets' sliders have no name, and say the number of a choice: each takes its label's, and says what is read out.
+function nameSliders() {
+  const set = (node, name, text) => { if (text && node.getAttribute(name) !== text) node.setAttribute(name, text); };
+  for (const handle of document.querySelectorAll(".widget-slider .noUi-handle")) {
+    const slider = handle.closest(".widget-slider");
+    const read = (selector) => slider.querySelector(selector)?.textContent.trim();
+    set(handle, "aria-label", read(".widget-label") || slider.title);
+    set(handle, "aria-description", slider.title);
+    set(handle, "aria-valuetext", read(".widget-readout"));
+  }
+}
+if (!window.cclNamesSliders) { // one for the page; it looks at most four times a second
+  let later = null;
+  const soon = () => { later ??= setTimeout(() => { later = null; nameSliders(); }, 250); };
+  window.cclNamesSliders = new MutationObserver(soon);
+  window.cclNamesSliders.observe(document.body, { childList: true, subtree: true, characterData: true });
+  soon();
+}
+
 const inView = new Map(); // widget's key -> its views that are in view, of all that are on the page
 
 // Say that the page has kept up: the kernel sends no further frame before it hears this. A hidden page says nothing.
@@ -57,13 +76,14 @@ function render({ model, el }) {
   const say = (node, name) => {
     const text = model.get(name);
     if (said[name] === text) return false;
-    node.textContent = said[name] = text;
+    said[name] = text;
+    node.textContent = text.replace(/\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]/g, ""); // a terminal's commands
     return true;
   };
   function words() {
     say(told, "told");
     if (say(ranking, "ranking")) ranking.style.display = said.ranking ? "" : "none";
-    if (say(title, "title") | say(sentence, "sentence")) canvas.setAttribute("aria-label", said.title + ". " + said.sentence);
+    if (say(title, "title") | say(sentence, "sentence")) canvas.setAttribute("aria-label", title.textContent + ". " + sentence.textContent);
   }
 
   function paintLegend() {

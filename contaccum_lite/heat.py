@@ -17,6 +17,8 @@ import numpy as np
 from . import stills
 from .grid import colours
 from .stills import bundle
+from .search import plain
+from .views import plain_text
 
 
 class HeatMap:
@@ -122,7 +124,7 @@ class HeatMap:
             new = self.merge(text)
             self.words.value = f"<p role='status'>{new} new entries. {html.escape(self.sentence)}</p>"
         except ValueError as error:
-            self.words.value = f"<p role='alert'>{html.escape(str(error))}</p>"
+            self.words.value = f"<p role='alert'>{html.escape(plain(str(error)))}</p>"
 
     # --- as a picture --------------------------------------------------------------------------------------------------
 
@@ -155,7 +157,8 @@ class HeatMap:
             red, green, blue = (int(c) for c in table[place, :3])
             button.description = f"{value:.1f}" + (f" ({len(self.found[k, n])})" if len(self.found[k, n]) > 1 else "")
             button.style.button_color = f"#{red:02x}{green:02x}{blue:02x}"
-            button.style.text_color = "#000000" if 0.3 * red + 0.59 * green + 0.11 * blue > 115 else "#ffffff"
+            light = sum(part * (c / 255) ** 2.2 for part, c in zip((0.2126, 0.7152, 0.0722), (red, green, blue)))
+            button.style.text_color = "#000000" if light > 0.179 else "#ffffff"       # where both stand out alike
         self.words.value = f"<p role='status'>{html.escape(self.sentence)}</p>"
         if self.line:
             self.text.value = self.line
@@ -208,6 +211,10 @@ class Again:
                 else:
                     self.process.terminate()
 
+    def say(self, line: str) -> None:
+        """Show a line of what it prints, as text: without a terminal's colours and commands."""
+        self.words.value = f"<code role='status'>{plain_text(line)}</code>"
+
     async def _run(self) -> None:
         try:
             self.process = await asyncio.create_subprocess_exec(
@@ -216,7 +223,7 @@ class Again:
             last = ""
             while part := await self.process.stdout.read(4096):
                 last = ([piece for piece in re.split(r"[\r\n]+", last + part.decode(errors="replace")) if piece.strip()] or [""])[-1]
-                self.words.value = f"<code role='status'>{html.escape(last[-140:])}</code>"
+                self.say(last[-140:])
             code = await self.process.wait()
             self.words.value += " done: run the cells below again" if code == 0 else f" ended with {code}"
         finally:

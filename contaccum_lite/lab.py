@@ -23,6 +23,9 @@ BREATH = 0.01                             # seconds between two looks at the but
 GHOSTS = 6                                # earlier runs that are kept
 _FIELDS = {f.name: f for f in dataclasses.fields(Settings)}
 _SHAPES = ("method", "tower", "dim")      # settings on which other settings' defaults depend
+#: What a teacher can leave out of a lab: its settings' controls, its buttons and its views.
+HIDEABLE = ("method", *(n for n, f in _FIELDS.items() if f.metadata["slider"]), "pace", "micro", "update", "stop", "reset", "race", "kind", "matrix", "banks",
+            "curves", "search", "line")
 
 
 class Setting(traitlets.TraitType):
@@ -44,8 +47,8 @@ class Lab(_Traits):
 
     Every field of `Settings` is a trait of the lab, with its range: `lab.memory_size = 256`. A new learning rate or memory
     size holds from the next update on; any other change waits for `reset()`, and `message` says so. pairs: from `load_pairs`.
-    settings or **fields: where it starts. every: updates between two looks at Top@20. `training` is the `Run`; `ghosts` are
-    the earlier ones. Notebooks 00 and 05.
+    settings or **fields: where it starts. every: updates between two looks at Top@20. hide: names of controls and views that
+    are left out (`HIDEABLE`). `training` is the `Run`; `ghosts` are the earlier ones. Notebooks 00 and 05.
     """
 
     playing = traitlets.Bool(False, help="whether it trains by itself now")
@@ -53,12 +56,13 @@ class Lab(_Traits):
     message = traitlets.Unicode("", help="what the lab wants you to know, in words")
     ghosts = traitlets.List(help="earlier runs, the newest last")
     ticks = traitlets.Int(0, help="pieces of work done: what pictures watch")
+    hide = traitlets.Tuple(help="controls and views that are left out")
 
-    def __init__(self, pairs: Pairs, settings: Settings | None = None, *, every: int = 25, **fields):
+    def __init__(self, pairs: Pairs, settings: Settings | None = None, *, every: int = 25, hide=(), **fields):
         super().__init__()
         if every < 1:
             raise ValueError(f"every is {every}: it must be 1 or more updates.")
-        self.pairs, self.every = pairs, every
+        self.pairs, self.every, self.hide = pairs, every, hideable(hide)
         self._micro = None
         self.waiting = False           # inside `run`, where no button can be heard
         self._settling, self._task, self._plan, self._script = False, None, [], {}
@@ -74,6 +78,10 @@ class Lab(_Traits):
         self._show(start)
         self._begin()
         _one_per_cell(self)
+
+    @traitlets.validate("hide")
+    def _hideable(self, proposal):
+        return hideable(proposal["value"])
 
     # --- settings ------------------------------------------------------------------------------------------------------
 
@@ -374,12 +382,17 @@ class Lab(_Traits):
 
     def share(self) -> str:
         """The run under way in one line, with the sliders that moved while it ran; `load` makes it again, bit for bit."""
-        return self.track.share()
+        return self.track.share() + (f"&hide={','.join(self.hide)}" if self.hide else "")
 
     def load(self, line: str) -> None:
-        """Reset to the run of a line that `share()` made. Raises `ValueError` for a line that it cannot read, and changes nothing then."""
-        plain = "&".join(part for part in line.strip().lstrip("?").split("&") if not part.startswith("then="))
+        """Reset to the run of a line that `share()` made. Raises `ValueError` for a line that it cannot read, and changes nothing then.
+
+        `hide=` and names in it leave those controls and views out of the lab, as `hide` does; without it they stay as they are.
+        """
+        plain = "&".join(part for part in line.strip().lstrip("?").split("&") if not part.startswith(("then=", "hide=")))
         settings, script = Settings.parse(plain), {}
+        hide = dict(parse_qsl(line.strip().lstrip("?"), keep_blank_values=True)).get("hide")
+        hide = self.hide if hide is None else hideable(filter(None, hide.split(",")))
         for change in filter(None, dict(parse_qsl(line.strip().lstrip("?"))).get("then", "").split(",")):
             step, name, value = [*change.split(":"), "", ""][:3]
             if not step.isdigit() or name not in LIVE:
@@ -387,6 +400,7 @@ class Lab(_Traits):
             changed = Settings.parse(f"{plain}&{name}={value}") if f"{name}=" not in plain else \
                 Settings.parse("&".join(p for p in plain.split("&") if not p.startswith(f"{name}=")) + f"&{name}={value}")
             script.setdefault(int(step), []).append((name, getattr(changed, name)))
+        self.hide = hide
         self.reset(settings)
         self._script = script
         self._take_changes()
@@ -435,6 +449,14 @@ class Lab(_Traits):
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         return self.views.bundle()
+
+
+def hideable(names) -> tuple[str, ...]:
+    """These names, if a lab has such controls and views; else a `ValueError` that says which it has."""
+    names = (names,) if isinstance(names, str) else tuple(names)
+    if unknown := [name for name in names if name not in HIDEABLE]:
+        raise ValueError(f"hide has {unknown[0]!r}: what can be left out is {', '.join(HIDEABLE)}.")
+    return names
 
 
 def _default(settings: Settings) -> Settings:

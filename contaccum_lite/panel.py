@@ -10,6 +10,7 @@ from .lab import Lab
 from .settings import PRESETS, Settings
 from .stills import bundle, new, png
 from .tracks import NAMES
+from .search import plain
 from .views import BanksView, MatrixView, SearchBox
 
 FRAMES = 9           # the most pictures per second: the page's work slows training where cores are few
@@ -44,6 +45,8 @@ class LabView:
         lab.observe(self._follow, list(self.controls))
         lab.observe(self._say, ["message", "playing"])
         lab.observe(self._rest, "playing")
+        lab.observe(self._leave_out, "hide")
+        self._leave_out()
         self.draw()
 
     # --- controls ------------------------------------------------------------------------------------------------------
@@ -154,6 +157,12 @@ class LabView:
                    layout=dict(flex_flow="row wrap", align_items="flex-start")),
             self.curves.widget, self.search.widget, self.line])
 
+    def _leave_out(self, change=None) -> None:
+        """Take what the lab hides off the page (and out of what a keyboard or a screen reader reaches), and put the rest back."""
+        views = {"matrix": self.matrix.widget, "banks": self.banks.widget, "curves": self.curves.widget, "search": self.search.widget}
+        for name, part in {**self.controls, **self.buttons, **views, "kind": self.kind, "line": self.line}.items():
+            part.layout.display = "none" if name in self.lab.hide else None
+
     # --- drawing -------------------------------------------------------------------------------------------------------
 
     def _frame(self, change=None) -> None:
@@ -215,7 +224,7 @@ class LabView:
         place = f", micro-batch {lab.micro.index + 1} of {lab.micro.of}" if lab.micro is not None and lab._under_way else ""
         rate = f" · {run.step_count / lab.track.seconds:.0f} updates a second" if run.step_count and lab.track.seconds else ""
         self.progress.value = f"<span role='status'>&nbsp; update {run.step_count} of {run.settings.updates}{place}{rate}</span>"
-        self.message.value = f"<p role='alert' style='line-height:1.35'>{html.escape(lab.message)}</p>" if lab.message else ""
+        self.message.value = f"<p role='alert' style='line-height:1.35'>{html.escape(plain(lab.message))}</p>" if lab.message else ""
         play = self.buttons["play"]
         play.description, play.icon = ("Pause", "pause") if lab.playing else ("Play", "play")
         if not lab.playing:
@@ -254,6 +263,7 @@ class LabView:
         self.lab.unobserve(self._follow, list(self.controls))
         self.lab.unobserve(self._say, ["message", "playing"])
         self.lab.unobserve(self._rest, "playing")
+        self.lab.unobserve(self._leave_out, "hide")
         if self._later is not None:
             self._later.cancel()
         _close(self.widget)

@@ -10,6 +10,8 @@ from pathlib import Path
 import anywidget
 import traitlets
 
+from .search import plain
+
 #: What was committed on this machine, by name of the prediction.
 _answers: dict[str, object] = {}
 _HERE = Path(__file__).parent
@@ -61,14 +63,14 @@ class Predict:
         if options is not None:
             self.field = w.RadioButtons(options=list(options), value=None, layout=dict(width="auto"))
         elif number is not None:
-            self.field = w.FloatSlider(min=number[0], max=number[1], value=number[0], step=(number[1] - number[0]) / 100, layout=dict(width="26em"))
+            self.field = w.FloatSlider(min=number[0], max=number[1], value=number[0], step=(number[1] - number[0]) / 100, layout=dict(width="26em"), tooltip=question)
         else:
             self.field = Sketch(**curve)
         self.button = w.Button(description="Commit", icon="check", tooltip="your answer can not be changed afterwards",
                                layout=dict(width="auto", align_self="flex-start"))
         self.said = w.HTML()
         self.below = w.VBox([])
-        self.widget = w.VBox([w.HTML(f"<p><b>Predict.</b> {html.escape(question)}</p>"), self.field, self.button, self.said, self.below])
+        self.widget = w.VBox([w.HTML(f"<p><b>Predict.</b> {html.escape(plain(question))}</p>"), self.field, self.button, self.said, self.below])
         self.button.on_click(lambda _: self.commit())
         if name in _answers:
             self._put(_answers[name])
@@ -126,7 +128,7 @@ class Predict:
         if isinstance(self.field, Sketch):
             self.field.locked, self.field.truth = True, [list(map(float, point)) for point in self.truth or []]
         right = not isinstance(self.field, Sketch) and self.truth is not None and self.value == self.truth
-        self.said.value = f"<p role='status'>{'✓ ' if right else ''}{html.escape(self.sentence)}</p>" + self._scale()
+        self.said.value = f"<p role='status'>{'✓ ' if right else ''}{html.escape(plain(self.sentence))}</p>" + self._scale()
         if self.then is not None:
             next_one = getattr(self.then, "views", self.then)
             self.below.children = (getattr(next_one, "widget", next_one),)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import textwrap
+from itertools import cycle
 
 import numpy as np
 
-#: Okabe and Ito's colours, which the common colour-blindnesses tell apart, with a dash of its own for each method.
-STYLES = {"dpr": ("#7A7A7A", "solid"), "grad_accum": ("#0072B2", "dash"), "pre_batch": ("#D55E00", "dot"), "contaccum": ("#009E73", "solid"),
-          "grad_cache": ("#56B4E9", "dashdot"), "momentum": ("#CC79A7", "dash"), "contaccum_no_past": ("#009E73", "dot"),
-          "pre_batch_no_past": ("#D55E00", "dash"), "contaccum_no_accum": ("#009E73", "dashdot")}
-_DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
+#: Okabe and Ito's colours (purple in place of their sky blue, which white swallows), with a dash for each method: two that share a dash
+#: are told apart in every common colour-blindness, and each colour stands out from white and from black (tests/test_access.py).
+STYLES = {"dpr": ("#7A7A7A", "longdash"), "grad_accum": ("#0072B2", "dash"), "grad_cache": ("#8F5BD0", "dashdot"), "pre_batch": ("#D55E00", "dot"),
+          "contaccum": ("#009E73", "solid"), "contaccum_no_past": ("#009E73", "dot"), "pre_batch_no_past": ("#D55E00", "dash"),
+          "contaccum_no_accum": ("#009E73", "dashdot"), "momentum": ("#CC79A7", "dash"), "static_negatives": ("#0072B2", "longdash"),
+          "stale_cache": ("#D55E00", "longdash"), "refreshed_cache": ("#0072B2", "solid"), "corrected_cache": ("#D55E00", "solid"),
+          "oracle_cache": ("#CC79A7", "solid"), "contaccum_corrected": ("#009E73", "dash")}
+_DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (9, 3))}
+#: Lines of any picture, in turn: colour, dash, mark.
+LINES = list(zip(["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7A7A7A", "#8F5BD0"], ["-", "--", ":", "-.", "-", "--"], "os^Dvx"))
 
 
 def bundle(widget, png: bytes, sentence: str) -> tuple[dict, dict]:
@@ -23,6 +30,11 @@ def bundle(widget, png: bytes, sentence: str) -> tuple[dict, dict]:
         live = live[0] if isinstance(live, tuple) else live
         data["application/vnd.jupyter.widget-view+json"] = live["application/vnd.jupyter.widget-view+json"]
     return data, metadata
+
+
+def literal(text: str) -> str:
+    """Text that matplotlib takes for text: a dollar begins no formula, and no control character asks for a glyph."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text).replace("$", r"\$")
 
 
 def new(width: float, height: float):
@@ -43,7 +55,7 @@ def png(figure, sentence: str) -> bytes:
     more = 0.16 * lines + 0.1
     figure.set_size_inches(width, height + more)
     figure.get_layout_engine().set(rect=(0, more / (height + more), 1, height / (height + more)))
-    figure.text(0.01, 0.05 / (height + more), caption, fontsize=8.5, va="bottom", color="#333333")
+    figure.text(0.01, 0.05 / (height + more), literal(caption), fontsize=8.5, va="bottom", color="#333333")
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=80)
     from PIL import Image
@@ -55,11 +67,11 @@ def png(figure, sentence: str) -> bytes:
 
 def grid(axis, grid) -> None:
     """A `Grid` as it stands."""
-    axis.set_title(grid.title, fontsize=10, pad=16 if grid.blocks else 6)
+    axis.set_title(literal(grid.title), fontsize=10, pad=16 if grid.blocks else 6)
     axis.set(xticks=[], yticks=[])
     if not grid.rows:
         axis.spines[:].set_linestyle((0, (4, 4)))
-        axis.text(0.5, 0.5, textwrap.fill(grid.empty, 28), ha="center", va="center", fontsize=9, transform=axis.transAxes)
+        axis.text(0.5, 0.5, literal(textwrap.fill(grid.empty, 28)), ha="center", va="center", fontsize=9, transform=axis.transAxes)
         return
     table = np.frombuffer(grid.colours, dtype=np.uint8).reshape(256, 4)
     cells = np.frombuffer(grid.cells, dtype=np.uint8).reshape(-(-grid.rows // grid.scale), -1)
@@ -103,7 +115,7 @@ def curves(figure, lines: list[dict], panels: dict) -> None:
     for line in lines:
         if line["x"]:
             drawn, = axes[line["panel"]].plot(line["x"], line["y"], color=line["color"], linestyle=_DASHES[line["dash"]], linewidth=line["width"] * 0.75,
-                                              alpha=0.7 if line["ghost"] else 1, marker="." if line.get("markers") else None, label=line["name"])
+                                              alpha=0.7 if line["ghost"] else 1, marker="." if line.get("markers") else None, label=literal(line["name"]))
             if line["panel"] == "top20":
                 handles.append(drawn)
             if line["panel"] == "norms":
@@ -117,11 +129,11 @@ def curves(figure, lines: list[dict], panels: dict) -> None:
 
 def lines(axis, lines: dict, title: str, x: str, y: str, log: bool, log_x: bool) -> None:
     """Named lines, each with a dash and a mark of its own."""
-    for (name, (xs, ys)), color, dash, mark in zip(lines.items(), ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7A7A7A", "#56B4E9"], ["-", "--", ":", "-.", "-", "--"], "os^Dvx"):
-        axis.plot(xs, ys, color=color, linestyle=dash, marker=mark if len(xs) < 20 else None, markersize=5, linewidth=2, label=name)
-    axis.set_title(title, fontsize=10)
-    axis.set_xlabel(x, fontsize=9)
-    axis.set_ylabel(y, fontsize=9)
+    for (name, (xs, ys)), (color, dash, mark) in zip(lines.items(), cycle(LINES)):
+        axis.plot(xs, ys, color=color, linestyle=dash, marker=mark if len(xs) < 20 else None, markersize=5, linewidth=2, label=literal(name))
+    axis.set_title(literal(title), fontsize=10)
+    axis.set_xlabel(literal(x), fontsize=9)
+    axis.set_ylabel(literal(y), fontsize=9)
     axis.set_yscale("log" if log else "linear")
     axis.set_xscale("log" if log_x else "linear")
     axis.spines[["top", "right"]].set_visible(False)
@@ -134,11 +146,11 @@ def points(axis, places: dict, title: str, x: str, y: str, log_x: bool) -> None:
     """Numbered points with bars for their spread, and their names in a list beside them: names near each other would overlap."""
     for number, (name, (across, up, spread)) in enumerate(places.items(), 1):
         axis.errorbar(across, up, yerr=spread or None, fmt="o", color="#0072B2", ecolor="#B0B0B0", markersize=5)
-        axis.plot([], [], " ", label=f"{number} {name}")
+        axis.plot([], [], " ", label=literal(f"{number} {name}"))
         axis.annotate(str(number), (across, up), textcoords="offset points", xytext=(6 + 9 * (number % 4), -3), fontsize=9)
-    axis.set_title(title, fontsize=10)
-    axis.set_xlabel(x, fontsize=9)
-    axis.set_ylabel(y, fontsize=9)
+    axis.set_title(literal(title), fontsize=10)
+    axis.set_xlabel(literal(x), fontsize=9)
+    axis.set_ylabel(literal(y), fontsize=9)
     axis.set_xscale("symlog" if log_x else "linear", **({"linthresh": 1} if log_x else {}))
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8)

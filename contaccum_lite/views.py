@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import math
-import re
 
 import numpy as np
 import torch
@@ -405,8 +404,8 @@ class SearchBox:
     @property
     def sentence(self) -> str:
         """What was found, by name only."""
-        firsts = "; ".join(f"{NAMES.get(m, m)} finds {', '.join(h.title or h.id for h in hits[:3])}" for m, hits in self.hits.items())
-        return f"For “{self.box.value}” {firsts}."
+        firsts = "; ".join(f"{NAMES.get(m, m)} finds {', '.join(short(h.title or h.id, 120) for h in hits[:3])}" for m, hits in self.hits.items())
+        return f"For “{short(self.box.value, 120)}” {firsts}."
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         data = self.widget._repr_mimebundle_()
@@ -426,9 +425,9 @@ class Card:
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         data = self.widget._repr_mimebundle_()
-        return {**(data[0] if isinstance(data, tuple) else data), "text/plain": f"The pair of {self.pair.title}: run this cell to read its text."}
+        return {**(data[0] if isinstance(data, tuple) else data), "text/plain": f"The pair of {short(self.pair.title, 120)}: run this cell to read its text."}
 
 
 def paragraph(sentence: str) -> str:
     """A view's sentence as HTML, read out when it changes."""
-    return f"<p role='status' style='line-height:1.35'>{html.escape(sentence)}</p>"
+    return f"<p role='status' style='line-height:1.35'>{html.escape(plain(sentence))}</p>"

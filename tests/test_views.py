@@ -390,6 +390,29 @@ def test_hostile_text_is_text(hostile):
     assert "<img" not in view.search.found.value
 
 
+@pytest.mark.parametrize("text", [*HOSTILE[:4], "$\\frac{1}$ $", "<b onclick='x'>\x1b]0;title\x07"])
+def test_hostile_text_is_text_in_pictures_maps_and_logs(text, hostile):
+    tame = lambda shown: not re.search(r"<(img|script|b )|[\x00-\x08\x0b-\x1f]", shown)
+    lab = Lab(hostile, local_batch=2, accumulation_steps=2, memory_size=4, updates=3, dim=8)
+    lab.run(1)
+    again = cl.Again("none", "run")
+    again.say(text)
+    assert tame(again.words.value)
+    figure3 = cl.HeatMap(lab, steps=(1,), sizes=(0,), pairs_seen=4)
+    figure3._merge_field(text)
+    assert tame(figure3.words.value) and "is no entry" in figure3.words.value
+    lab.message = text
+    assert tame(lab.views.message.value)
+    asked = cl.Predict("hostile", text, options=[text, "b"], reply={"b": text})
+    assert tame(asked.widget.children[0].value)
+    pair = hostile.train[0]._replace(title=text)
+    for shown in (cl.SearchBox(lab, text), cl.Card(pair)):
+        plain = shown._repr_mimebundle_()["text/plain"]
+        assert not re.search(r"[\x00-\x08\x0b-\x1f]", plain) and len(plain) < 1000
+    for picture in (cl.MatrixPicture(torch.eye(2), text, text), cl.LinesPicture({text: ([1, 2], [3, 4]), "b": ([1, 2], [2, 2])}, text, text, text),
+                    cl.PointsPicture({text: (1, 2)}, text, text, text)):
+        assert image(picture.png()).width > 100                        # matplotlib reads no formula in it
+
 def test_search_box_follows_its_text(lab, toy):
     lab.stop()
     box = cl.SearchBox(lab, toy.test[0].query)
