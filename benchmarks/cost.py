@@ -2,10 +2,11 @@
 
     python -m benchmarks.cost               all four parts (under an hour on one core), written into README.md
     python -m benchmarks.cost similarity    one part: similarity, update, peers or memory
+    python -m benchmarks.cost update 64 128 whole updates of these sizes anew, with the smaller transformer, three turns each
     python -m benchmarks.cost --tables      nothing is measured: README.md's tables again, from the records
 
 Every row is measured in turns within one process with one thread, and medians are shown; on a machine with a CUDA device the
-first two parts are repeated there. Records lie in benchmarks/records/cost.json, and notebook 08 reads them. For the peers:
+first two parts are repeated there, under the paper's cap of 11 GB, with the device named and the memory of each way beside its time (an empty cell did not fit). Records lie in benchmarks/records/cost.json, and notebook 08 reads them. For the peers:
 pip install "contaccum-lite[peers]".
 """
 
@@ -30,7 +31,7 @@ from .regime import README, between
 RECORDS = Path(__file__).parent / "records" / "cost.json"
 LOCAL = 8
 SIZES, WHOLE_UP_TO = (128, 512, 1024, 2048, 8192, 16384, 32768, 65536), 8192
-TOTALS = (64, 128, 256, 512)
+TOTALS, CAP = (64, 128, 256, 512), "11GB"
 SHAPES = {"6 layers of 384": dict(dim=384, layers=6, heads=12), "BERT-base, 12 layers of 768": dict(dim=768, layers=12, heads=12)}
 TOKENS = {("6 layers of 384", "cpu"): (32, 64), ("BERT-base, 12 layers of 768", "cpu"): (8, 16)}       # query, passage; short, so that a CPU ends this hour
 WAYS = {"dpr": "DPR, one batch", "grad_accum": "GradAccum", "grad_cache": "GradCache", "kept": "ContAccum, incremental", "whole": "ContAccum, whole matrix"}
@@ -128,6 +129,30 @@ def prepared(pairs, shape: dict, tokens: tuple[int, int], way: str, total: int, 
     return run
 
 
+def capped(make: Callable, way: str, device: str, peaks: dict[str, int]) -> dict[str, float]:
+    """Median seconds of this way on a GPU that lends it CAP, and in `peaks` the most memory that it held; nothing where it does not fit."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        found = in_turns({way: make()}, 3, device)
+    except torch.cuda.OutOfMemoryError:
+        return {}
+    peaks[way] = torch.cuda.max_memory_allocated(device)
+    return found
+
+
+def some_updates(totals: list[int]) -> list[dict]:
+    """GradAccum, GradCache and ContAccum with the smaller transformer, three turns after one that warms up."""
+    pairs, (name, shape), records = cl.load_pairs("python-docs", progress=False), next(iter(SHAPES.items())), []
+    tokens = TOKENS[name, "cpu"]
+    for total in totals:
+        runs = {way: prepared(pairs, shape, tokens, way, total, 8192, "cpu") for way in ("grad_accum", "grad_cache", "kept")}
+        found = in_turns({way: run.step for way, run in runs.items()}, 3)
+        print(name, total, {way: round(seconds / found["grad_accum"], 3) for way, seconds in found.items()}, flush=True)
+        records += [dict(shape=name, tokens=tokens, device="cpu", total=total, way=way, seconds=seconds) for way, seconds in found.items()]
+    return records
+
+
 def update(devices) -> list[dict]:
     pairs, records = cl.load_pairs("python-docs", progress=False), []
     for device in devices:
@@ -136,16 +161,21 @@ def update(devices) -> list[dict]:
             for total in TOTALS:
                 ways = [way for way in WAYS if way != "whole" or device != "cpu" or total == TOTALS[0]]
                 make = lambda way: prepared(pairs, shape, tokens, way, total, 8192, device)
-                if total == TOTALS[0] or device != "cpu":
+                found, peaks = {}, {}
+                if device != "cpu":                  # under the paper's cap, so one run at a time
+                    for way in ways:
+                        found |= capped(lambda: make(way).step, way, device, peaks)
+                elif total == TOTALS[0]:
                     runs = {way: make(way) for way in ways}
                     found = in_turns({way: run.step for way, run in runs.items()}, 2, device)
                     del runs
                 else:                                # minutes each: one turn, and one run at a time in memory
-                    found = {}
                     for way in ways:
                         found |= in_turns({way: make(way).step}, 1, device, warm=False)
-                records += [dict(shape=name, tokens=tokens, device=device, total=total, way=way, seconds=seconds) for way, seconds in found.items()]
-                print(device, name, total, {way: round(seconds / found["grad_accum"], 3) for way, seconds in found.items()}, flush=True)
+                named = device if device == "cpu" else torch.cuda.get_device_name(device)
+                records += [dict(shape=name, tokens=tokens, device=named, total=total, way=way, seconds=seconds, **({"peak": peaks[way]} if way in peaks else {}))
+                            for way, seconds in found.items()]
+                print(named, name, total, {way: round(seconds / found["grad_accum"], 3) for way, seconds in found.items()}, {w: f"{p / 1e9:.1f} GB" for w, p in peaks.items()}, flush=True)
     bags = {way: cl.Run(pairs, cl.Settings.parse(line)) for way, line in {
         "grad_accum": "method=grad_accum", "grad_cache": "method=grad_cache", "dpr": "method=dpr", "kept": "memory_size=1024",
         "whole": "memory_size=1024&similarity=full"}.items()}
@@ -156,13 +186,18 @@ def update(devices) -> list[dict]:
                       for way, seconds in in_turns({way: run.step for way, run in bags.items()}, 31).items()]
 
 
+def memory_of(records: list[dict], way: str) -> str:
+    """The most memory that it held, where that was measured (on a GPU)."""
+    return next((f" ({r['peak'] / 1e9:.1f} GB)" for r in records if r["way"] == way and "peak" in r), "")
+
+
 def update_table(records: list[dict]) -> str:
     rows = [f"| encoder | tokens | device | N_total | seconds of GradAccum | {' | '.join(name for way, name in WAYS.items() if way != 'grad_accum')} |", "|---" * 9 + "|"]
     for shape, device, total in dict.fromkeys((r["shape"], r["device"], r["total"]) for r in records):
         here = [r for r in records if (r["shape"], r["device"], r["total"]) == (shape, device, total)]
         found, tokens = {r["way"]: r["seconds"] for r in here}, here[0]["tokens"]
         rows.append(f"| {shape} | {tokens[0]} and {tokens[1]} | {device} | {total} | {found['grad_accum']:.3g} | " + " | ".join(
-            f"{found[way] / found['grad_accum']:.2f}" if way in found else "" for way in WAYS if way != "grad_accum") + " |")
+            f"{found[way] / found['grad_accum']:.2f}{memory_of(here, way)}" if way in found else "" for way in WAYS if way != "grad_accum") + " |")
     return "\n".join(rows)
 
 
@@ -325,7 +360,15 @@ def tables(records: dict[str, list[dict]]) -> dict[str, str]:
 def main(given: list[str]) -> None:
     torch.set_num_threads(1)
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    if len(devices) > 1:
+        measure.cap_memory(CAP, "cuda")
     known = json.loads(RECORDS.read_text()) if RECORDS.is_file() else {}
+    if given[:1] == ["update"] and given[1:] and all(word.isdigit() for word in given[1:]):
+        key = lambda r: (r["shape"], r["device"], r["total"], r["way"])
+        new = {key(r): r for r in some_updates([int(word) for word in given[1:]])}
+        known["update"] = [new.get(key(r), r) for r in known["update"]]
+        RECORDS.write_text(json.dumps(known, indent=1) + "\n")
+        given = ["--tables"]
     if unknown := [word for word in given if word not in (*PARTS, "--tables")]:
         raise SystemExit(f"{unknown[0]!r} is no part: choose from {', '.join(PARTS)}, or --tables.")
     for name in [] if "--tables" in given else given or PARTS:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import random
-import tempfile
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -250,15 +250,15 @@ def cached_json(name: str, build):
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader finds the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    temporary = path.parent / f".{path.name}-{secrets.token_hex(4)}"     # with the rights of any other file, unlike mkstemp's
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

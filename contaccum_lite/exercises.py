@@ -1,4 +1,4 @@
-"""The exercises of notebooks 01 to 04, 07 and 08: what is asked, the reference, and the slips that people make."""
+"""The exercises of notebooks 01 to 04 and 07 to 09: what is asked, the reference, and the slips that people make."""
 
 from __future__ import annotations
 
@@ -321,4 +321,22 @@ EXERCISES: dict[str, Exercise] = {
          Slip("the scores alone: the gradients are products too.", lambda b, n, d: (b * (b + n) + b * n) * d),
          Slip("the banked rows are missing: they are scored with the local columns, and pull at them.", lambda b, n, d: 2 * b * (b + n) * d + b * b * d),
          Slip("each entry is a product of d numbers.", lambda b, n, d: 2 * b * (b + n) + b * b + 2 * b * n))),
+    "09.1": Exercise(
+        "the columns of this process's positives, `local` whole numbers.", lambda draw, number: (_number(draw, 0, 5), _number(draw, 1, 6)),
+        lambda rank, local: torch.arange(local) + rank * local,
+        (Slip("the offset of this process is missing: every process would claim the first one's passages.", lambda rank, local: torch.arange(local)),
+         Slip("the offset is the rank alone: each process before it holds `local` passages.", lambda rank, local: torch.arange(local) + rank),
+         Slip("counted from 1: process 0 begins at column 0.", lambda rank, local: torch.arange(local) + (rank + 1) * local))),
+    "09.2": Exercise(
+        "gigabytes of 10⁹ bytes: a number.", lambda draw, number: (10 ** _number(draw, 5, 8), 64 * _number(draw, 2, 16), _number(draw, 1, 4)),
+        lambda passages, dim, width: passages * (dim * width + 8) / 1e9,
+        (Slip("the ids are missing: 8 bytes a vector.", lambda passages, dim, width: passages * dim * width / 1e9),
+         Slip("in GiB: a gigabyte is 10⁹ bytes here.", lambda passages, dim, width: passages * (dim * width + 8) / 2**30),
+         Slip("an id for each number: there is one for each vector.", lambda passages, dim, width: passages * dim * (width + 8) / 1e9))),
+    "09.3": Exercise(
+        "hours: a number.", lambda draw, number: (10 ** _number(draw, 5, 8), 2 ** _number(draw, 5, 8), 1e6 * _number(draw, 20, 300), 10.0 ** _number(draw, 10, 14)),
+        lambda passages, tokens, weights, flops: 2 * weights * tokens * passages / flops / 3600,
+        (Slip("one operation for each weight: it is a multiplication and an addition.", lambda passages, tokens, weights, flops: weights * tokens * passages / flops / 3600),
+         Slip("those are seconds.", lambda passages, tokens, weights, flops: 2 * weights * tokens * passages / flops),
+         Slip("6 for each weight and token is training: encoding has no backward pass.", lambda passages, tokens, weights, flops: 6 * weights * tokens * passages / flops / 3600))),
 }

@@ -7,6 +7,7 @@ sentence says the file, the place, what was found and what was expected.
 from __future__ import annotations
 
 import codecs
+import csv
 import gzip
 import hashlib
 import itertools
@@ -195,6 +196,49 @@ def _read_beir_negatives(folder: Path, train: dict, queries: dict, corpus: _Corp
         positives = [scores.get(name) for name in train.get(query, {})]
         kept[query] = keep_hard_negatives(positives, [(corpus.by_id[n], scores.get(n)) for n in names], margin)
     return kept
+
+
+# --- passages alone ----------------------------------------------------------------------------------------------------
+
+def read_passages(source: str) -> Iterator[Passage]:
+    """The passages of a corpus, one by one: a .jsonl or .tsv file (also .gz), or all those of a source of `load_pairs`.
+
+    A .jsonl line is BEIR's: _id (or id), text (or passage), optional title. A .tsv line is DPR's: id, text, title, after a first line that
+    says so. A file is read as a stream, so a corpus may be larger than memory.
+    """
+    from .data import load_pairs
+
+    path = Path(source)
+    kind = path.suffixes[-2:-1] if path.suffix == ".gz" else path.suffixes[-1:]
+    if ":" not in source and kind == [".jsonl"]:
+        return _jsonl_passages(path)
+    if ":" not in source and kind == [".tsv"]:
+        return _tsv_passages(path)
+    try:
+        return iter(load_pairs(source, progress=False).passages)
+    except ValueError as error:
+        if str(error).startswith("no pairs called"):
+            raise ValueError(f"no passages called {source!r}: give a .jsonl or .tsv file (or .gz), or a source of pairs as 'beir:FOLDER'.") from None
+        raise
+
+
+def _jsonl_passages(path: Path) -> Iterator[Passage]:
+    for line, record in _json_lines(path):
+        place = _Place(path, f"line {line}")
+        place.expect(isinstance(record, dict), record, "an object with _id and text")
+        name = record.get("_id", record.get("id", line))
+        place.expect(isinstance(name, (str, int)) and not isinstance(name, bool), name, "a string or a whole number as _id")
+        yield Passage(str(name), place.text(record, "title", empty=True, needed=False),
+                      place.text(record, "passage" if "text" not in record and "passage" in record else "text", empty=True))
+
+
+def _tsv_passages(path: Path) -> Iterator[Passage]:
+    for line, raw in _lines(path):
+        columns = next(csv.reader([raw.rstrip("\r\n")], delimiter="\t"), [])
+        if not columns or line == 1 and columns[0] == "id":
+            continue
+        _Place(path, f"line {line}").expect(len(columns) in (2, 3), raw, "an id, a text and, optionally, a title, with tabs between them")
+        yield Passage(columns[0], columns[2] if len(columns) == 3 else "", columns[1])
 
 
 # --- what they share ---------------------------------------------------------------------------------------------------

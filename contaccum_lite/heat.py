@@ -17,7 +17,8 @@ import numpy as np
 from . import stills
 from .grid import colours
 from .stills import bundle
-from .views import plain_text, tame
+from .search import plain
+from .views import plain_text
 
 
 class HeatMap:
@@ -123,7 +124,7 @@ class HeatMap:
             new = self.merge(text)
             self.words.value = f"<p role='status'>{new} new entries. {html.escape(self.sentence)}</p>"
         except ValueError as error:
-            self.words.value = f"<p role='alert'>{html.escape(tame(str(error)))}</p>"
+            self.words.value = f"<p role='alert'>{html.escape(plain(str(error)))}</p>"
 
     # --- as a picture --------------------------------------------------------------------------------------------------
 

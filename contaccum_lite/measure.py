@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import weakref
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +122,45 @@ def peak_memory() -> float:
     if sys.platform == "win32":
         import psutil
         return psutil.Process().memory_info().peak_wset / 1e6
+    if sys.platform.startswith("linux"):       # getrusage would count what the parent held when it started this process
+        return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6
     import resource
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def cap_memory(size: str | int, device: str = "cpu") -> int:
+    """Let this process hold no more memory than this, from now on: "11GB", "512MiB" or a number of bytes; returns the bytes.
+
+    On a GPU by PyTorch's share of the device's memory, as the paper does it. On the CPU (Linux) by the address space, which may
+    still grow by what the cap leaves above the memory that is held now. Beyond it PyTorch raises `RuntimeError`, Python `MemoryError`.
+    Raises `ValueError` for a size that cannot be read, or that is less than is held or more than the GPU has. Notebook 09.
+    """
+    cap = _bytes(size)
+    if torch.device(device).type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        if cap > total:
+            raise ValueError(f"the memory cap is {size}, and {device} has {total / 1e9:.1f} GB: give a smaller cap.")
+        torch.cuda.set_per_process_memory_fraction(cap / total, torch.device(device))
+        return cap
+    if not sys.platform.startswith("linux"):
+        raise ValueError(f"the memory cap of a process can be set on Linux or on a CUDA device, and this is {sys.platform} with device {device!r}: leave it out.")
+    import resource
+
+    space, held = (int(pages) * resource.getpagesize() for pages in Path("/proc/self/statm").read_text().split()[:2])
+    if cap <= held:
+        raise ValueError(f"the memory cap is {size}, and the process holds {held / 1e9:.2f} GB before it has begun: give a larger cap.")
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = space + cap - held
+    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    return cap
+
+
+def _bytes(size: str | int) -> int:
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT])(i?)B\s*", str(size), re.IGNORECASE)
+    if found:
+        number, unit, binary = found.groups()
+        return int(float(number) * (1024 if binary else 1000) ** ("KMGT".index(unit.upper()) + 1))
+    if isinstance(size, int) and size > 0:
+        return size
+    raise ValueError(f"the memory cap is {size!r}: write a number and a unit, as in 11GB or 512MiB.")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .bank import MemoryBank
 from .incremental import IncrementalSoftmax
 from .loss import Contrast, contrast, duplicate_mask
+from .precision import LossScale, encode
 from .settings import Settings
 from .towers import copy_of, has_dropout, joined
 
@@ -85,6 +86,30 @@ class Encoded(NamedTuple):
         return [part for part in self if part is not None]
 
 
+class Alone:
+    """One process, which has every micro-batch to itself: `parallel.Among` is what several have in its place."""
+
+    rank, world = 0, 1
+
+    def part(self, batch: MicroBatch) -> MicroBatch:
+        """The pairs of a micro-batch that this process encodes."""
+        return batch
+
+    def together(self, vectors: Encoded, batch: MicroBatch) -> Encoded:
+        """The vectors of the whole micro-batch, from those of each process's part."""
+        return vectors
+
+    def own(self, gradients: list[Tensor | None], batch: MicroBatch) -> list[Tensor | None]:
+        """Of the gradients of the whole micro-batch's vectors, those of this process's part."""
+        return gradients
+
+    def start(self, towers: list[nn.Module]) -> None:
+        """Give every process the same weights."""
+
+    def add_up(self, towers: list[nn.Module]) -> None:
+        """Make every tower's gradient the sum of all processes' gradients."""
+
+
 @dataclass
 class Learner:
     """The towers and banks that a method works on, and the keys by which duplicates are known."""
@@ -96,6 +121,7 @@ class Learner:
     passage_keys: Tensor      # per training pair
     text_keys: Tensor         # per passage
     adjust: Callable | None = None   # an intervention: a Contrast -> the one whose gradients go into the towers (notebook 04)
+    share: Alone = Alone()           # what of a micro-batch this process does, and how it meets the others
 
     def __post_init__(self):
         s = self.settings
@@ -104,6 +130,7 @@ class Learner:
         self.slow_towers = [copy_of(t).eval().requires_grad_(False) for t in self.towers] if s.momentum else []
         self.encodes = Counter()         # passages encoded so far, by purpose: train, refresh, probe, momentum
         self.cache = self.correction = None                      # `cache.Cache`, `cache.BankCorrection`; a Run sets them
+        self.loss_scale = LossScale(s.precision)
         self.noisy = any(has_dropout(tower) for tower in self.towers)
         self.softmax = IncrementalSoftmax(*self.banks, s.temperature, (self.query_keys, self.passage_keys, self.text_keys) if s.mask_duplicates else None)
 
@@ -152,10 +179,13 @@ class Learner:
     def encode(self, batch: MicroBatch, query_tower=None, passage_tower=None, purpose: str | None = "train") -> Encoded:
         """The vectors of a micro-batch by these towers (the learner's own if none are given); counted under its purpose, if any."""
         device, pairs = self.settings.device, len(batch.pair_ids)
+        if not pairs:                # this process has no part in a short last micro-batch
+            none = self.passage_bank.vectors[:0]
+            return Encoded(none, none, none if len(batch.hard_ids) or self.settings.hard_negatives else None)
         if purpose:
             self.encodes[purpose] += len(batch.passage_tokens)
-        queries = (query_tower or self.query_tower)(batch.query_tokens.to(device))
-        columns = (passage_tower or self.passage_tower)(batch.passage_tokens.to(device))
+        queries = encode(query_tower or self.query_tower, batch.query_tokens.to(device), self.settings)
+        columns = encode(passage_tower or self.passage_tower, batch.passage_tokens.to(device), self.settings)
         return Encoded(queries, columns[:pairs], columns[pairs:] if len(columns) > pairs else None)
 
     def encode_rows(self, rows: Tensor, purpose: str | None) -> Tensor:
@@ -171,10 +201,10 @@ class Learner:
         tower.eval()
         try:
             if isinstance(tokens, Tensor):
-                return tower(tokens.to(self.settings.device))
+                return encode(tower, tokens.to(self.settings.device), self.settings)
             rows = np.arange(len(tokens)) if rows is None else rows
             order = np.argsort(np.diff(tokens.starts)[rows], kind="stable")          # texts of like length go together
-            parts = [tower(tokens[rows[order[start:start + 256]]].to(self.settings.device)) for start in range(0, len(order), 256)]
+            parts = [encode(tower, tokens[rows[order[start:start + 256]]].to(self.settings.device), self.settings) for start in range(0, len(order), 256)]
         finally:
             tower.train(was_training)
         found = torch.cat(parts)
@@ -188,7 +218,7 @@ class Learner:
             return
         device = torch.device(self.settings.device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed((self.settings.seed * 1_000_003 + update) * 4099 + index)
+            torch.manual_seed((self.settings.seed * 1_000_003 + update) * 4099 + index + (self.share.rank << 48))
             yield
 
     def contrast(self, vectors: Encoded, pair_ids: Tensor, hard_ids: Tensor, update: int, banks: bool) -> tuple[Contrast, dict]:
@@ -242,7 +272,8 @@ class Learner:
         if not self.passage_bank.size or update < self.settings.bank_warmup:
             return
         if self.slow_towers:
-            vectors = self.encode(batch, self.slow_towers[0], self.slow_towers[-1], purpose="momentum")
+            part = self.encode(self.share.part(batch), self.slow_towers[0], self.slow_towers[-1], purpose="momentum")
+            vectors = self.share.together(part, batch)
         if not self.full_because:
             self.softmax.enter()
         if not self.query_bank_dropped(update):
@@ -283,18 +314,20 @@ def accumulated_gradient(learner: Learner, batches: list[MicroBatch], update: in
     With `one_forward` all of them are encoded at once and carried back at once, which is the same gradient, because the weights do
     not change within an update; the graph in memory is then that of the whole batch.
     """
-    whole = learner.encode(_joined(learner, batches)) if learner.settings.one_forward and not learner.noisy else None
-    pieces, gradients = None if whole is None else _pieces(whole, batches), []
+    share, parts = learner.share, [learner.share.part(batch) for batch in batches]
+    whole = learner.encode(_joined(learner, parts)) if learner.settings.one_forward and not learner.noisy else None
+    pieces, gradients = None if whole is None else _pieces(whole, parts), []
     for k, batch in enumerate(batches):
         with learner.noise(update, k):
-            vectors = learner.encode(batch) if pieces is None else pieces[k]
+            own = learner.encode(parts[k]) if pieces is None else pieces[k]
+        vectors = share.together(own, batch)
         found, places = learner.contrast(vectors, batch.pair_ids, batch.hard_ids, update, banks=True)
         if learner.adjust is not None:
             found = learner.adjust(found)
         if pieces is None:
-            _backward(vectors, found[1:4], 1 / len(batches))
+            _backward(own, share.own(found[1:4], batch), learner.loss_scale.value / len(batches))
         else:
-            gradients.append(found[1:4])
+            gradients.append(share.own(found[1:4], batch))
         matrix, later = found[4:], found.scores is None
         if later:
             kept = [bank.vectors_before(len(ids)) for bank, ids in zip(learner.banks, (batch.pair_ids, batch.pair_ids, batch.hard_ids))]
@@ -302,7 +335,7 @@ def accumulated_gradient(learner: Learner, batches: list[MicroBatch], update: in
         if later:
             matrix = learner.matrix_later(vectors, places, kept)
         if whole is not None and k + 1 == len(batches):
-            _backward(whole, [None if parts[0] is None else torch.cat(parts) for parts in zip(*gradients)], 1 / len(batches))
+            _backward(whole, [None if parts[0] is None else torch.cat(parts) for parts in zip(*gradients)], learner.loss_scale.value / len(batches))
         yield MicroStep(update, k, len(batches), found.loss.item(), **places, matrix=matrix)
 
 
@@ -331,21 +364,22 @@ def cached_gradient(learner: Learner, batches: list[MicroBatch], update: int) ->
     the same noise and carry its vectors' gradients into the towers. The last micro-batch of pass 1 keeps its graph, so it
     is encoded once.
     """
-    last = len(batches) - 1
-    vectors = [] if learner.noisy else _encoded_ahead(learner, batches[:last])
-    for k, batch in enumerate(batches[len(vectors):], len(vectors)):
+    share, parts, last = learner.share, [learner.share.part(batch) for batch in batches], len(batches) - 1
+    vectors = [] if learner.noisy else _encoded_ahead(learner, parts[:last])
+    for k in range(len(vectors), len(batches)):
         with learner.noise(update, k), torch.set_grad_enabled(k == last):
-            vectors.append(learner.encode(batch))
-    whole = Encoded(*(None if parts[0] is None else torch.cat([p.detach() for p in parts]) for parts in zip(*vectors)))
+            vectors.append(learner.encode(parts[k]))
+    together = [share.together(own, batch) for own, batch in zip(vectors, batches)]
+    whole = Encoded(*(None if kind[0] is None else torch.cat([p.detach() for p in kind]) for kind in zip(*together)))
     found, places = learner.contrast(whole, torch.cat([b.pair_ids for b in batches]), torch.cat([b.hard_ids for b in batches]),
                                      update, banks=False)
-    pieces = [None if gradient is None else gradient.split([len(part) for part in parts])
-              for gradient, parts in zip(found[1:4], zip(*vectors))]
+    pieces = [None if gradient is None else gradient.split([len(part) for part in kind])
+              for gradient, kind in zip(found[1:4], zip(*together))]
     for k in [last, *range(last)]:  # the kept graph first: it is gone before the next one is made
         if k != last:
             with learner.noise(update, k):
-                vectors[k] = learner.encode(batches[k])
-        _backward(vectors[k], [None if piece is None else piece[k] for piece in pieces], 1.0)
+                vectors[k] = learner.encode(parts[k])
+        _backward(vectors[k], share.own([None if piece is None else piece[k] for piece in pieces], batches[k]), learner.loss_scale.value)
         vectors[k] = None
         yield MicroStep(update, k, len(batches), found.loss.item(), **places, matrix=found[4:])
 
@@ -353,14 +387,14 @@ def cached_gradient(learner: Learner, batches: list[MicroBatch], update: int) ->
 @torch.no_grad()
 def _encoded_ahead(learner: Learner, batches: list[MicroBatch]) -> list[Encoded]:
     """The vectors of these micro-batches without graph, where no noise is drawn: texts of like length go together, so less padding is encoded."""
-    if not batches:
-        return []
+    if not any(len(batch.pair_ids) for batch in batches):
+        return [learner.encode(batch) for batch in batches]
     whole, size, columns = _joined(learner, batches), learner.settings.local_batch, []
     learner.encodes["train"] += len(whole.passage_tokens)
     for tower, tokens in ((learner.query_tower, whole.query_tokens), (learner.passage_tower, whole.passage_tokens)):
         lengths = (tokens != getattr(tower, "pad", 0)).sum(1).clamp_min(1)
         order = lengths.argsort()
-        parts = torch.cat([tower(tokens[some, :int(lengths[some].max())].to(learner.settings.device)) for some in order.split(size)])
+        parts = torch.cat([encode(tower, tokens[some, :int(lengths[some].max())].to(learner.settings.device), learner.settings) for some in order.split(size)])
         columns.append(torch.empty_like(parts).index_copy_(0, order.to(parts.device), parts))
     pairs = len(whole.pair_ids)
     return _pieces(Encoded(columns[0], columns[1][:pairs], columns[1][pairs:] if len(columns[1]) > pairs else None), batches)
@@ -368,4 +402,6 @@ def _encoded_ahead(learner: Learner, batches: list[MicroBatch]) -> list[Encoded]
 
 def _backward(vectors: Encoded, gradients: list[Tensor | None], scale: float) -> None:
     """The chain rule from the vectors into the towers: ∂loss/∂weights = Σ ∂loss/∂vector · ∂vector/∂weights."""
-    torch.autograd.backward(vectors.present(), [gradient * scale for gradient in gradients if gradient is not None])
+    if len(vectors.queries):
+        kept = [(part, gradient) for part, gradient in zip(vectors, gradients) if part is not None and gradient is not None]
+        torch.autograd.backward([part for part, _ in kept], [gradient * scale for _, gradient in kept])

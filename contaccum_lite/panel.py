@@ -10,7 +10,8 @@ from .lab import Lab
 from .settings import PRESETS, Settings
 from .stills import bundle, new, png
 from .tracks import NAMES
-from .views import BanksView, MatrixView, SearchBox, tame
+from .search import plain
+from .views import BanksView, MatrixView, SearchBox
 
 FRAMES = 9           # the most pictures per second: the page's work slows training where cores are few
 WORDS = 0.4          # the least seconds between two sentences: sooner no one reads
@@ -223,7 +224,7 @@ class LabView:
         place = f", micro-batch {lab.micro.index + 1} of {lab.micro.of}" if lab.micro is not None and lab._under_way else ""
         rate = f" · {run.step_count / lab.track.seconds:.0f} updates a second" if run.step_count and lab.track.seconds else ""
         self.progress.value = f"<span role='status'>&nbsp; update {run.step_count} of {run.settings.updates}{place}{rate}</span>"
-        self.message.value = f"<p role='alert' style='line-height:1.35'>{html.escape(tame(lab.message))}</p>" if lab.message else ""
+        self.message.value = f"<p role='alert' style='line-height:1.35'>{html.escape(plain(lab.message))}</p>" if lab.message else ""
         play = self.buttons["play"]
         play.description, play.icon = ("Pause", "pause") if lab.playing else ("Play", "play")
         if not lab.playing:

@@ -10,7 +10,7 @@ from pathlib import Path
 import anywidget
 import traitlets
 
-from .views import tame
+from .search import plain
 
 #: What was committed on this machine, by name of the prediction.
 _answers: dict[str, object] = {}
@@ -70,7 +70,7 @@ class Predict:
                                layout=dict(width="auto", align_self="flex-start"))
         self.said = w.HTML()
         self.below = w.VBox([])
-        self.widget = w.VBox([w.HTML(f"<p><b>Predict.</b> {html.escape(tame(question))}</p>"), self.field, self.button, self.said, self.below])
+        self.widget = w.VBox([w.HTML(f"<p><b>Predict.</b> {html.escape(plain(question))}</p>"), self.field, self.button, self.said, self.below])
         self.button.on_click(lambda _: self.commit())
         if name in _answers:
             self._put(_answers[name])
@@ -128,7 +128,7 @@ class Predict:
         if isinstance(self.field, Sketch):
             self.field.locked, self.field.truth = True, [list(map(float, point)) for point in self.truth or []]
         right = not isinstance(self.field, Sketch) and self.truth is not None and self.value == self.truth
-        self.said.value = f"<p role='status'>{'✓ ' if right else ''}{html.escape(tame(self.sentence))}</p>" + self._scale()
+        self.said.value = f"<p role='status'>{'✓ ' if right else ''}{html.escape(plain(self.sentence))}</p>" + self._scale()
         if self.then is not None:
             next_one = getattr(self.then, "views", self.then)
             self.below.children = (getattr(next_one, "widget", next_one),)

@@ -21,7 +21,7 @@ class Hit(NamedTuple):
     passage: str
 
     def __repr__(self):
-        return f"{self.score:8.2f}  {self.title or self.id}"
+        return f"{self.score:8.2f}  {plain(self.title or self.id)}"
 
 
 class Hits(list):
@@ -29,6 +29,11 @@ class Hits(list):
 
     def __repr__(self):
         return "\n".join(map(repr, self)) or "(nothing found)"
+
+
+def plain(text: str) -> str:
+    """Text of a data set without terminal codes and control characters, for where it is printed."""
+    return re.sub(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
 
 
 def rank(queries: np.ndarray, passages: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

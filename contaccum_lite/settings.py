@@ -105,7 +105,7 @@ class Settings:
     """
 
     method: str = _field("contaccum", "how one weight update gets its gradient", choices=tuple(PRESETS))
-    local_batch: int = _field(_Later(8), "pairs in one micro-batch: what must fit in memory", 1, 4096, symbol="N_local", slider=range(1, 33))
+    local_batch: int = _field(_Later(8), "pairs in one micro-batch (of each process): what must fit in memory", 1, 4096, symbol="N_local", slider=range(1, 33))
     accumulation_steps: int = _field(_Later(16), "micro-batches in one weight update", 1, 1024, symbol="K", slider=range(1, 65))
     memory_size: int = _field(_Later(128), "vectors in each bank", 0, 1_000_000, symbol="N_memory", slider=(0, 8, 16, 32, 64, 128, 256, 512, 1024))
     temperature: float = _field(_Later(8.0), "scores are divided by this: √dim, which suits towers that end in LayerNorm", 1e-3, 1e3, symbol="τ", slider=(0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0))
@@ -142,6 +142,9 @@ class Settings:
     similarity: str = _field(_Later("full"), "how a bank's part of the similarity matrix is computed: whole each time, or kept while its vectors live",
                              choices=("full", "incremental"))
     one_forward: bool = _field(False, "encode an update's micro-batches together: the same gradient in less time, with the memory of the whole batch")
+    precision: str = _field("fp32", "number format inside the towers (autocast); weights, banks and loss stay in dtype; fp16 needs a CUDA device", choices=("fp32", "bf16", "fp16"))
+    activation_checkpointing: bool = _field(False, "keep only each layer's input and compute the rest again for the backward pass: the same gradient, less memory, more time")
+    compile: bool = _field(False, "compile a transformers encoder with torch.compile")
     dtype: str = _field("float32", "number format of weights and banks", choices=("float32", "float64"))
     device: str = _field("cpu", "where it runs: 'cpu', 'cuda', 'cuda:1', …")
 
@@ -196,7 +199,7 @@ class Settings:
         fields = {}
         types = {f.name: f for f in dataclasses.fields(cls)}
         for name, text in parse_qsl(line.strip().lstrip("?"), keep_blank_values=True):
-            fields[name] = _read(types[name], text) if name in types else text
+            fields[name] = read(types[name], text) if name in types else text
         return cls._from_names(fields)
 
     @classmethod
@@ -256,25 +259,25 @@ def checked(f, value):
         elif wanted == "int" and isinstance(value, Integral):
             value = int(value)
     if type(value).__name__ != wanted:
-        raise ValueError(f"{f.name} is {value!r}, a {type(value).__name__}: it must be a {wanted}, {_range(f)}.")
+        raise ValueError(f"{f.name} is {value!r}, a {type(value).__name__}: it must be a {wanted}, {range_of(f)}.")
     if choices and value not in choices:
         raise ValueError(f"{f.name} is {value!r}: choose one of {', '.join(choices)}.")
     if wanted in ("int", "float") and not (math.isfinite(value) and low <= value <= high):
-        raise ValueError(f"{f.name} is {value!r}: it must be {_range(f)}.")
+        raise ValueError(f"{f.name} is {value!r}: it must be {range_of(f)}.")
     if wanted == "str" and not value:
         raise ValueError(f"{f.name} is empty: {f.metadata['help']}.")
     return value
 
 
-def _range(f) -> str:
+def range_of(f) -> str:
     low, high, choices = (f.metadata[k] for k in ("low", "high", "choices"))
     if choices:
         return f"one of {', '.join(choices)}"
     return f"from {low} to {high}" if low is not None else f.metadata["help"]
 
 
-def _read(f, text: str):
-    """A value of the field's type from text."""
+def read(f, text: str):
+    """A value of the field's type from text. Raises `ValueError` naming the field, what was given and what may be."""
     kind = str(f.type)
     if "None" in kind and text in ("None", "none", ""):
         return None
@@ -283,4 +286,4 @@ def _read(f, text: str):
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         return {"int": int, "float": float, "str": str}[kind.split(" |")[0]](text)
     except (ValueError, KeyError):
-        raise ValueError(f"{f.name} is {text!r}: it must be a {kind}, {_range(f)}.") from None
+        raise ValueError(f"{f.name} is {text!r}: it must be a {kind}, {range_of(f)}.") from None

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .precision import encode
+
 VOCABULARY = 8192
 _WORDPIECE = 2  # goes up when the training of a vocabulary changes, so that no old one is taken from the cache
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -240,17 +242,24 @@ class TransformerTower(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, pooling: str | None = None) -> TransformerTower:
-        """An encoder from a folder (or a name on the hub, where there is a network); only safetensors are read."""
+        """An encoder from a folder or, by its name on the hub, from the cache or the network, in this order; only safetensors are read."""
+        from safetensors import SafetensorError
         from transformers import AutoModel, AutoTokenizer
 
+        parts = ((AutoModel, dict(use_safetensors=True)), (AutoTokenizer, {}))
         path = Path(folder) / "pooling.json"
         if pooling is None:
             pooling = json.loads(path.read_text())["pooling"] if path.is_file() else "cls"
         try:
-            model = AutoModel.from_pretrained(folder, use_safetensors=True)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"no encoder could be loaded from {str(folder)!r} ({str(error).splitlines()[0]}): expected a folder "
+            try:
+                model, tokenizer = (kind.from_pretrained(folder, local_files_only=True, **options) for kind, options in parts)
+            except OSError:
+                if Path(folder).is_dir():
+                    raise
+                model, tokenizer = (kind.from_pretrained(folder, **options) for kind, options in parts)
+        except (OSError, ValueError, SafetensorError) as error:
+            said = (str(error) or type(error).__name__).splitlines()[0]
+            raise ValueError(f"no encoder could be loaded from {str(folder)!r} ({said}): expected a folder "
                              "with config.json, model.safetensors and a tokenizer.") from error
         return cls(model, tokenizer, pooling)
 
@@ -308,6 +317,20 @@ def _in_parts(function, *columns: list, size: int = 256) -> Iterator:
     """What the function gives for the columns, some rows at a time: a tokenizer's working memory is that of all its rows."""
     for start in range(0, len(columns[0]), size):
         yield from function(*(column[start:start + size] for column in columns))
+
+
+def vectors_of(tower: nn.Module, tokens: Tokens, settings, batch: int = 256) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(rows, their vectors as float32) of these texts, a batch at a time, without noise; texts of like length go together."""
+    order = np.argsort(np.diff(tokens.starts), kind="stable")
+    for start in range(0, len(order), batch):
+        rows, was_training = order[start:start + batch], tower.training
+        tower.eval()
+        try:
+            with torch.no_grad():
+                vectors = encode(tower, tokens[rows].to(settings.device), settings).float().cpu().numpy()
+        finally:
+            tower.train(was_training)
+        yield rows, vectors
 
 
 def copy_of(tower: nn.Module) -> nn.Module:

@@ -6,9 +6,9 @@ import dataclasses
 import json
 import math
 import os
+import secrets
 import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -22,9 +22,10 @@ import torch
 from . import measure, search
 from .cache import BankCorrection, Cache
 from .data import Pairs, Passage, write_atomically
-from .methods import Learner, MicroBatch, MicroStep, gradient
+from .methods import Alone, Learner, MicroBatch, MicroStep, gradient
+from .precision import prepare
 from .settings import Settings
-from .towers import Tokens, load_tower, make_towers
+from .towers import Tokens, load_tower, make_towers, vectors_of
 
 _FORMAT = 1
 _SMALL_CORPUS = 100_000  # passages up to which all token ids are kept
@@ -53,8 +54,9 @@ class Feed:
     passages that training can meet are tokenized.
     """
 
-    def __init__(self, pairs: Pairs, settings: Settings, tower):
+    def __init__(self, pairs: Pairs, settings: Settings, tower, world: int = 1):
         self.settings = settings
+        self.local, self.total = settings.local_batch * world, settings.total_batch * world   # of all processes together
         rows, self.note = pairs.with_hard_negatives() if settings.hard_negatives else (range(len(pairs.train)), "")
         self.rows = np.array(rows, dtype=np.int64)
         if not len(self.rows):
@@ -69,13 +71,13 @@ class Feed:
         else:
             self.met = np.unique(np.concatenate([self.positive, *map(np.array, filter(None, self.hard))]))
             self.passages = _tokenize_passages(tower, [pairs.passages[row] for row in self.met], settings)
-        self.sizes = np.array([min(settings.local_batch, len(chosen) - start) for first in range(0, len(self.rows), settings.total_batch)
-                               for chosen in [self.rows[first:first + settings.total_batch]] for start in range(0, len(chosen), settings.local_batch)])
+        self.sizes = np.array([min(self.local, len(chosen) - start) for first in range(0, len(self.rows), self.total)
+                               for chosen in [self.rows[first:first + self.total]] for start in range(0, len(chosen), self.local)])
         self._epoch = (-1, None, None)
 
     @property
     def updates_per_epoch(self) -> int:
-        return math.ceil(len(self.rows) / self.settings.total_batch)
+        return math.ceil(len(self.rows) / self.total)
 
     def keys(self, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Numbers that are equal for equal texts: of each training pair's query and passage, and of each passage."""
@@ -86,14 +88,13 @@ class Feed:
         return query_keys, text_keys[torch.from_numpy(self.positive)], text_keys
 
     def batches(self, update: int) -> list[MicroBatch]:
-        """The micro-batches of this update, up to K of up to N_local pairs."""
+        """The micro-batches of this update, up to K of up to N_local pairs (times the number of processes)."""
         epoch, place = divmod(update, self.updates_per_epoch)
         if self._epoch[0] != epoch:
             draw = np.random.default_rng([self.settings.seed, epoch])
             self._epoch = (epoch, draw.permutation(self.rows), draw.random((len(self.positive), self.settings.hard_negatives)))
-        total, local = self.settings.total_batch, self.settings.local_batch
-        chosen = self._epoch[1][place * total:(place + 1) * total]
-        return [self.micro_batch(chosen[start:start + local]) for start in range(0, len(chosen), local)]
+        chosen = self._epoch[1][place * self.total:(place + 1) * self.total]
+        return [self.micro_batch(chosen[start:start + self.local]) for start in range(0, len(chosen), self.local)]
 
     def micro_batch(self, rows: np.ndarray) -> MicroBatch:
         """These training pairs as a micro-batch, with the hard negatives that this epoch drew for them."""
@@ -111,18 +112,22 @@ class Run:
     pairs: from `load_pairs`. settings: a `Settings`, or left out with its fields as keywords. towers: a (query tower,
     passage tower) of your own, in place of those the settings make. All randomness comes from `settings.seed`, so the same
     settings on the same pairs give the same run. An update that is interrupted is taken back: the next step makes it anew.
+    accelerator: from `parallel.accelerator_here()`, where several processes make this run together; every one of them calls
+    the same methods in the same order.
     """
 
-    def __init__(self, pairs: Pairs, settings: Settings | None = None, *, towers=None, **fields):
+    def __init__(self, pairs: Pairs, settings: Settings | None = None, *, towers=None, accelerator=None, **fields):
         if settings is not None and fields:
             settings = settings.replace(**fields)
         self.pairs = pairs
         self.settings = s = settings or Settings(**fields)
-        if torch.device(s.device).type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device is {s.device!r}, and PyTorch finds no CUDA device here: choose 'cpu'.")
+        check_device(s)
         query_tower, passage_tower = towers or make_towers(s, pairs)
-        self.feed = Feed(pairs, s, query_tower)
-        self.learner = Learner(s, query_tower.train(), passage_tower.train(), *self.feed.keys(pairs))
+        prepare([query_tower] if query_tower is passage_tower else [query_tower, passage_tower], s)
+        share = Alone() if accelerator is None else _among(accelerator, s)
+        self.feed = Feed(pairs, s, query_tower, share.world)
+        self.learner = Learner(s, query_tower.train(), passage_tower.train(), *self.feed.keys(pairs), share=share)
+        share.start([*self.learner.towers, *self.learner.slow_towers])
         self._make_stale()
         for tower in self.learner.towers:
             if hasattr(tower, "in_place"):
@@ -223,15 +228,22 @@ class Run:
                 yield micro
                 if turn != self._turn:
                     raise TakenBack("this update was taken back, because another step, a save or a change came in between.")
-            self._commit(losses, micro, began)
+            made = self._commit(losses, micro, began)
         finally:
             if turn == self._turn:
                 self._take_back()
+        if not made:
+            yield from self.micro_steps()     # half precision overflowed: the same update with half the loss scale
 
-    def _commit(self, losses: list[float], micro: MicroStep, began: float) -> None:
+    def _commit(self, losses: list[float], micro: MicroStep, began: float) -> bool:
+        """Move the weights by the gradients that are there; False where half precision has made infinities of them."""
+        self.learner.loss_scale.undo(self.learner.towers)
         loss = math.fsum(losses) / len(losses)
+        self.learner.share.add_up(self.learner.towers)
         query, passage = (measure.grad_norm(tower) for tower in (self.query_tower, self.passage_tower))
         norm = query if len(self.learner.towers) == 1 else math.hypot(query, passage)
+        if math.isfinite(loss) and not math.isfinite(norm) and self.learner.loss_scale.halve():
+            return False
         if not math.isfinite(loss + norm):
             raise FloatingPointError(f"update {self.step_count + 1}: the loss is {loss} and the gradient's norm {norm}. The weights "
                                      "are as before it; lower learning_rate or raise temperature.")
@@ -243,12 +255,14 @@ class Run:
             self.optimizer.param_groups[0]["lr"] = self.learning_rate(self.step_count)
             self.optimizer.step()
             self.learner.after_update(self.step_count)
+            self.learner.loss_scale.went_well()
             self.step_count += 1
             negatives = len(micro.column_ids) - 1
             ratio = passage / query if query else math.inf
             self.history.append(Update(self.step_count, loss, query, passage, ratio, negatives, time.perf_counter() - began))
             self._marks = None
             self.optimizer.zero_grad(set_to_none=False)
+        return True
 
     def _take_back(self) -> None:
         """Undo what an unfinished update did to the banks and gradients."""
@@ -328,7 +342,7 @@ class Run:
                 tokens = tokens_of(self.pairs, self.passage_tower, self.settings, "passages")
             else:
                 tokens = _tokenize_passages(self.passage_tower, passages[first:first + 10_000], self.settings)
-            for rows, part in self._encode_parts(self.passage_tower, tokens):
+            for rows, part in vectors_of(self.passage_tower, tokens, self.settings):
                 vectors[first + rows] = part
                 yield first + len(rows)
                 if step != self.step_count:
@@ -338,22 +352,9 @@ class Run:
     def _encode(self, tower, tokens: Tokens) -> np.ndarray:
         """Vectors of all these texts, (texts, d)."""
         out = np.empty((len(tokens), tower.dim), dtype=np.float32)
-        for rows, vectors in self._encode_parts(tower, tokens):
+        for rows, vectors in vectors_of(tower, tokens, self.settings):
             out[rows] = vectors
         return out
-
-    def _encode_parts(self, tower, tokens: Tokens, batch: int = 256) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(rows, their vectors as float32) of these texts, without noise; texts of like length go together."""
-        order = np.argsort(np.diff(tokens.starts), kind="stable")
-        for start in range(0, len(order), batch):
-            rows, was_training = order[start:start + batch], tower.training
-            tower.eval()
-            try:
-                with torch.no_grad():
-                    vectors = tower(tokens[rows].to(self.settings.device)).float().cpu().numpy()
-            finally:
-                tower.train(was_training)
-            yield rows, vectors
 
     # --- save and resume -----------------------------------------------------------------------------------------------
 
@@ -361,51 +362,53 @@ class Run:
         """Write all that the run needs to go on into the folder: safetensors and JSON.
 
         A crash at any moment leaves the folder with the state saved before or with this one, never a mixture. An update
-        under way is taken back first.
+        under way is taken back first. Of several processes, the first one writes.
         """
         from safetensors.torch import save_file
 
         self._take_back()
+        if self.learner.share.rank:
+            return
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix=f"update-{self.step_count:06d}-", dir=folder))
+        place = folder / f"update-{self.step_count:06d}-{secrets.token_hex(4)}"
         try:
+            place.mkdir()
             for name, tower in (("query_tower", self.query_tower), ("passage_tower", self.passage_tower))[:len(self.learner.towers)]:
                 tower.save_pretrained(place / name)
             save_file(self._tensors(), place / "state.safetensors")
-            _sync(place)
-            state = dict(format=_FORMAT, state=place.name, settings=dataclasses.asdict(self.settings), step=self.step_count,
-                         pairs=self.pairs.name, fingerprint=self.pairs.fingerprint, history=self.history, encodes=self.encodes)
+            sync(place)
+            scale = self.learner.loss_scale
+            state = dict(format=_FORMAT, state=place.name, settings=dataclasses.asdict(self.settings), step=self.step_count, pairs=self.pairs.name,
+                         fingerprint=self.pairs.fingerprint, loss_scale=[scale.value, scale.fine], history=self.history, encodes=self.encodes)
             write_atomically(folder / "run.json", json.dumps(state).encode())
         except BaseException:
-            shutil.rmtree(place, ignore_errors=True)
+            if _saved(folder).get("state") != place.name:     # interrupted after the switch, the new state is the one that counts
+                shutil.rmtree(place, ignore_errors=True)
             raise
-        for old in folder.glob("update-*"):
+        for old in (*folder.glob("update-*"), *folder.glob(".run.json-*")):    # older states, and what a killed save left
             if old != place:
-                shutil.rmtree(old, ignore_errors=True)
+                shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, folder: str | Path, pairs: Pairs) -> Run:
+    def load(cls, folder: str | Path, pairs: Pairs, accelerator=None) -> Run:
         """The run as it was saved; it goes on bit for bit as if it had not stopped. `pairs` must be those it was trained on."""
+        return while_it_stands(folder, lambda state, place: cls._load(folder, state, place, pairs, accelerator))
+
+    @classmethod
+    def _load(cls, folder: str | Path, state: dict, place: Path, pairs: Pairs, accelerator) -> Run:
         from safetensors.torch import load_file
 
-        folder = Path(folder)
-        try:
-            state = json.loads((folder / "run.json").read_bytes())
-            fine = state["format"] == _FORMAT
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder} holds no saved run ({type(error).__name__}: {error}): expected a folder that run.save wrote.") from None
-        if not fine:
-            raise ValueError(f"{folder} was saved in format {state['format']!r}; this version reads format {_FORMAT}.")
         if state["fingerprint"] != pairs.fingerprint:
             raise ValueError(f"{folder} was trained on other pairs ({state['pairs']}, {state['fingerprint']}) than the ones given "
                              f"({pairs.name}, {pairs.fingerprint}): give the same data; python-docs changes with the installed packages.")
-        settings, place = Settings(**state["settings"]), folder / state["state"]
+        settings = Settings.preset(**state["settings"])
         towers = [load_tower(place / name, settings.pooling) for name in ("query_tower", "passage_tower")[:2 - settings.shared]]
         towers = [tower.to(device=settings.device, dtype=getattr(torch, settings.dtype)) for tower in towers]
-        run = cls(pairs, settings, towers=(towers[0], towers[-1]))
+        run = cls(pairs, settings, towers=(towers[0], towers[-1]), accelerator=accelerator)
         run._set_tensors(load_file(place / "state.safetensors", device=settings.device))
         run.step_count = state["step"]
+        run.learner.loss_scale.value, run.learner.loss_scale.fine = state.get("loss_scale", [1.0, 0])
         run.history = [Update(*update) for update in state["history"]]
         run.learner.encodes.update(state.get("encodes", {}))
         return run
@@ -439,6 +442,22 @@ class Run:
             tower.load_state_dict(groups["slow", n])
 
 
+def check_device(settings: Settings) -> None:
+    """Raise `ValueError` where the device is not there."""
+    try:
+        kind = torch.device(settings.device).type
+    except RuntimeError:
+        raise ValueError(f"device is {settings.device!r}: choose 'cpu', 'cuda' or 'cuda:1'.") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {settings.device!r}, and PyTorch finds no CUDA device here: choose 'cpu'.")
+
+
+def _among(accelerator, settings: Settings):
+    from .parallel import Among
+
+    return Among(accelerator, settings)
+
+
 def tokens_of(pairs: Pairs, tower, settings: Settings, what: str) -> Tokens:
     """Token ids of the "train", "test" or "dev" queries or of the "passages"; runs on the same pairs share them."""
     length = settings.passage_tokens if what == "passages" else settings.query_tokens
@@ -455,12 +474,47 @@ def _tokenize_passages(tower, passages: Sequence[Passage], settings: Settings) -
     return tower.tokenize([p.text for p in passages], [p.title for p in passages], settings.passage_tokens)
 
 
-def _sync(folder: Path) -> None:
-    """Bring every file under the folder to the disk."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with open(path, "r+b") as file:
-                os.fsync(file.fileno())
+def read_run(folder: str | Path) -> tuple[dict, Path]:
+    """(what its run.json says, the folder of its state) of a saved run. Raises `ValueError` where there is none that this version reads."""
+    folder = Path(folder)
+    try:
+        state = json.loads((folder / "run.json").read_bytes())
+        fine, place = state["format"] == _FORMAT, folder / state["state"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} holds no saved run ({type(error).__name__}: {error}): expected a folder that run.save wrote.") from None
+    if not fine:
+        raise ValueError(f"{folder} was saved in format {state['format']!r}; this version reads format {_FORMAT}.")
+    return state, place
+
+
+def while_it_stands(folder: str | Path, load):
+    """What load(state, place) makes of a saved run; made again where a training process has replaced that state in the meantime."""
+    while True:
+        state, place = read_run(folder)
+        try:
+            return load(state, place)
+        except Exception:
+            if _saved(Path(folder)).get("state") == place.name:
+                raise
+
+
+def _saved(folder: Path) -> dict:
+    """What the folder's run.json says; nothing where there is none that can be read."""
+    try:
+        return json.loads((folder / "run.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+
+
+def sync(folder: Path) -> None:
+    """Bring the folder and every file under it to the disk."""
+    for path in (*folder.rglob("*"), folder):
+        if path.is_file() or os.name == "posix":          # elsewhere a folder cannot be opened
+            handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
 
 @contextmanager

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html
 import math
-import re
 
 import numpy as np
 import torch
 
 from . import stills
 from .grid import LARGEST, Grid, colours, strongest
+from .search import plain
 from .stills import bundle
 from .tracks import NAMES
 
@@ -20,14 +20,9 @@ CARRIES = {(True, True): "both towers", (True, False): "the query tower only", (
            (False, False): "neither tower: both vectors are memories"}
 
 
-def tame(text: str) -> str:
-    """Text without a terminal's colours and commands."""
-    return re.sub(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
-
-
 def short(text: str, longest: int = LONGEST_TEXT) -> str:
     """Text of a data set as one line without control characters, shortened with its length said."""
-    clean = tame(text[:10 * longest])
+    clean = plain(text[:10 * longest])
     return clean[:longest] + (f" … ({len(text):,} characters)" if len(text) > longest else "")
 
 
@@ -435,4 +430,4 @@ class Card:
 
 def paragraph(sentence: str) -> str:
     """A view's sentence as HTML, read out when it changes."""
-    return f"<p role='status' style='line-height:1.35'>{html.escape(tame(sentence))}</p>"
+    return f"<p role='status' style='line-height:1.35'>{html.escape(plain(sentence))}</p>"

@@ -30,3 +30,12 @@ def jsonl(tmp_path):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return path
     return write
+
+
+@pytest.fixture(scope="session")
+def family():
+    """Runs commands of the command line in processes of their own."""
+    from family import Family
+    made = Family()
+    yield made
+    made.close()

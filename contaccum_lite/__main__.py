@@ -1,0 +1,8 @@
+"""`python -m contaccum_lite`: the command line."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

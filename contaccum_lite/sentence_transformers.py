@@ -1,0 +1,285 @@
+"""ContAccum as a loss for `SentenceTransformerTrainer`: past queries and passages as further rows and columns.
+
+    loss = ContAccumLoss(model, memory_size=1024)
+    SentenceTransformerTrainer(model, args, train_dataset=pairs, loss=loss, callbacks=[loss.callback]).train()
+
+The trainer accumulates (`gradient_accumulation_steps` is K) and divides by K; each micro-batch sees the banks as they stand and
+then goes into them. The callback keeps the banks in every checkpoint and brings them back on resume. Needs the [scale] extra.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers.util import cos_sim
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from .loss import duplicate_mask
+
+_LONGEST = 32_768             # tokens of a text that count for what it is
+_FACTORS = torch.from_numpy(np.random.Generator(np.random.PCG64(20240618)).integers(-2**63, 2**63, size=_LONGEST))
+
+
+class ContAccumLoss(nn.Module):
+    """InfoNCE over a micro-batch and the banks of past queries, passages and hard negatives; the mean over all rows.
+
+    model: a `SentenceTransformer`. memory_size: pairs in the banks (N_memory); with 0 it is MultipleNegativesRankingLoss.
+    query_bank=False leaves passages alone in memory (pre-batch negatives); past_encoder=False empties the banks after each weight
+    update; bank_hard_negatives=False keeps no hard negatives. scale: 1/τ, by which similarities are multiplied. similarity_fct:
+    of (n, d) and (m, d) vectors, (n, m); `cos_sim`, or `dot_score` with scale=1. mask_duplicates: a row leaves out its own stale
+    self and copies of its passage, known by their token ids (not with memory_size=0). gather_across_devices: the micro-batches of
+    all processes are one, and the banks the same everywhere; otherwise each process has banks of its own. name: of the banks' file
+    in a checkpoint, where a training has several such losses.
+
+    Columns of the data: (anchor, positive), or with any number of negatives after them. In evaluation (`model.eval()`, or without
+    gradients) the banks are neither read nor written. Banks and scores are float32 at least, under autocast too. Equation 7;
+    notebooks 03 and 09. Raises `ValueError` for settings or data that do not fit.
+    """
+
+    def __init__(self, model, memory_size: int, *, query_bank: bool = True, passage_bank: bool = True, bank_hard_negatives: bool = True,
+                 past_encoder: bool = True, scale: float = 20.0, similarity_fct=cos_sim, mask_duplicates: bool = True,
+                 gather_across_devices: bool = True, name: str = "contaccum"):
+        super().__init__()
+        if memory_size < 0 or not scale > 0:
+            raise ValueError(f"memory_size is {memory_size} and scale {scale}: memory_size must be 0 or more, scale above 0.")
+        if query_bank and not passage_bank:
+            raise ValueError("query_bank is True and passage_bank is False: the positive of a past query is in the passage bank, so a query bank needs "
+                             "passage_bank=True.")
+        self.model = model
+        self.memory_size, self.query_bank, self.passage_bank, self.bank_hard_negatives = memory_size, query_bank, passage_bank, bank_hard_negatives
+        self.past_encoder, self.scale, self.similarity_fct = past_encoder, scale, similarity_fct
+        self.mask_duplicates, self.gather_across_devices, self.name = mask_duplicates, gather_across_devices, name
+        self.callback = BankCallback(self)
+        self._empties_itself = None
+        self.register_buffer("position", torch.zeros(2, dtype=torch.int64))      # where the next pair goes, and how many there are
+        self.register_buffer("vectors", torch.zeros(memory_size * passage_bank, 2, 0))       # (N, query, passage and hard negatives, d)
+        self.register_buffer("keys", torch.zeros(memory_size * passage_bank, 2, dtype=torch.int64))
+
+    def __len__(self) -> int:
+        """Pairs in the banks."""
+        return int(self.position[1])
+
+    # --- the loss ------------------------------------------------------------------------------------------------------
+
+    def forward(self, sentence_features, labels: Tensor | None = None) -> Tensor:
+        features = list(sentence_features)
+        if len(features) < 2:
+            raise ValueError(f"the data have {len(features)} column of texts: expected (anchor, positive), and perhaps negatives after them.")
+        keys = self._keys(features)                                              # before the model: it may change the features
+        found = [self.model(column)["sentence_embedding"] for column in features]
+        return self.compute_loss_from_embeddings(found, labels, keys)
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
+        """The loss of (B, d) vectors of each column; keys: (B, columns) numbers that are equal for equal texts."""
+        remembers = self.memory_size > 0 and self.passage_bank and self.model.training and torch.is_grad_enabled()
+        vectors = torch.stack([part.to(torch.promote_types(part.dtype, torch.float32)) for part in embeddings], 1)   # (B, columns, d)
+        masks = self.mask_duplicates and self.memory_size > 0 and keys is not None
+        keys = torch.zeros(vectors.shape[:2], dtype=torch.int64, device=vectors.device) if keys is None else keys
+        if self.gather_across_devices and _processes() > 1:
+            vectors, keys = _gathered(vectors), _gathered(keys)
+        if remembers:
+            self._make_room(vectors)
+            self._empty_after_updates()
+        with torch.autocast(vectors.device.type, enabled=False):
+            loss = self._contrast(vectors, keys, len(self) if remembers else 0, masks)
+        if remembers:
+            self._remember(vectors.detach(), keys)
+        return loss
+
+    def _contrast(self, vectors: Tensor, keys: Tensor, kept: int, masks: bool) -> Tensor:
+        """The mean over the rows [local ; bank], by columns [passages ; bank ; hard negatives ; banked hard negatives]."""
+        bank = self.vectors[:kept].to(vectors) if kept else vectors[:0].detach()
+        bank_keys = self.keys[:kept] if kept else keys[:0]
+        rows, columns = [vectors[:, 0]], [vectors[:, 1], bank[:, 1], *vectors[:, 2:].unbind(1)]
+        texts = [keys[:, 1], bank_keys[:, 1], *keys[:, 2:].unbind(1)]
+        if self.query_bank:
+            rows.append(bank[:, 0])
+        if self.bank_hard_negatives:
+            columns += bank[:, 2:].unbind(1)
+            texts += bank_keys[:, 2:].unbind(1)
+        rows, columns, texts = torch.cat(rows), torch.cat(columns), torch.cat(texts)
+        scores = self.similarity_fct(rows, columns) * self.scale
+        if masks:
+            queries = torch.full_like(texts, -1)
+            queries[:len(keys) + kept] = torch.cat([keys[:, 0], bank_keys[:, 0]])
+            mask = duplicate_mask(queries, texts, len(rows))
+            scores = scores if mask is None else scores.masked_fill(mask, -torch.inf)
+        return nn.functional.cross_entropy(scores, torch.arange(len(rows), device=scores.device))
+
+    def _keys(self, features: list[dict[str, Any]]) -> Tensor | None:
+        """(B, columns): a number of 63 bits for each text, whatever its padding; None where texts are not rows of token ids."""
+        found = []
+        for column in features:
+            ids, mask = column.get("input_ids"), column.get("attention_mask")
+            if not (isinstance(ids, Tensor) and isinstance(mask, Tensor) and ids.ndim == 2 and ids.shape == mask.shape):
+                if self.mask_duplicates and self.memory_size:
+                    raise ValueError("the model's features are not rows of token ids with an attention mask, by which equal texts would be known: "
+                                     "set mask_duplicates=False.")
+                return None
+            places = (mask.long().cumsum(1) - 1).clamp(0, _LONGEST - 1)
+            found.append((((ids.long() + 1) * _FACTORS.to(ids.device)[places] * mask.long()).sum(1)) & (2**63 - 1))   # sums go round at 2**64
+        return torch.stack(found, 1)
+
+    # --- the banks -----------------------------------------------------------------------------------------------------
+
+    def clear(self) -> None:
+        """Forget all past vectors."""
+        self.position.zero_()
+
+    def _make_room(self, vectors: Tensor) -> None:
+        """Banks for vectors of this kind, when the first come."""
+        shape = (self.memory_size, *vectors.shape[1:])
+        if not self.vectors.numel() and not len(self):
+            self.vectors = vectors.new_zeros(shape, requires_grad=False)
+            self.keys = torch.zeros(shape[:2], dtype=torch.int64, device=vectors.device)
+        if self.vectors.shape != shape:
+            raise ValueError(f"this batch has {vectors.shape[1]} columns of vectors of length {vectors.shape[2]}, and the banks hold "
+                             f"{self.vectors.shape[1]} of length {self.vectors.shape[2]}: one ContAccumLoss keeps one kind; give each data set its own, and wrap it in no other loss.")
+
+    @torch.no_grad()
+    def _remember(self, vectors: Tensor, keys: Tensor) -> None:
+        """Write (B, columns, d) vectors over the oldest ones, after their loss: they never meet themselves."""
+        start, count = self.position.tolist()
+        new = min(len(vectors), self.memory_size)
+        slots = torch.arange(start, start + new, device=vectors.device) % self.memory_size
+        self.vectors[slots], self.keys[slots] = vectors[-new:].to(self.vectors), keys[-new:]
+        self.position.copy_(torch.tensor([(start + new) % self.memory_size, min(count + new, self.memory_size)]))
+
+    def _empty_after_updates(self) -> None:
+        """Without past encoders, the banks are emptied by whatever optimiser moves this model's weights."""
+        if not self.past_encoder and self._empties_itself is None:
+            from torch.optim.optimizer import register_optimizer_step_post_hook
+
+            self._empties_itself = register_optimizer_step_post_hook(_Emptying(self))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        for name in ("vectors", "keys"):                                         # banks are as large as their first batch made them
+            kept = state_dict.get(prefix + name)
+            if kept is not None and kept.shape[:1] == getattr(self, name).shape[:1]:
+                setattr(self, name, torch.empty_like(kept, device=self.position.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def bank_state(self) -> dict[str, Tensor]:
+        """The banks as tensors: vectors (N, columns, d), keys (N, columns), position (2,)."""
+        return {name: getattr(self, name).detach().cpu().contiguous().clone() for name in ("position", "vectors", "keys")}
+
+    def save_banks(self, folder: str | Path) -> None:
+        """Write the banks into a folder, all or nothing; with several processes that share them, the first one writes."""
+        from safetensors.torch import save
+
+        from .data import write_atomically
+
+        if self._rank == 0 or not self.gather_across_devices:
+            write_atomically(self._file(folder), save(self.bank_state()))
+
+    def load_banks(self, folder: str | Path) -> None:
+        """Take the banks that `save_banks` wrote. Raises `ValueError` where there are none, or of another size."""
+        from safetensors.torch import load_file
+
+        try:
+            state = load_file(self._file(folder))
+        except OSError as error:
+            raise ValueError(f"{folder} holds no banks ({error}): expected {self._file(folder).name}, which a trainer with callbacks=[loss.callback] "
+                             "writes into its checkpoints.") from None
+        if len(state["vectors"]) != len(self.vectors):
+            raise ValueError(f"{folder} holds banks of {len(state['vectors'])} pairs, this loss has {len(self.vectors)}: give it memory_size="
+                             f"{len(state['vectors'])}.")
+        for name, value in state.items():
+            setattr(self, name, value.to(self.position.device))
+        self.callback.loaded = True
+
+    @property
+    def _rank(self) -> int:
+        return torch.distributed.get_rank() if _processes() > 1 else 0
+
+    def _file(self, folder: str | Path) -> Path:
+        of = "" if self.gather_across_devices or _processes() == 1 else f"-{self._rank}"
+        return Path(folder) / f"{self.name}{of}.safetensors"
+
+    # --- what model cards ask ------------------------------------------------------------------------------------------
+
+    def get_config_dict(self) -> dict[str, Any]:
+        names = ("memory_size", "query_bank", "passage_bank", "bank_hard_negatives", "past_encoder", "scale", "mask_duplicates", "gather_across_devices")
+        return {**{name: getattr(self, name) for name in names}, "similarity_fct": getattr(self.similarity_fct, "__name__", str(self.similarity_fct))}
+
+    @property
+    def temperature(self) -> float:
+        return 1 / self.scale
+
+    @property
+    def citation(self) -> str:
+        return """
+@inproceedings{kim2024contaccum,
+    title = {A Gradient Accumulation Method for Dense Retriever under Memory Constraint},
+    author = {Kim, Jaehee and Lee, Yukyung and Kang, Pilsung},
+    booktitle = {Advances in Neural Information Processing Systems},
+    year = {2024},
+    url = {https://arxiv.org/abs/2406.12356}
+}
+"""
+
+
+class BankCallback(TrainerCallback):
+    """Keeps the banks of a `ContAccumLoss` in the trainer's checkpoints, and takes them from the one that training resumes from."""
+
+    def __init__(self, loss: ContAccumLoss | None = None):
+        self._loss, self.loaded = [loss], False       # (in a list: a module within a module's attribute would be registered)
+
+    def on_save(self, args, state, control, **_):
+        self._loss[0].save_banks(_checkpoint(args, state))
+
+    def on_train_begin(self, args, state, control, **_):
+        """On resume: from the checkpoint of this update in output_dir, unless `load_banks` has been called."""
+        if state.global_step and not self.loaded and self._loss[0].memory_size:
+            try:
+                self._loss[0].load_banks(_checkpoint(args, state))
+            except ValueError as error:
+                raise ValueError(f"training resumes at update {state.global_step} without its banks: {error} Where it resumes from another place, call "
+                                 "loss.load_banks(checkpoint) before trainer.train.") from None
+        self.loaded = False
+
+
+class _Emptying:
+    """An optimiser's hook that empties the banks once its step has moved their model's weights."""
+
+    def __init__(self, loss: ContAccumLoss):
+        import weakref
+
+        self._loss = weakref.ref(loss)
+
+    def __call__(self, optimizer, *_):
+        loss = self._loss()
+        if loss is None or not len(loss):
+            return
+        mine = {id(p) for p in loss.model.parameters()}
+        if any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
+            loss.clear()
+
+
+def _checkpoint(args, state) -> str:
+    return os.path.join(args.output_dir, f"checkpoint-{state.global_step}")
+
+
+def _processes() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
+
+
+def _gathered(rows: Tensor) -> Tensor:
+    """The rows of all processes, in their order, of which this one's carry gradient.
+
+    Every process computes the same loss of all rows, and carries back its own rows' part. Data parallelism then averages the
+    weights' gradients where they are to be added up, so this part is made that many times as large.
+    """
+    processes = _processes()
+    parts = [torch.empty_like(rows) for _ in range(processes)]
+    torch.distributed.all_gather(parts, rows.detach().contiguous())
+    if rows.requires_grad:
+        own = rows.view_as(rows)
+        own.register_hook(lambda gradient: gradient * processes)
+        parts[torch.distributed.get_rank()] = own
+    return torch.cat(parts)
