@@ -8,10 +8,10 @@ the notebooks and the README share are drawn here too.
 
 import re
 import sys
-import time
 from pathlib import Path
 
 import nbformat
+import psutil
 from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
@@ -30,11 +30,20 @@ def clean(notebook) -> None:
                 output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
 
 
+def execute(notebook) -> float:
+    """Run all cells; the processor's seconds of the kernel and of what it waited for, which other work on the machine does not change."""
+    client, made = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": HERE}}), 0
+    with client.setup_kernel():
+        kernel = psutil.Process(client.km.provisioner.pid)
+        for number, cell in enumerate(notebook.cells):
+            made += cell.cell_type == "code"
+            client.execute_cell(cell, number, execution_count=made)
+        return sum(kernel.cpu_times()[:4])
+
+
 def run(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
-    began = time.perf_counter()
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": HERE}}).execute()
-    seconds = time.perf_counter() - began
+    seconds = execute(notebook)
     clean(notebook)
     notebook.cells[0].source = re.sub(r"(?:SECONDS|\d+ seconds) of computing", f"{-(-int(seconds) // 10) * 10} seconds of computing", notebook.cells[0].source)
     nbformat.write(notebook, path)
