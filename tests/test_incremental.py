@@ -178,7 +178,7 @@ def test_joint_keys_are_the_relation_or_none():
     assert 50 < found < 290
 
 
-BANKED = [name for name in cl.PRESETS if cl.Settings(method=name).has_bank and name != "momentum"]
+BANKED = [name for name in cl.PRESETS if cl.Settings(method=name).keeps_scores]
 
 
 @pytest.mark.parametrize("method", BANKED)
