@@ -2,7 +2,7 @@
 
     python -m benchmarks.cost               all four parts (under an hour on one core), written into README.md
     python -m benchmarks.cost similarity    one part: similarity, update, peers or memory
-    python -m benchmarks.cost update 64 128 whole updates of these sizes anew, with the smaller transformer, three turns each
+    python -m benchmarks.cost update 64 128 whole updates of these sizes anew, with the smaller transformer, in several turns
     python -m benchmarks.cost --tables      nothing is measured: README.md's tables again, from the records
 
 Every row is measured in turns within one process with one thread, and medians are shown; on a machine with a CUDA device the
@@ -142,12 +142,12 @@ def capped(make: Callable, way: str, device: str, peaks: dict[str, int]) -> dict
 
 
 def some_updates(totals: list[int]) -> list[dict]:
-    """GradAccum, GradCache and ContAccum with the smaller transformer, three turns after one that warms up."""
+    """GradAccum, GradCache and ContAccum with the smaller transformer: the smallest size in seven turns, others in three, after one that warms up."""
     pairs, (name, shape), records = cl.load_pairs("python-docs", progress=False), next(iter(SHAPES.items())), []
     tokens = TOKENS[name, "cpu"]
     for total in totals:
         runs = {way: prepared(pairs, shape, tokens, way, total, 8192, "cpu") for way in ("grad_accum", "grad_cache", "kept")}
-        found = in_turns({way: run.step for way, run in runs.items()}, 3)
+        found = in_turns({way: run.step for way, run in runs.items()}, 7 if total == TOTALS[0] else 3)
         print(name, total, {way: round(seconds / found["grad_accum"], 3) for way, seconds in found.items()}, flush=True)
         records += [dict(shape=name, tokens=tokens, device="cpu", total=total, way=way, seconds=seconds) for way, seconds in found.items()]
     return records
