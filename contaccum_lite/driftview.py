@@ -52,14 +52,16 @@ class DriftView(View):
         return found
 
     def draw(self) -> None:
-        self.image.value, self.words.value = self.png(), paragraph(self.sentence)
+        figure = stills.new(*self.wide)
+        self.still(figure)
+        self.image.value, self.words.value = stills.png(figure, ""), paragraph(self.sentence)      # the sentence stands below it
         self._drawn = time.monotonic()
 
     @property
     def sentence(self) -> str:
         data = self.data()
         last = {lag: list(data[f"drift within {lag}"].values()) for lag in self.lags}
-        parts = [f"{100 * values[-1]:.2g}% within {lag}" for lag, values in last.items() if values]
+        parts = [f"{_share(values[-1])} within {lag}" for lag, values in last.items() if values]
         said = f"After update {self.lab.training.step_count} a passage's vector had moved, as squared length over its own, by {', '.join(parts)} updates." if parts else "No drift yet: two looks are needed."
         if data.get("mass") and len(data["mass"]) > 1:
             oldest = max(data["mass"])
@@ -73,3 +75,7 @@ class DriftView(View):
         stills.lines(left, drift or {"no drift yet": ([0], [0])}, "drift", "update", "‖g(t) − g(t − lag)‖² / ‖g(t)‖²", bool(drift), False)
         mass = {name: (list(data[key]), [v / data[key][0] for v in data[key].values()]) for name, key in (("as stored", "mass"), ("encoded now", "control")) if data.get(key)}
         stills.lines(right, mass or {"no bank yet": ([0], [0])}, "similarity mass by age", "age in updates", "share of age 0", False, False)
+
+
+def _share(value: float) -> str:
+    return "under 0.01%" if value < 1e-4 else f"{100 * value:.2g}%"

@@ -12,6 +12,7 @@ import torch
 import contaccum_lite as cl
 from benchmarks import stale as command
 from contaccum_lite import ledger, stale
+from contaccum_lite.driftview import _share
 from contaccum_lite.lab import Lab
 
 FOUND = json.loads(command.RECORDS.read_text())
@@ -76,7 +77,8 @@ def test_the_drift_view_says_what_the_probe_has_seen(toy):
     view.draw()
     data = view.data()
     assert sorted(view.probe.seen) == list(range(0, 13, 2)) and data["drift within 4"] == view.probe.drift(4)
-    assert f"{100 * list(data['drift within 4'].values())[-1]:.2g}% within 4" in view.sentence and html.escape(view.sentence) in view.words.value
+    assert f"{_share(list(data['drift within 4'].values())[-1])} within 4" in view.sentence and _share(0.0123) == "1.2%" and _share(5e-5) == "under 0.01%"
+    assert "within 4" in view.sentence and html.escape(view.sentence) in view.words.value
     assert data["mass"] == cl.similarity_mass(lab.training) and data["control"] == cl.similarity_mass(lab.training, fresh=True)
     assert view.image.value[:4] == b"\x89PNG" and view._repr_mimebundle_()[0]["text/plain"] == view.sentence
     lab.reset()
