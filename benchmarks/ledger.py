@@ -1,6 +1,6 @@
 """Run the ledger: every claim of the paper at the scale of this machine.
 
-    python -m benchmarks.ledger            run what is not yet recorded (19 minutes on two cores), judge, write the README
+    python -m benchmarks.ledger            run what is not yet recorded (about 19 minutes on two cores), judge, write the README
     python -m benchmarks.ledger --fresh    run everything anew
     python -m benchmarks.ledger --quick    a few runs at a quarter of their length (under 90 s), which show the signs; nothing is written
 
