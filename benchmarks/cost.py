@@ -196,8 +196,9 @@ def update_table(records: list[dict]) -> str:
     for shape, device, total in dict.fromkeys((r["shape"], r["device"], r["total"]) for r in records):
         here = [r for r in records if (r["shape"], r["device"], r["total"]) == (shape, device, total)]
         found, tokens = {r["way"]: r["seconds"] for r in here}, here[0]["tokens"]
+        base = {r["way"]: r.get("base", found["grad_accum"]) for r in here}         # GradAccum of the same turns
         rows.append(f"| {shape} | {tokens[0]} and {tokens[1]} | {device} | {total} | {found['grad_accum']:.3g} | " + " | ".join(
-            f"{found[way] / found['grad_accum']:.2f}{memory_of(here, way)}" if way in found else "" for way in WAYS if way != "grad_accum") + " |")
+            f"{found[way] / base[way]:.2f}{memory_of(here, way)}" if way in found else "" for way in WAYS if way != "grad_accum") + " |")
     return "\n".join(rows)
 
 
@@ -366,7 +367,8 @@ def main(given: list[str]) -> None:
     if given[:1] == ["update"] and given[1:] and all(word.isdigit() for word in given[1:]):
         key = lambda r: (r["shape"], r["device"], r["total"], r["way"])
         new = {key(r): r for r in some_updates([int(word) for word in given[1:]])}
-        known["update"] = [new.get(key(r), r) for r in known["update"]]
+        before = {key(r)[:3]: r["seconds"] for r in known["update"] if r["way"] == "grad_accum"}
+        known["update"] = [new.get(key(r), {"base": before[key(r)[:3]], **r} if key(r)[2] in map(int, given[1:]) and r["shape"] == next(iter(SHAPES)) else r) for r in known["update"]]
         RECORDS.write_text(json.dumps(known, indent=1) + "\n")
         given = ["--tables"]
     if unknown := [word for word in given if word not in (*PARTS, "--tables")]:
