@@ -23,7 +23,7 @@ import numpy as np
 from .data import Pair, Pairs, Passage, write_atomically
 from .search import Hit, Hits, answer_measures, ranking_measures, TOP
 from .settings import Settings
-from .towers import load_tower, vectors_of
+from .towers import array_of, load_tower
 from .train import check_device, sync, while_it_stands
 
 SHARD = 50_000          # passages in a shard
@@ -67,10 +67,7 @@ class Retriever:
         return self._vectors(tower, tower.tokenize([p.text for p in passages], [p.title for p in passages], self.settings.passage_tokens))
 
     def _vectors(self, tower, tokens) -> np.ndarray:
-        out = np.empty((len(tokens), tower.dim), dtype=np.float32)
-        for rows, vectors in vectors_of(tower, tokens, self.settings):
-            out[rows] = vectors
-        return out
+        return array_of(tower, tokens, self.settings)
 
     @property
     def fingerprint(self) -> str:
@@ -153,10 +150,7 @@ class Index:
         if self._tower is None:
             self._tower = load_tower(self.folder / "query_tower", self.about["pooling"]).eval()
         tokens = self._tower.tokenize(list(queries), length=self.about["query_tokens"])
-        out = np.empty((len(tokens), self._tower.dim), dtype=np.float32)
-        for rows, vectors in vectors_of(self._tower, tokens, Settings()):
-            out[rows] = vectors
-        return out
+        return array_of(self._tower, tokens, Settings())
 
     def search(self, query: str, k: int = 5) -> Hits:
         """The k passages nearest to the query: hits with score, id, title, passage."""

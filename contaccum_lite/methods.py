@@ -25,7 +25,7 @@ from .incremental import IncrementalSoftmax
 from .loss import Contrast, contrast, duplicate_mask
 from .precision import LossScale, encode
 from .settings import Settings
-from .towers import copy_of, has_dropout, joined
+from .towers import copy_of, has_dropout, joined, vectors_of
 
 
 class MicroBatch(NamedTuple):
@@ -197,18 +197,16 @@ class Learner:
     @torch.no_grad()
     def encode_texts(self, tower, tokens, rows=None) -> Tensor:
         """Vectors of these texts without noise or graph, (n, d). tokens: a padded tensor, or `Tokens` with the rows wanted."""
+        if not isinstance(tokens, Tensor):
+            places, parts = zip(*vectors_of(tower, tokens, self.settings, rows))
+            found = torch.cat(parts)
+            return torch.empty_like(found).index_copy_(0, torch.from_numpy(np.concatenate(places)).to(found.device), found)
         was_training = tower.training
         tower.eval()
         try:
-            if isinstance(tokens, Tensor):
-                return encode(tower, tokens.to(self.settings.device), self.settings)
-            rows = np.arange(len(tokens)) if rows is None else rows
-            order = np.argsort(np.diff(tokens.starts)[rows], kind="stable")          # texts of like length go together
-            parts = [encode(tower, tokens[rows[order[start:start + 256]]].to(self.settings.device), self.settings) for start in range(0, len(order), 256)]
+            return encode(tower, tokens.to(self.settings.device), self.settings)
         finally:
             tower.train(was_training)
-        found = torch.cat(parts)
-        return torch.empty_like(found).index_copy_(0, torch.from_numpy(order).to(found.device), found)
 
     @contextmanager
     def noise(self, update: int, index: int):

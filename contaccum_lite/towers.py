@@ -319,18 +319,27 @@ def _in_parts(function, *columns: list, size: int = 256) -> Iterator:
         yield from function(*(column[start:start + size] for column in columns))
 
 
-def vectors_of(tower: nn.Module, tokens: Tokens, settings, batch: int = 256) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(rows, their vectors as float32) of these texts, a batch at a time, without noise; texts of like length go together."""
-    order = np.argsort(np.diff(tokens.starts), kind="stable")
+def vectors_of(tower: nn.Module, tokens: Tokens, settings, rows: np.ndarray | None = None, batch: int = 256) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """(places in `rows`, their vectors) of these texts, a batch at a time, without noise or graph; texts of like length go together."""
+    rows = np.arange(len(tokens)) if rows is None else rows
+    order = np.argsort(np.diff(tokens.starts)[rows], kind="stable")
     for start in range(0, len(order), batch):
-        rows, was_training = order[start:start + batch], tower.training
+        places, was_training = order[start:start + batch], tower.training
         tower.eval()
         try:
             with torch.no_grad():
-                vectors = encode(tower, tokens[rows].to(settings.device), settings).float().cpu().numpy()
+                vectors = encode(tower, tokens[rows[places]].to(settings.device), settings)
         finally:
             tower.train(was_training)
-        yield rows, vectors
+        yield places, vectors
+
+
+def array_of(tower: nn.Module, tokens: Tokens, settings) -> np.ndarray:
+    """All of them as one array of float32, (texts, d)."""
+    out = np.empty((len(tokens), tower.dim), dtype=np.float32)
+    for rows, vectors in vectors_of(tower, tokens, settings):
+        out[rows] = vectors.float().cpu().numpy()
+    return out
 
 
 def copy_of(tower: nn.Module) -> nn.Module:

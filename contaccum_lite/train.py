@@ -25,7 +25,7 @@ from .data import Pairs, Passage, write_atomically
 from .methods import Alone, Learner, MicroBatch, MicroStep, gradient
 from .precision import prepare
 from .settings import Settings
-from .towers import Tokens, load_tower, make_towers, vectors_of
+from .towers import Tokens, array_of, load_tower, make_towers, vectors_of
 
 _FORMAT = 1
 _SMALL_CORPUS = 100_000  # passages up to which all token ids are kept
@@ -343,7 +343,7 @@ class Run:
             else:
                 tokens = _tokenize_passages(self.passage_tower, passages[first:first + 10_000], self.settings)
             for rows, part in vectors_of(self.passage_tower, tokens, self.settings):
-                vectors[first + rows] = part
+                vectors[first + rows] = part.float().cpu().numpy()
                 yield first + len(rows)
                 if step != self.step_count:
                     return
@@ -351,10 +351,7 @@ class Run:
 
     def _encode(self, tower, tokens: Tokens) -> np.ndarray:
         """Vectors of all these texts, (texts, d)."""
-        out = np.empty((len(tokens), tower.dim), dtype=np.float32)
-        for rows, vectors in vectors_of(tower, tokens, self.settings):
-            out[rows] = vectors
-        return out
+        return array_of(tower, tokens, self.settings)
 
     # --- save and resume -----------------------------------------------------------------------------------------------
 
