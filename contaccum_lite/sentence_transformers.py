@@ -233,6 +233,11 @@ class BankCallback(TrainerCallback):
     def on_save(self, args, state, control, **_):
         self._loss[0].save_banks(_checkpoint(args, state))
 
+    def on_optimizer_step(self, args, state, control, **_):
+        """The optimiser's own hook does not know the weights of this model where they are in shards (DeepSpeed's are flat copies)."""
+        if not self._loss[0].past_encoder:
+            self._loss[0].clear()
+
     def on_train_begin(self, args, state, control, **_):
         """On resume: from the checkpoint of this update in output_dir, unless `load_banks` has been called."""
         if state.global_step and not self.loaded and self._loss[0].memory_size:

@@ -98,8 +98,8 @@ def sentence_loss(world=1, rank=0) -> dict[str, torch.Tensor]:
     return found | {f"sentences/bank.{name}": value for name, value in loss.bank_state().items()}
 
 
-def trained(out: Path, world=1) -> dict[str, torch.Tensor]:
-    """Six updates of SentenceTransformerTrainer with 8 triples to a micro-batch, over an epoch's end: weights (float32) and banks."""
+def train_triples(out: Path, to: Path, world=1, loss_fields={}, **fields):
+    """(trainer, model, loss) after six updates of SentenceTransformerTrainer with 8 triples to a micro-batch, over an epoch's end."""
     import test_sentence_transformers as single
     from datasets import Dataset
 
@@ -107,10 +107,19 @@ def trained(out: Path, world=1) -> dict[str, torch.Tensor]:
     data = Dataset.from_dict({"anchor": [p.query for p in chosen], "positive": [p.passage for p in chosen],
                               "negative": [p.hard_negatives[0].text for p in chosen]})
     model = single.sentence_transformer(str(out / "bert"))
-    loss = single.ContAccumLoss(model, 20)
-    arguments = single.arguments(out / f"trained-{world}", per_device_train_batch_size=8 // world, max_steps=6, batch_sampler=single._in_order,
-                                 save_strategy="steps", save_steps=6)
-    single.SentenceTransformerTrainer(model, arguments, train_dataset=data, loss=loss, callbacks=[loss.callback]).train()
+    loss = single.ContAccumLoss(model, 20, **loss_fields)
+    arguments = single.arguments(to, **dict(per_device_train_batch_size=8 // world, max_steps=6, batch_sampler=single._in_order,
+                                            save_strategy="steps", save_steps=6) | fields)
+    trainer = single.SentenceTransformerTrainer(model, arguments, train_dataset=data, loss=loss, callbacks=[loss.callback])
+    trainer.train()
+    return trainer, model, loss
+
+
+def trained(out: Path, world=1) -> dict[str, torch.Tensor]:
+    """Weights (float32) and banks after `train_triples`."""
+    import test_sentence_transformers as single
+
+    _, model, loss = train_triples(out, out / f"trained-{world}", world)
     return {"trained/weights": single.weights(model), **{f"trained/bank.{name}": value for name, value in loss.bank_state().items()}}
 
 

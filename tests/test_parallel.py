@@ -21,9 +21,10 @@ HERE, TIGHT = Path(__file__).parent, 1e-10
 FOUR = [*cl.PRESETS, "contaccum, incremental"]
 
 
-def launch(world, out, *arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"}
-    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world), str(HERE / "parallel_worker.py"),
+def launch(world, out, *arguments, script="parallel_worker.py"):
+    searched = filter(None, [str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(searched), "DS_ACCELERATOR": "cpu"}
+    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world), str(HERE / script),
                              str(out), *arguments], env=environment, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -100,6 +101,23 @@ def test_the_trainer_of_sentence_transformers_takes_the_same_steps_on_two(found)
     start = single.weights(single.sentence_transformer(str(found["files"] / "bert")))
     assert (one["trained/weights"] - start).abs().max() > 3e-3
     assert [path.name for path in (found["files"] / "trained-2" / "checkpoint-6").glob("contaccum*")] == ["contaccum.safetensors"]
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "zero2", "zero3"])
+def test_the_trainer_takes_the_same_steps_on_towers_in_shards(found, kind):
+    """accelerate's FSDP, and DeepSpeed where it is installed: weights and banks of one process, to float32."""
+    if kind != "fsdp":
+        pytest.importorskip("deepspeed")
+    process = launch(2, found["files"], kind, script="sharded_worker.py")
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    sharded, one = load_file(found["files"] / f"{kind}.safetensors"), found[1]
+    assert (found["files"] / f"{kind}.txt").read_text() == ("FSDP" if kind == "fsdp" else "DEEPSPEED")
+    for name in ("weights", "bank.position", "bank.keys", "bank.vectors"):
+        assert (one[f"trained/{name}"].double() - sharded[name].double()).abs().max() < 1e-4, name
+    if kind != "zero2":                                            # stage 2 shards gradients and the optimiser, not the weights
+        assert sharded["kept"] < 0.6 * len(sharded["weights"])
+    assert sharded["emptied"] == 0                                 # without past encoders, by the trainer's own sign
 
 
 @pytest.mark.parametrize("mistake", ["Unshifted", "Halved"])
