@@ -35,8 +35,6 @@ ROOT = Path(__file__).parent.parent
 RECORDS = Path(__file__).parent / "records" / "gate.json"
 GUIDE = ROOT / "notebooks" / "INSTRUCTOR.md"
 LIMITS = dict(memory=1000, first_picture=15, installed=2500, kilobytes=300)     # MB, s, MB, kB: what Binder guarantees, and what a class waits for
-#: Above the promise, and known to be: for a moment 09 runs two processes beside its kernel. A session that is given less than its 2 GB may lose it.
-EXCEPTIONS = {"09_take_home": dict(memory=1500)}
 
 #: Read by every Python that the kernel starts. 127.* and ::1 are the kernel's own sockets.
 GUARD = """
@@ -97,7 +95,7 @@ def execute(path: Path, seed: int | None = None) -> dict:
                     found["first_picture"] = round(used, 1)
             found |= dict(seconds=round(used, 1), wall=round(time.perf_counter() - began, 1), memory=round(max(float(peak.outputs[0].text), most["MB"])))
     except CellExecutionError as error:
-        found["error"] = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()[-1][:300]
+        found["error"] = next(line for line in reversed(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()) if re.search(r"\w", line))[:300]
     return found | dict(differs=differing(kept.cells, notebook.cells[len(extra):-1]) if not found["error"] else [])
 
 
