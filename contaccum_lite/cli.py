@@ -11,11 +11,13 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shlex
 import signal
 import sys
 from pathlib import Path
 
+from .search import CONTROL, one_line
 from .settings import Settings, range_of, read
 
 FIELDS = {f.name: f for f in dataclasses.fields(Settings)}
@@ -37,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         if sentence is None or given.debug:
             raise
         whole = "; ".join([sentence.rstrip("."), *getattr(error, "__notes__", [])]) + "."
-        print(f"contaccum: {' '.join(whole.split())}", file=sys.stderr)
+        print(f"contaccum: {one_line(whole)}", file=sys.stderr)
         return 2
 
 
@@ -463,21 +465,25 @@ def index(given) -> int:
     return 0
 
 
+def _json(values: dict) -> str:
+    """A line of JSON, readable in any script; what a terminal would act on is written as \\uXXXX."""
+    return re.sub(f"[{CONTROL}]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(values, ensure_ascii=False))
+
+
 def search(given) -> int:
     """Print the hits of each query."""
     from .index import Index
-    from .search import plain
 
     _quiet()
     where = Index(given.index)
     for query in given.query:
         hits = where.search(query, given.k)
         if given.json:
-            print("\n".join(json.dumps({"query": query, **hit._asdict()}, ensure_ascii=False) for hit in hits))
+            print("\n".join(_json({"query": query, **hit._asdict()}) for hit in hits))
             continue
         if len(given.query) > 1:
-            print(plain(query))
-        print("\n".join(f"{hit.score:8.2f}  {plain(hit.id)}  {plain(hit.title)}\n          {plain(' '.join(hit.passage.split()))[:160]}" for hit in hits))
+            print(one_line(query))
+        print("\n".join(f"{hit.score:8.2f}  {one_line(hit.id)}  {one_line(hit.title)}\n          {one_line(hit.passage)[:160]}" for hit in hits))
     return 0
 
 

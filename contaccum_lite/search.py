@@ -21,7 +21,7 @@ class Hit(NamedTuple):
     passage: str
 
     def __repr__(self):
-        return f"{self.score:8.2f}  {plain(self.title or self.id)}"
+        return f"{self.score:8.2f}  {one_line(self.title or self.id)}"
 
 
 class Hits(list):
@@ -31,9 +31,18 @@ class Hits(list):
         return "\n".join(map(repr, self)) or "(nothing found)"
 
 
+#: What a terminal would act on instead of showing it: control characters (C0 but tab and newline, C1) and marks that turn the direction of writing.
+CONTROL = "\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069"
+
+
 def plain(text: str) -> str:
     """Text of a data set without terminal codes and control characters, for where it is printed."""
-    return re.sub(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
+    return re.sub(rf"\x1b\[[0-9;]*[A-Za-z]|[{CONTROL}]", "", text)
+
+
+def one_line(text: str) -> str:
+    """`plain` text in one line."""
+    return " ".join(plain(text).split())
 
 
 def rank(queries: np.ndarray, passages: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

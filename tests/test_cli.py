@@ -1,6 +1,7 @@
 """The command line: options, configuration, every command end to end on files of the field, and one sentence for whatever goes wrong."""
 
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -268,6 +269,26 @@ def test_beir_files_from_training_to_search(family, toy, tmp_path):
     assert found == pytest.approx(run.evaluate(), abs=0.02)
     ended = family.run("search", tmp_path / "index", toy.test[0].query, toy.test[1].query, "-k", "4")
     assert ended.status == 0 and ended.out.count("toy.") == 8 and toy.test[1].query in ended.out
+
+
+HOSTILE = ["<script>alert(1)</script>", "\x1b[31mred\x1b[0m", "\x1b]0;a title\x07", "\x9b2Jgone", "\u202edesrever", "two\nlines\rover", "$x$"]
+
+
+def test_hostile_text_is_text_in_terminal_and_log(family, tmp_path):
+    pair = lambda n, text: json.dumps({"query": f"what is {n} {text}", "passage": f"{text} is {n}", "title": f"{n} {text}", "passage_id": f"{n}{text}"})
+    (tmp_path / "pairs.jsonl").write_text("\n".join(pair(n, HOSTILE[n % len(HOSTILE)]) for n in range(40)))
+    acts = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
+    pairs = f"jsonl:{tmp_path / 'pairs.jsonl'}"
+    ended = [family.run("train", pairs, *TINY, "--updates", "2", "--warmup", "1", "--out", tmp_path / "run"), family.run("index", tmp_path / "run", pairs, "--out", tmp_path / "index"),
+             family.run("search", tmp_path / "index", *HOSTILE, "-k", "8"), family.run("search", tmp_path / "index", *HOSTILE, "-k", "8", "--json"),
+             family.run("train", "jsonl:" + HOSTILE[1], "--out", tmp_path / "other")]
+    assert [e.status for e in ended] == [0, 0, 0, 0, 2], ended
+    assert not any(acts.search(e.out + e.err) for e in ended) and ended[4].err.count("\n") == 1
+    assert "red" in ended[2].out and "<script>alert(1)</script>" in ended[2].out and len(ended[2].out.splitlines()) == len(HOSTILE) * (1 + 2 * 8)
+    hits = [json.loads(text) for text in ended[3].out.splitlines()]
+    assert len(hits) == 8 * len(HOSTILE) and [hit["query"] for hit in hits[::8]] == HOSTILE                # JSON keeps every character, escaped
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    assert "begins" in ended[0].out and not acts.search(log) and not acts.search((tmp_path / "run" / "settings.yaml").read_text())
 
 
 # --- ledger -------------------------------------------------------------------------------------------------------------
