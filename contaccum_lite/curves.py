@@ -16,7 +16,7 @@ from .stills import STYLES
 from .views import View, paragraph
 
 #: panel -> (title, y axis is logarithmic)
-PANELS = {"loss": ("loss", False), "norms": ("gradient norms: query –, passage - -", True), "ratio": ("gradient norm: passage ÷ query tower", True),
+PANELS = {"loss": ("loss", False), "norms": ("gradient norms: query –, passage - -", True), "ratio": ("passage ÷ query gradient norm", True),
           "top20": ("Top@20, % of test queries", False), "mass": ("similarity mass by age, updates", False)}
 _GREY = "#8A8A8A"
 
@@ -67,7 +67,7 @@ class CurvesView(View):
         return [_line("loss", name, at, [u.loss for u in history], color, dash, wide, ghost),
                 _line("ratio", name, at, [u.grad_norm_ratio for u in history], color, dash, wide, ghost),
                 _line("top20", name, [u for u, _ in track.top20] if track else [], [100 * v for _, v in track.top20] if track else [],
-                      color, dash, wide, ghost)]
+                      color, dash, wide, ghost) | {"markers": not ghost}]
 
     def draw(self) -> None:
         """Bring the figure's lines up to date, in one message."""
@@ -127,12 +127,12 @@ class LiveFigure(FigureWidget):
     (`answered`). What changes before stays here, and `behind()` is called when it can be sent.
     """
 
-    answered = stale = False
+    answered = stale = fitted = False
 
     def get_state(self, key=None, drop_defaults=False):
         """As it is now, not as it was made: that is what a page gets that is loaded again."""
         if key is None:
-            self.answered = self.stale = False
+            self.answered = self.stale = self.fitted = False
         state = super().get_state(key, drop_defaults)
         for name, own in (("_widget_data", "_data"), ("_widget_layout", "_layout")):
             if name in state and hasattr(self, "_widget_layout") and hasattr(self, own):
@@ -143,6 +143,9 @@ class LiveFigure(FigureWidget):
         """Take a message of the page: an answer, and otherwise nothing that is needed here."""
         if "_js2py_traceDeltas" in sync_data:               # (the one of the layout comes too early, from a figure still empty)
             self.answered = True
+            if not self.fitted:                             # it was drawn before it had a place, and as wide as plotly guesses
+                self.fitted = True
+                self._send_relayout_msg({"autosize": True})
             if self.stale:
                 self.behind()
         super().set_state({name: value for name, value in sync_data.items() if not name.startswith("_js2py")})

@@ -38,7 +38,7 @@ class HeatMap:
                         for k in self.steps for n in self.sizes}
         for (k, n), button in self.buttons.items():
             button.on_click(lambda _, k=k, n=n: lab.soon(self.load, k, n, True))
-        head = [w.HTML("<b>Top@20, %</b>"), *(w.HTML(f"<b>N_memory {n}</b>" + (" (GradAccum)" if n == 0 else "")) for n in self.sizes)]
+        head = [w.HTML("<b>Top@20, %</b>"), *(w.HTML(f"<b>N_memory<br>{n}</b>" + (" (GradAccum)" if n == 0 else "")) for n in self.sizes)]
         rows = [cell for k in self.steps for cell in (w.HTML(f"<b>K {k}</b>"), *(self.buttons[k, n] for n in self.sizes))]
         self.grid = w.GridBox([*head, *rows], layout=dict(grid_template_columns=f"7em repeat({len(self.sizes)}, 8em)", grid_gap="2px"))
         self.words = w.HTML()

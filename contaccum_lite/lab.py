@@ -250,7 +250,7 @@ class Lab(_Traits):
         end = None if updates is None else self.training.step_count + updates
         self.waiting = True
         try:
-            while (end is None or self.training.step_count < end) and self._advance() is not None:
+            while (end is None or self.training.step_count < end or self._due) and self._advance() is not None:
                 pass
         except KeyboardInterrupt:
             self._rewind()
@@ -336,12 +336,17 @@ class Lab(_Traits):
         self.ticks += 1
         return kind
 
+    @property
+    def _due(self) -> bool:
+        """Whether Top@20 is to be looked at before the next update."""
+        run, seen = self.training, self.track.top20
+        return (run.step_count % self.every == 0 or run.step_count == run.settings.updates) and (not seen or seen[-1][0] < run.step_count)
+
     def _train(self) -> Iterator[str]:
         """The work that is left in this run, piece by piece; between two pieces a button can be heard."""
         run, track = self.training, self.track
         while True:
-            due = run.step_count % self.every == 0 or run.step_count == run.settings.updates
-            if due and (not track.top20 or track.top20[-1][0] < run.step_count):
+            if self._due:
                 for _ in run.encode_passages():
                     yield "look"
                 track.top20.append((run.step_count, run.evaluate()["top@20"]))

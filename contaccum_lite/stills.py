@@ -107,6 +107,8 @@ def curves(figure, lines: list[dict], panels: dict) -> None:
     for panel, (title, log) in panels.items():
         axes[panel].set_title(title, fontsize=9.5)
         axes[panel].set_yscale("log" if log else "linear")
+        if log:
+            plain(axes[panel].yaxis)
         axes[panel].spines[["top", "right"]].set_visible(False)
         axes[panel].tick_params(labelsize=8)
     legend = np.ravel(figure.axes)[-1]
@@ -127,6 +129,22 @@ def curves(figure, lines: list[dict], panels: dict) -> None:
         legend.legend(handles=handles, loc="center left", frameon=False, fontsize=8.5)
 
 
+def plain(axis, places=()) -> None:
+    """Numbers as they are written, in place of powers of ten, on a logarithmic axis; at these places, if they are few."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    places = sorted(set(map(float, places)))
+    axis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0) if not places else (1.0,), numticks=6))
+    if 0 < len(places) <= 12:
+        axis.set_ticks(places)
+    axis.set_major_formatter(_written)
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _written(value: float, _=None) -> str:
+    return f"{value:,.6g}" if value < 1e6 else f"{value:g}"
+
+
 def lines(axis, lines: dict, title: str, x: str, y: str, log: bool, log_x: bool) -> None:
     """Named lines, each with a dash and a mark of its own."""
     for (name, (xs, ys)), (color, dash, mark) in zip(lines.items(), cycle(LINES)):
@@ -136,6 +154,10 @@ def lines(axis, lines: dict, title: str, x: str, y: str, log: bool, log_x: bool)
     axis.set_ylabel(literal(y), fontsize=9)
     axis.set_yscale("log" if log else "linear")
     axis.set_xscale("log" if log_x else "linear")
+    if log_x:
+        plain(axis.xaxis, [x for xs, _ in lines.values() for x in xs])
+    if log:
+        plain(axis.yaxis)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8)
     if len(lines) > 1:
@@ -147,14 +169,34 @@ def points(axis, places: dict, title: str, x: str, y: str, log_x: bool) -> None:
     for number, (name, (across, up, spread)) in enumerate(places.items(), 1):
         axis.errorbar(across, up, yerr=spread or None, fmt="o", color="#0072B2", ecolor="#B0B0B0", markersize=5)
         axis.plot([], [], " ", label=literal(f"{number} {name}"))
-        axis.annotate(str(number), (across, up), textcoords="offset points", xytext=(6 + 9 * (number % 4), -3), fontsize=9)
     axis.set_title(literal(title), fontsize=10)
     axis.set_xlabel(literal(x), fontsize=9)
     axis.set_ylabel(literal(y), fontsize=9)
-    axis.set_xscale("symlog" if log_x else "linear", **({"linthresh": 1} if log_x else {}))
+    if log_x:
+        axis.set_xscale("symlog", linthresh=1)
+        axis.xaxis.set_major_formatter(_written)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8)
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=0, markerscale=0)
+    axis.figure.canvas.draw()                                        # where the points lie is known only now
+    at = axis.transData.transform([(across, up) for across, up, _ in places.values()]) * 72 / axis.figure.dpi
+    for number, (down, (across, up, _)) in enumerate(zip(apart(at), places.values()), 1):
+        axis.annotate(str(number), (across, up), textcoords="offset points", xytext=(16, down - 3), fontsize=9,
+                      arrowprops=dict(arrowstyle="-", color="#B0B0B0", linewidth=0.6, shrinkA=0, shrinkB=2))
+
+
+def apart(at: np.ndarray, near: float = 22.0, height: float = 10.0) -> list[float]:
+    """How far up (points of type) each label must move so that labels of points with nearly the same x, (n, 2) in points, do not overlap."""
+    moved = [0.0] * len(at)
+    for group in (sorted(np.flatnonzero(np.abs(at[:, 0] - x) < near), key=lambda n: at[n, 1]) for x in at[:, 0]):
+        ends = [at[n, 1] for n in group]
+        for _ in range(50):                                          # push neighbours apart, each by half of what is missing
+            for k in range(len(ends) - 1):
+                missing = max(0.0, height - (ends[k + 1] - ends[k]))
+                ends[k], ends[k + 1] = ends[k] - missing / 2, ends[k + 1] + missing / 2
+        for n, end in zip(group, ends):
+            moved[n] = end - at[n, 1]
+    return moved
 
 
 def beside(target, yours) -> bytes:

@@ -80,6 +80,7 @@ def test_notebook_00_is_played(page):
     page.scroll(cell)
     view = lab(page)
     view.until(lambda: view.updates() == 30)
+    page.page.wait_for_function("(plot => plot._fullLayout.width === plot.clientWidth)(document.querySelector('.js-plotly-plot'))")       # as wide as its place, before anything is pressed
     assert page.page.locator(".js-plotly-plot").first.evaluate("plot => [plot._fullLayout.height, plot._fullLayout.yaxis2.type, plot.clientWidth > 800]") == [430, "log", True]
     page.shot("00-lab")
     matrix, bank, curve = view.matrix(), view.bank(), view.curve()

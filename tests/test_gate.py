@@ -88,6 +88,14 @@ def cells(book):
     return found + ([] if lines[len(lines) // 2] <= 6 and lines[-1] <= 20 else [f"code cells have {lines} lines"])
 
 
+def folded(book):
+    """A prediction's code is folded, and its first line, which JupyterLab still shows, gives nothing away."""
+    found = [f"cell {n}'s first line is {c.source.splitlines()[0]!r}" for n, c in enumerate(book.cells)
+             if c.metadata.get("jupyter", {}).get("source_hidden") and not c.source.startswith("# Predict")]
+    return found + [f"cell {n} predicts in plain sight" for n, c in enumerate(book.cells)
+                    if c.cell_type == "code" and re.search(r'cl\.Predict\("', c.source) and not c.metadata.get("jupyter", {}).get("source_hidden")]
+
+
 def leftovers(book):
     """Nothing of the machine, no widget state, no error, no warning."""
     raw = json.dumps([c.get("outputs", []) for c in book.cells])
@@ -102,6 +110,7 @@ def leftovers(book):
     (exercises, [("01", 0, "<summary>Hint 2</summary>", "<summary>More</summary>"), ("02", 0, "(4 minutes)", ""), ("03", 0, 'cl.check("03.2"', 'cl.check("03.1"')]),
     (pictures, [("00", 0, '"alt": "', '"none": "', True), ("00", 0, "(images/methods.png)", "(images/methods.png) ![a matrix](images/methods.png)")]),
     (cells, [("08", 0, "theirs = {", "a = 1\n" * 30 + "theirs = {"), ("08", 0, "theirs = {", "theirs = {" + 100 * " ")]),
+    (folded, [("05", 0, "# Predict before you unfold this: the code knows the answer.\n", ""), ("05", 0, "def tried(line):", "cl.Predict(\"a\")")]),
     (leftovers, [("03", 0, "after write", "/home/me/after write", True), ("03", 0, '"stdout"', '"stderr"', True)])], ids=lambda x: getattr(x, "__name__", ""))
 def test_form_of_the_notebooks(faults, plants):
     assert each(faults) == []

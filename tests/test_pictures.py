@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import contaccum_lite as cl
+from contaccum_lite import stills
 from contaccum_lite.terms import TERMS
 
 
@@ -30,6 +31,29 @@ def test_lines_say_their_ends():
     assert picture.sentence == "share over x 1 to 4: a from 0.5 to 0.25, highest 0.7 at 2; b from 3 to 1." and len(picture.png()) > 3000
     with pytest.raises(ValueError, match="lines is empty"):
         cl.LinesPicture({}, "", "", "")
+
+
+def test_numbers_of_points_do_not_overlap():
+    from matplotlib.text import Text
+
+    near = np.array([[100.0, 50.0], [101.0, 50.5], [99.0, 51.0], [100.0, 90.0], [300.0, 50.0]])
+    up = near[:, 1] + stills.apart(near)
+    ends = np.sort(up[:4])
+    assert np.diff(ends).min() > 9.9 and up[4] == 50 and list(np.argsort(up[:4])) == [0, 1, 2, 3]
+    axis = stills.new(5, 3).add_subplot()
+    stills.points(axis, {str(n): (1, 50 + n / 100, 1) for n in range(6)} | {"far": (300, 50, 1)}, "t", "x", "y", log_x=True)
+    axis.figure.canvas.draw()
+    boxes = [Text.get_window_extent(text) for text in axis.texts]
+    assert len(boxes) == 7 and not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
+    assert {"1", "100"} <= {label.get_text() for label in axis.get_xticklabels()}
+
+
+def test_logarithmic_axes_say_plain_numbers():
+    axis = stills.new(5, 3).add_subplot()
+    stills.lines(axis, {"a": ([4, 8, 2048], [0.3, 2, 3000])}, "t", "x", "y", log=True, log_x=True)
+    axis.figure.canvas.draw()
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["4", "8", "2,048"]
+    assert {"1", "10", "1,000"} <= {label.get_text() for label in axis.get_yticklabels()}
 
 
 def test_a_slide_makes_its_picture_anew():
