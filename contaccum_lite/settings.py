@@ -15,55 +15,75 @@ _NO_BANK = dict(memory_size=0, query_bank=False, passage_bank=False)
 _DUAL = dict(query_bank=True, passage_bank=True)
 _CACHE = dict(local_batch=32, accumulation_steps=1, cache_negatives=2, bank_warmup=100)
 
-#: method -> what it sets. `fixes` makes the method what it is; `starts` is only where its sliders start.
+#: method -> its name and its line (colour, dash) in pictures, what the menu says of it, and what it sets: `fixes` makes the method what
+#: it is; `starts` is only where its sliders start. Lines: Okabe and Ito's colours (purple in place of their sky blue, which white
+#: swallows); two that share a dash are told apart in every common colour-blindness, and each colour stands out from white and from
+#: black (tests/test_access.py).
 PRESETS: dict[str, dict] = {
     "dpr": dict(
+        name="DPR", line=("#7A7A7A", "longdash"),
         says="one big batch, its own negatives only (DPR)",
         fixes=dict(accumulation_steps=1, **_NO_BANK), starts=dict(local_batch=128)),
     "grad_accum": dict(
+        name="GradAccum", line=("#0072B2", "dash"),
         says="K micro-batches, each with its own negatives only",
         fixes=_NO_BANK),
     "grad_cache": dict(
+        name="GradCache", line=("#8F5BD0", "dashdot"),
         says="the big batch's gradient by two passes over K micro-batches",
         fixes=_NO_BANK),
     "pre_batch": dict(
+        name="pre-batch", line=("#D55E00", "dot"),
         says="micro-batches and a passage bank alone (pre-batch negatives)",
         fixes=dict(query_bank=False, passage_bank=True)),
     "contaccum": dict(
+        name="ContAccum", line=("#009E73", "solid"),
         says="micro-batches and a dual bank of queries and passages",
         starts=_DUAL),
     "contaccum_no_past": dict(
+        name="ContAccum, no past", line=("#009E73", "dot"),
         says="ContAccum, its banks emptied after each weight update",
         fixes=dict(past_encoder=False, **_DUAL)),
     "pre_batch_no_past": dict(
+        name="pre-batch, no past", line=("#D55E00", "dash"),
         says="a passage bank alone, emptied after each weight update",
         fixes=dict(query_bank=False, passage_bank=True, past_encoder=False)),
     "contaccum_no_accum": dict(
+        name="ContAccum, K = 1", line=("#009E73", "dashdot"),
         says="ContAccum without accumulation: one micro-batch per update",
         fixes=dict(accumulation_steps=1, **_DUAL)),
     "momentum": dict(
+        name="momentum", line=("#CC79A7", "dash"),
         says="a dual bank filled by slowly moving copies of the towers (as in MoCo)",
         fixes=_DUAL, starts=dict(momentum=0.99)),
     "static_negatives": dict(
+        name="static negatives", line=("#0072B2", "longdash"),
         says="hard negatives by the vectors of one moment, of queries and passages alike",
         fixes=dict(static_queries=True, cache_refresh=0, **_NO_BANK), starts=_CACHE),
     "stale_cache": dict(
+        name="stale cache", line=("#D55E00", "longdash"),
         says="hard negatives by a cache of all passages that is never renewed",
         fixes=dict(cache_refresh=0, corrector="identity", **_NO_BANK), starts=_CACHE),
     "refreshed_cache": dict(
+        name="refreshed cache", line=("#0072B2", "solid"),
         says="hard negatives by a cache that is encoded anew every R updates (as in ANCE)",
         fixes=_NO_BANK, starts=dict(_CACHE, cache_refresh=50)),
     "corrected_cache": dict(
+        name="corrected cache", line=("#D55E00", "solid"),
         says="hard negatives by a stale cache and a corrector network (Monath et al.)",
         fixes=_NO_BANK, starts=dict(_CACHE, corrector="mlp")),
     "oracle_cache": dict(
+        name="oracle cache", line=("#CC79A7", "solid"),
         says="hard negatives by a cache that is encoded anew for each update",
         fixes=dict(cache_refresh=1, corrector="identity", **_NO_BANK), starts=_CACHE),
     "contaccum_corrected": dict(
+        name="ContAccum, corrected", line=("#009E73", "dash"),
         says="ContAccum, its banks corrected for age when they are read",
         fixes=_DUAL, starts=dict(corrector="ridge", probes=16)),
 }
-for _preset in PRESETS.values():
+for _method, _preset in PRESETS.items():
+    _preset.setdefault("name", _method.replace("_", " "))
+    _preset.setdefault("line", ("#7A7A7A", "solid"))
     _preset.setdefault("fixes", {})
     _preset.setdefault("starts", {})
 

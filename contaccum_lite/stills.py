@@ -10,13 +10,9 @@ from itertools import cycle
 
 import numpy as np
 
-#: Okabe and Ito's colours (purple in place of their sky blue, which white swallows), with a dash for each method: two that share a dash
-#: are told apart in every common colour-blindness, and each colour stands out from white and from black (tests/test_access.py).
-STYLES = {"dpr": ("#7A7A7A", "longdash"), "grad_accum": ("#0072B2", "dash"), "grad_cache": ("#8F5BD0", "dashdot"), "pre_batch": ("#D55E00", "dot"),
-          "contaccum": ("#009E73", "solid"), "contaccum_no_past": ("#009E73", "dot"), "pre_batch_no_past": ("#D55E00", "dash"),
-          "contaccum_no_accum": ("#009E73", "dashdot"), "momentum": ("#CC79A7", "dash"), "static_negatives": ("#0072B2", "longdash"),
-          "stale_cache": ("#D55E00", "longdash"), "refreshed_cache": ("#0072B2", "solid"), "corrected_cache": ("#D55E00", "solid"),
-          "oracle_cache": ("#CC79A7", "solid"), "contaccum_corrected": ("#009E73", "dash")}
+from .settings import PRESETS
+
+STYLES = {method: preset["line"] for method, preset in PRESETS.items()}
 _DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (9, 3))}
 #: Lines of any picture, in turn: colour, dash, mark.
 LINES = list(zip(["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7A7A7A", "#8F5BD0"], ["-", "--", ":", "-.", "-", "--"], "os^Dvx"))

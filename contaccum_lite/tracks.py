@@ -9,10 +9,7 @@ from urllib.parse import parse_qsl
 from .settings import PRESETS, Settings
 from .train import Run
 
-NAMES = {"dpr": "DPR", "grad_accum": "GradAccum", "grad_cache": "GradCache", "pre_batch": "pre-batch", "contaccum": "ContAccum",
-         "contaccum_no_past": "ContAccum, no past", "pre_batch_no_past": "pre-batch, no past",
-         "contaccum_no_accum": "ContAccum, K = 1", "momentum": "momentum", "static_negatives": "static negatives", "stale_cache": "stale cache",
-         "refreshed_cache": "refreshed cache", "corrected_cache": "corrected cache", "oracle_cache": "oracle cache", "contaccum_corrected": "ContAccum, corrected"}
+NAMES = {method: preset["name"] for method, preset in PRESETS.items()}
 _FIELDS = {f.name: f for f in dataclasses.fields(Settings)}
 
 
