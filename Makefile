@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ROOT := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 
-.PHONY: lab test notebooks pages gate regime speed clean
+.PHONY: lab test notebooks pages gate sweep look regime speed clean
 
 lab: .venv/ready
 	$(BIN)/jupyter lab $(ROOT) notebooks/00_start_here.ipynb
@@ -25,6 +25,14 @@ pages: .venv/ready
 # times, memory and sizes of all notebooks, and the tables of the instructor's guide
 gate: .venv/ready
 	$(BIN)/python -m benchmarks.gate
+
+# all notebooks in order, with one thread and with two and random seeds: outputs must be those kept (a quarter of an hour)
+sweep: .venv/ready
+	$(BIN)/python -m benchmarks.gate --sweep
+
+# pictures of all notebooks in the browser, light and dark, at two widths, in build/look
+look: .venv/ready .venv/browser
+	$(BIN)/python -m benchmarks.look
 
 regime: .venv/ready
 	$(BIN)/python -m benchmarks.regime

@@ -85,9 +85,9 @@ def grid(axis, grid) -> None:
             (axis.axvline if side == "column" else axis.axhline)(place, color="white", linewidth=2.4)
             (axis.axvline if side == "column" else axis.axhline)(place, color="black", linewidth=1.2)
         if (end - start) / (grid.columns if side == "column" else grid.rows) > 0.15:
-            at = ((start + end) / 2 - 0.5, -0.7) if side == "column" else (-0.7, (start + end) / 2 - 0.5)
-            axis.text(*at, name, fontsize=8, ha="center" if side == "column" else "right", va="bottom" if side == "column" else "center",
-                      rotation=0 if side == "column" else 90)
+            at, away = (((start + end) / 2 - 0.5, -0.5), (0, 3)) if side == "column" else ((-0.5, (start + end) / 2 - 0.5), (-3, 0))
+            axis.annotate(name, at, xytext=away, textcoords="offset points", fontsize=8, ha="center" if side == "column" else "right",
+                          va="bottom" if side == "column" else "center", rotation=0 if side == "column" else 90, annotation_clip=False)
     for row, column in grid.marks:
         axis.add_patch(_box(column, row))
 

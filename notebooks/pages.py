@@ -108,16 +108,37 @@ def lab_page(recorded: dict) -> str:
 
 # --- the notebooks -----------------------------------------------------------------------------------------------------
 
+def exporter(**options):
+    """nbconvert's exporter to HTML, with formulas as MathML, which a browser sets without a network, and without MathJax."""
+    import latex2mathml.converter
+    from nbconvert import HTMLExporter
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+    class Renderer(IPythonRenderer):
+        def inline_math(self, body):
+            return latex2mathml.converter.convert(body)
+
+        def block_math(self, body):
+            return latex2mathml.converter.convert(body, display="block")
+
+    class Exporter(HTMLExporter):
+        def default_filters(self):
+            yield from super().default_filters()
+            yield "markdown2html", lambda source: MarkdownWithMath(renderer=Renderer(escape=False, embed_images=True, path=str(HERE), anchor_link_text="¶")).render(source)
+
+    return Exporter(embed_images=True, **options)
+
+
 def course(out: Path, names: str = "[0-9]*.ipynb") -> list[tuple[str, str]]:
     """Every notebook as HTML beside the others, pictures inside, links among them changed; (file's stem, title) of each."""
     import nbformat
-    from nbconvert import HTMLExporter
 
-    exporter, titles = HTMLExporter(embed_images=True), []
-    exporter.require_js_url = ""                     # needed by widgets only, and loaded from elsewhere
+    made, titles = exporter(), []
+    made.require_js_url = ""                         # needed by widgets only, and loaded from elsewhere
     for path in sorted(HERE.glob(names)):
         notebook = nbformat.read(path, as_version=4)
-        body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(HERE), "name": path.stem}})
+        body, _ = made.from_notebook_node(notebook, resources={"metadata": {"path": str(HERE), "name": path.stem}})
+        body = re.sub(r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->", "<style>math { font-size: 1.2em }</style>", body, flags=re.S)
         (out / f"{path.stem}.html").write_text(re.sub(r'href="(\d\d_\w+)\.ipynb', r'href="\1.html', body))
         titles.append((path.stem, notebook.cells[0].source.splitlines()[0].lstrip("# ")))
     return titles
@@ -127,7 +148,7 @@ def index(titles) -> str:
     """A page that leads to all others."""
     items = "".join(f'<li><a href="{stem}.html">{html.escape(title)}</a></li>' for stem, title in titles)
     return ("<!doctype html><html lang='en'><meta charset='utf-8'><title>Contrastive accumulation</title><body style='font:18px/1.5 system-ui,sans-serif;max-width:42em;margin:2em auto;padding:0 1em'>"
-            f"<h1>Contrastive accumulation</h1><p>The course as it was run. Formulas need a network to be set; nothing else does.</p><ul style='list-style:none;padding:0'>{items}</ul>"
+            f"<h1>Contrastive accumulation</h1><p>The course as it was run. None of these pages needs a network.</p><ul style='list-style:none;padding:0'>{items}</ul>"
             "<p><a href='lab.html'>The lab, recorded</a>: runs with sliders, in one file.</p>")
 
 

@@ -1,7 +1,7 @@
 """Slides cut from the notebooks' own cells, into build/slides: `python notebooks/slides.py [names …]`
 
 A slide for each section and each picture; exercises' hints and the references stay out. No notebook is changed. Each page stands alone:
-arrow keys, space, Home and End move, and the address keeps the place. (Formulas need a network to be set; nothing else does.)
+arrow keys, space, Home and End move, and the address keeps the place.
 """
 
 import copy
@@ -14,7 +14,6 @@ import nbformat
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "build" / "slides"
-MATH = "https://cdnjs.cloudflare.com/ajax/libs/mathjax/2.7.7/latest.js?config=TeX-AMS_CHTML-full,Safe"
 LONGEST = 8        # lines of code that a slide has room for
 STYLE = """
 body { margin: 0; font: 1.35rem/1.4 system-ui, sans-serif; color: #1b1b1b; background: #fff; }
@@ -22,6 +21,7 @@ section { box-sizing: border-box; height: 100vh; overflow: auto; padding: 3vh 6v
 section[hidden] { display: none; }
 section > * { max-width: 100ch; }
 img { max-width: 100%; max-height: 68vh; }
+math { font-size: 1.2em; }
 pre { font-size: .8em; line-height: 1.35; white-space: pre-wrap; margin: .3em 0; }
 table { border-collapse: collapse; font-size: .8em; } td, th { border: 1px solid #999; padding: .2em .6em; }
 .prompt, .jp-InputPrompt, .jp-OutputPrompt, .anchor-link, .jp-Cell-inputCollapser, .jp-OutputCollapser { display: none; }
@@ -83,16 +83,15 @@ def groups(notebook) -> list[list]:
 
 def slides(notebook) -> str:
     """The notebook as a page of slides; code that is too long is left out, its output is not."""
-    from nbconvert import HTMLExporter
+    from pages import exporter
     from pygments.formatters import HtmlFormatter
     from traitlets.config import Config
 
-    exporter = HTMLExporter(template_name="basic", embed_images=True, config=Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"code-too-long"}}}))
-    bodies = [exporter.from_notebook_node(nbformat.v4.new_notebook(cells=cells), resources={"metadata": {"path": str(HERE)}})[0] for cells in groups(notebook)]
+    made = exporter(template_name="basic", config=Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"code-too-long"}}}))
+    bodies = [made.from_notebook_node(nbformat.v4.new_notebook(cells=cells), resources={"metadata": {"path": str(HERE)}})[0] for cells in groups(notebook)]
     name = html.escape(notebook.cells[0].source.splitlines()[0].lstrip("# "))
     return (f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{name}</title><style>{STYLE}{HtmlFormatter().get_style_defs('.highlight')}</style>"
             + "".join(f"<section aria-label='slide {n}'>{body}</section>" for n, body in enumerate(bodies, 1))
-            + f"<script type='text/x-mathjax-config'>MathJax.Hub.Config({{tex2jax: {{inlineMath: [['$', '$']], processEscapes: true}}}})</script><script src='{MATH}' async></script>"
             + f"<div id='place' role='status'></div><script>{MOVE}</script>")
 
 

@@ -191,9 +191,19 @@ def test_the_guide_has_what_the_records_say():
     known = {f"plan {name[:2]}" for name in BOOKS} - {f"plan {name[:2]}" for name in measured()}
     assert set(stale_tables(GUIDE)) <= known | ({"gate"} if known else set()), "run python -m benchmarks.gate --tables"
     assert stale_tables(re.sub(r"(In all )\d+", r"\g<1>7", GUIDE)) != stale_tables(GUIDE)
-    for name in BOOKS:
-        part = GUIDE.split(f"## {name[:2]} · ")[1].split("\n## ")[0]
-        assert all(f"**{words}" in part for words in ("Say.", "Ask.", "Cut.", "If they say …")), name
+
+
+def unguided(text):
+    """What a teacher needs and the guide lacks: for each notebook what to say, to ask and to cut, and what to answer; versions of the course."""
+    parts = {name[:2]: (re.findall(rf"^## {name[:2]} · .*?(?=^## |\Z)", text, re.M | re.S) or [""])[0] for name in BOOKS}
+    found = [f"{number} has no {words!r}" for number, part in parts.items() for words in ("Say.", "Ask.", "Cut.", "If they say …") if f"**{words}" not in part]
+    return found + [f"no {words} course" for words in ("one-hour", "half-day", "two-week") if words not in text.lower().replace("one hour", "one-hour").replace("half a day", "half-day").replace("two weeks", "two-week")]
+
+
+def test_the_guide_has_what_a_teacher_needs():
+    assert unguided(GUIDE) == []
+    for planted, fault in ((GUIDE.replace("**Ask.", "**Tell.", 1), "00 has no 'Ask.'"), (GUIDE.replace("## 09 · ", "## 9 · "), "09 has no 'Say.'"), (GUIDE.replace("alf a day", "alf").replace("alf-day", "alf"), "no half-day course")):
+        assert fault in unguided(planted), fault
 
 
 # --- share lines -------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import gzip
 import importlib.util
 import json
 import re
+import sys
 
 import nbformat
 import pytest
@@ -16,6 +17,7 @@ from test_project import ROOT
 
 def script(name):
     """A script of the notebooks' folder, as a module."""
+    sys.path.insert(0, str(ROOT / "notebooks"))           # as it is where the script itself is run
     spec = importlib.util.spec_from_file_location(name, ROOT / "notebooks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -76,6 +78,25 @@ def test_the_course_links_to_itself(tmp_path):
     first = (tmp_path / "00_start_here.html").read_text()
     assert first.count("data:image/png;base64") >= 2 and "images/methods.png" not in first and "require.min.js" not in first
     assert all(f'href="{stem}.html"' in pages.index(titles) for stem, _ in titles) and "&lt;b&gt;" in pages.index([("x", "<b>")])
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium found: install the package chromium, or name it in $CHROMIUM")
+def test_formulas_are_set_without_a_network(tmp_path):
+    pages.course(tmp_path, "04_*.ipynb")
+    book = nbformat.read(ROOT / "notebooks" / "04_imbalance.ipynb", 4)
+    (tmp_path / "slides.html").write_text(slides.slides(book))
+    with browser.browser("") as page:
+        asked = []
+        page.page.on("request", lambda request: asked.append(request.url))
+        for name in ("04_imbalance", "slides"):
+            page.page.goto((tmp_path / f"{name}.html").as_uri())
+            formulas = page.page.locator("math")
+            assert formulas.count() >= 5 and "∂" in formulas.first.text_content()
+            page.page.wait_for_timeout(300)
+            assert [url for url in asked if not url.startswith(("file:", "data:"))] == [] and page.errors == []
+            assert not re.search(r"\\(frac|sum|partial|tau)", page.page.locator("body").inner_text())
+        page.page.goto((tmp_path / "04_imbalance.html").as_uri())
+        assert page.page.locator("math[display=block]").first.bounding_box()["height"] > 25               # a fraction is two lines high
 
 
 def test_slides_are_cut_from_the_cells():
