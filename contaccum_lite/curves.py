@@ -19,6 +19,7 @@ from .views import View, paragraph
 PANELS = {"loss": ("loss", False), "norms": ("gradient norms: query –, passage - -", True), "ratio": ("passage ÷ query gradient norm", True),
           "top20": ("Top@20, % of test queries", False), "mass": ("similarity mass by age, updates", False)}
 _GREY = "#8A8A8A"
+TICKS = [digit * 10.0**power for power in range(-6, 6) for digit in (1, 2, 5)]      # of logarithmic axes: plotly's own are single digits
 
 
 class CurvesView(View):
@@ -91,7 +92,9 @@ class CurvesView(View):
             return "No update yet: no curve." + _earlier(tracks[:-1])
         last = run.history[-1]
         seen = f" Top@20 {track.top20[-1][1]:.1%} after update {track.top20[-1][0]}." if track.top20 else ""
-        return (f"After update {last.step}: loss {last.loss:.2f} (log {last.negatives + 1} = {math.log(last.negatives + 1):.2f}); gradient norms "
+        micro = self.lab.micro
+        short = f"; the last micro-batch of an epoch has {micro.local} pairs" if micro is not None and 0 < micro.local < run.settings.local_batch else ""
+        return (f"After update {last.step}: loss {last.loss:.2f} (log {last.negatives + 1} = {math.log(last.negatives + 1):.2f}{short}); gradient norms "
                 f"{last.grad_norm_query:.3g} (query tower) and {last.grad_norm_passage:.3g} (passage tower), ratio {last.grad_norm_ratio:.2f}."
                 + seen + _earlier(tracks[:-1]))
 
@@ -182,7 +185,7 @@ def _figure(lines: list[dict]) -> LiveFigure:
                            line=dict(color=line["color"], dash=line["dash"], width=line["width"]), opacity=0.55 if line["ghost"] else 1)
     for panel, (_, log) in PANELS.items():
         row, col = where[panel]
-        figure.update_yaxes(type="log" if log else "linear", row=row, col=col, **({} if log else dict(rangemode="tozero")))
+        figure.update_yaxes(row=row, col=col, **(dict(type="log", tickvals=TICKS, ticktext=[f"{tick:g}" for tick in TICKS]) if log else dict(type="linear", rangemode="tozero")))
     figure.add_hrect(y0=0.5, y1=2, row=1, col=3, fillcolor="#009E73", opacity=0.12, line_width=0)
     figure.update_xaxes(title="updates", row=2, col=1)
     figure.update_xaxes(gridcolor="rgba(128,128,128,.25)", zeroline=False)

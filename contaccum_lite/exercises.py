@@ -284,6 +284,7 @@ EXERCISES: dict[str, Exercise] = {
     "07.2": Exercise(
         "KL(fresh ‖ stale) of the two softmaxes of each row, as a mean over rows: a number.", _two_scores, _kl,
         (Slip("the other way round: the fresh softmax is the truth, so it weighs the logs.", lambda fresh, stale: _kl(stale, fresh)),
+         Slip("weighed by the stale softmax: the fresh one is the truth, so it weighs the logs.", lambda fresh, stale: (stale.softmax(1) * (fresh.log_softmax(1) - stale.log_softmax(1))).sum(1).mean()),
          Slip("a sum over rows: take the mean.", lambda fresh, stale: _kl(fresh, stale) * len(fresh)),
          Slip("the softmax runs over the columns of a row (dim 1), not over rows.", lambda fresh, stale: (fresh.softmax(0) * (fresh.log_softmax(0) - stale.log_softmax(0))).sum(1).mean()),
          Slip("the scores are not normalised: take log_softmax, not the scores.", lambda fresh, stale: (fresh.softmax(1) * (fresh - stale)).sum(1).mean()))),
@@ -318,6 +319,7 @@ EXERCISES: dict[str, Exercise] = {
         "multiply-adds of one micro-batch: a number.", lambda draw, number: (2 ** _number(draw, 1, 4), 2 ** _number(draw, 6, 12), 64 * _number(draw, 1, 12)),
         _incremental_products,
         (Slip("that is the whole matrix: banked rows × banked columns need no product.", lambda b, n, d: ((b + n) ** 2 + 2 * b * (b + n)) * d),
+         Slip("those are the scores of the whole matrix: banked rows × banked columns need no product, and the gradients do.", lambda b, n, d: (b + n) ** 2 * d),
          Slip("the scores alone: the gradients are products too.", lambda b, n, d: (b * (b + n) + b * n) * d),
          Slip("the banked rows are missing: they are scored with the local columns, and pull at them.", lambda b, n, d: 2 * b * (b + n) * d + b * b * d),
          Slip("each entry is a product of d numbers.", lambda b, n, d: 2 * b * (b + n) + b * b + 2 * b * n))),

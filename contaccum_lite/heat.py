@@ -20,6 +20,8 @@ from .stills import bundle
 from .search import plain
 from .views import plain_text
 
+LINES = 12      # that a button shows of what it runs
+
 
 class HeatMap:
     """A button for each K (rows) and N_memory (columns); press one to load its run into the lab, play, and see the cell fill.
@@ -182,7 +184,7 @@ class HeatMap:
 
 
 class Again:
-    """A button that runs a module of this repository anew beside the notebook, shows its last line, and can be stopped.
+    """A button that runs a module of this repository anew beside the notebook, shows its last lines, and can be stopped.
 
     Nothing runs until it is pressed. module: as after `python -m`, with its options.
     """
@@ -191,9 +193,9 @@ class Again:
         import ipywidgets as w
 
         self.module, self.says, self.task, self.process = module, says, None, None
-        self.button = w.Button(description=says, icon="refresh", layout=dict(width="auto"), tooltip=f"python -m {module}")
+        self.button = w.Button(description=says, icon="refresh", layout=dict(width="auto", align_self="flex-start"), tooltip=f"python -m {module}")
         self.words = w.HTML()
-        self.widget = w.HBox([self.button, self.words])
+        self.widget = w.VBox([self.button, self.words])
         self.button.on_click(lambda _: self.stop() if self.task else self.start())
 
     def start(self) -> None:
@@ -205,27 +207,31 @@ class Again:
     def stop(self) -> None:
         """End it and all that it started, now; what it has recorded stays."""
         if self.process is not None and self.process.returncode is None:
+            self.halted = True
             with contextlib.suppress(ProcessLookupError):
                 if hasattr(os, "killpg"):
                     os.killpg(self.process.pid, signal.SIGTERM)
                 else:
                     self.process.terminate()
 
-    def say(self, line: str) -> None:
-        """Show a line of what it prints, as text: without a terminal's colours and commands."""
-        self.words.value = f"<code role='status'>{plain_text(line)}</code>"
+    def say(self, *lines: str) -> None:
+        """Show lines of what it prints, as text: without a terminal's colours and commands."""
+        self.words.value = f"<pre role='status' style='line-height:1.35;white-space:pre-wrap'>{chr(10).join(plain_text(line[-140:]) for line in lines)}</pre>"
 
     async def _run(self) -> None:
         try:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", *self.module.split(), cwd=Path(__file__).parent.parent,
                 stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, start_new_session=True)
-            last = ""
+            lines, shown, last, self.halted = [], [], "", False
             while part := await self.process.stdout.read(4096):
-                last = ([piece for piece in re.split(r"[\r\n]+", last + part.decode(errors="replace")) if piece.strip()] or [""])[-1]
-                self.say(last[-140:])
+                *whole, last = (last + part.decode(errors="replace")).split("\n")
+                lines = [*lines, *(line.rstrip("\r").split("\r")[-1] for line in whole)][-LINES:]
+                if not self.halted:                          # what it prints while it falls is of no use
+                    shown = [line for line in (*lines, last.rstrip("\r").split("\r")[-1]) if line.strip()]
+                    self.say(*shown)
             code = await self.process.wait()
-            self.words.value += " done: run the cells below again" if code == 0 else f" ended with {code}"
+            self.say(*shown, "stopped" if self.halted else "done" if code == 0 else f"ended with {code}")
         finally:
             self.stop()
             self.task, self.process = None, None

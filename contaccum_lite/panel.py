@@ -62,7 +62,7 @@ class LabView:
             "reset": button("Reset", "undo", "start a new run with what the sliders say; this one stays as a ghost", lab.reset),
             "race": button("Race four methods", "flag-checkered", "DPR, GradAccum, pre-batch and ContAccum one after the other", self._race)}
         self.controls = {"method": w.Dropdown(options=[(f"{NAMES[m]}: {PRESETS[m]['says']}", m) for m in PRESETS], value=lab.method,
-                                              description="method", layout=dict(width="520px"))}
+                                              description="method", layout=dict(width="620px", max_width="100%"))}
         for name, field in _FIELDS.items():
             if field.metadata["slider"]:
                 self.controls[name] = self._slider(w, name, field)
@@ -187,7 +187,7 @@ class LabView:
         if words:
             self._words_due = now + WORDS
             self._say()
-        if any(grid.shown for grid in self.banks.grids.values()) and (self.lab.pace or self.frames % 2 == 0):
+        if any(grid.shown for grid in self.banks.grids.values()) and (words or self.lab.pace or self.frames % 2 == 0):
             self.banks.draw(words)     # at full speed every other frame: nobody sees which micro-batch it was
         self._beat(self.matrix.grid.shown, words)
         between = time.perf_counter()
@@ -222,7 +222,7 @@ class LabView:
         """Where it stands, and what it wants you to know."""
         lab, run = self.lab, self.lab.training
         place = f", micro-batch {lab.micro.index + 1} of {lab.micro.of}" if lab.micro is not None and lab._under_way else ""
-        rate = f" · {run.step_count / lab.track.seconds:.0f} updates a second" if run.step_count and lab.track.seconds else ""
+        rate = f" · {run.step_count / lab.track.seconds:.0f} updates a second" if run.step_count and lab.track.seconds and not lab.pace else ""
         self.progress.value = f"<span role='status'>&nbsp; update {run.step_count} of {run.settings.updates}{place}{rate}</span>"
         self.message.value = f"<p role='alert' style='line-height:1.35'>{html.escape(plain(lab.message))}</p>" if lab.message else ""
         play = self.buttons["play"]

@@ -16,10 +16,11 @@ class MatrixPicture:
     """Any matrix as coloured cells: `values` (rows, columns); true and false are shown as 1 and 0.
 
     signed: blue and orange about zero; otherwise from 0 to the largest. local: where a border is drawn between local and memory.
-    says: what it shows; the sentence adds the numbers.
+    says: what it shows; the sentence adds the numbers. most: where the scale of colours ends, for pictures to be compared; the largest value, if not said.
     """
 
-    def __init__(self, values, title: str, says: str = "", *, signed: bool | None = None, local: int | None = None, rows: str = "queries", columns: str = "passages"):
+    def __init__(self, values, title: str, says: str = "", *, signed: bool | None = None, local: int | None = None, rows: str = "queries", columns: str = "passages",
+                 most: float | None = None):
         self.values = torch.as_tensor(values).detach().double()
         if self.values.ndim != 2:
             raise ValueError(f"values has shape {tuple(self.values.shape)}: a picture of a matrix needs two dimensions.")
@@ -27,12 +28,12 @@ class MatrixPicture:
         self.signed = bool((self.values < 0).any()) if signed is None else signed
         self.grid = self.widget = Grid(title=title, width=min(420, 60 + 40 * self.values.shape[1]))
         self.grid.observe(lambda change: self._tell(), "at")
-        most = float(self.values.abs().max()) or 1.0
+        most = most or float(self.values.abs().max()) or 1.0
         places = 128 + self.values * (127 / most) if self.signed else 1 + self.values * (254 / most)
         blocks = [] if local is None else [("local", 0, local, "row"), ("local", 0, local, "column"),
                                            ("memory", local, self.values.shape[1], "column"), ("memory", local, self.values.shape[0], "row")]
         self.grid.show(places.clamp(1, 255).round().to(torch.uint8).numpy(), colours=colours("signed" if self.signed else "magnitude").tobytes(),
-                       legend=[f"−{most:.3g}", "0", f"{most:.3g}"] if self.signed else ["0", f"{most:.3g}"],
+                       legend=[f"−{most:.3g}", f"{most:.3g}, 0 between"] if self.signed else ["0", f"{most:.3g}"],
                        blocks=[b for b in blocks if b[2] > b[1]], sentence=self.sentence)
         self._tell()
 
@@ -56,11 +57,11 @@ class MatrixPicture:
 
 
 class LinesPicture:
-    """Lines over a common x: `lines` is {name: (x, y)}. ends: how the sentence's numbers are shown, as in "{:.1%}"."""
+    """Lines over a common x: `lines` is {name: (x, y)}. ends: how the sentence's numbers are shown, as in "{:.1%}"; with three digits, if not said."""
 
     widget = None
 
-    def __init__(self, lines: dict, title: str, x: str, y: str, *, log: bool = False, log_x: bool = False, ends: str = "{:.3g}"):
+    def __init__(self, lines: dict, title: str, x: str, y: str, *, log: bool = False, log_x: bool = False, ends: str | None = None):
         if not lines:
             raise ValueError("lines is empty: give {name: (x, y)}.")
         self.lines = {name: (list(map(float, xs)), list(map(float, ys))) for name, (xs, ys) in lines.items()}
@@ -68,11 +69,12 @@ class LinesPicture:
 
     @property
     def sentence(self) -> str:
-        show = self.ends.format
+        show = self.ends.format if self.ends else lambda y: f"{y:,.0f}" if abs(y) >= 1000 else f"{y:.3g}"
+        own = len({(xs[0], xs[-1]) for xs, _ in self.lines.values()}) > 1                  # lines of different lengths say theirs
         peak = lambda xs, ys: f", highest {show(max(ys))} at {xs[ys.index(max(ys))]:g}" if max(ys) > max(ys[0], ys[-1]) else ""
-        parts = [f"{name} from {show(ys[0])} to {show(ys[-1])}{peak(xs, ys)}" for name, (xs, ys) in self.lines.items()]
-        first = next(iter(self.lines.values()))[0]
-        return f"{self.y} over {self.x} {first[0]:g} to {first[-1]:g}: {'; '.join(parts)}."
+        parts = [f"{name} from {show(ys[0])} to {show(ys[-1])}{f' (at {xs[0]:g} and {xs[-1]:g})' if own else ''}{peak(xs, ys)}" for name, (xs, ys) in self.lines.items()]
+        every = [x for xs, _ in self.lines.values() for x in xs]
+        return f"{self.y} over {self.x} {min(every):g} to {max(every):g}: {'; '.join(parts)}."
 
     def png(self) -> bytes:
         figure = stills.new(6.4, 3.2)

@@ -113,8 +113,8 @@ class Predict:
         reply = self._reply(yours, truth) if callable(self._reply) else (self._reply or {}).get(yours, "")
         if isinstance(self.field, Sketch):
             return f"Your curve stays, dashed, beside what it was. {reply}".strip()
-        found = "" if truth is None else f" It is {_text(truth)}."
-        return f"You said {_text(yours)}.{found} {reply}".strip()
+        found = "" if truth is None else ", and so it is" if yours == truth else f"; it is “{_text(truth)}”"
+        return f"You said “{_text(yours)}”{found}. {reply}".strip()
 
     @property
     def truth(self):

@@ -279,7 +279,7 @@ def checked(f, value):
         elif wanted == "int" and isinstance(value, Integral):
             value = int(value)
     if type(value).__name__ != wanted:
-        raise ValueError(f"{f.name} is {value!r}, a {type(value).__name__}: it must be a {wanted}, {range_of(f)}.")
+        raise ValueError(f"{f.name} is {value!r}, a {type(value).__name__}: it must be {_KINDS[wanted]}, {range_of(f)}.")
     if choices and value not in choices:
         raise ValueError(f"{f.name} is {value!r}: choose one of {', '.join(choices)}.")
     if wanted in ("int", "float") and not (math.isfinite(value) and low <= value <= high):
@@ -296,6 +296,9 @@ def range_of(f) -> str:
     return f"from {low} to {high}" if low is not None else f.metadata["help"]
 
 
+_KINDS = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false"}
+
+
 def read(f, text: str):
     """A value of the field's type from text. Raises `ValueError` naming the field, what was given and what may be."""
     kind = str(f.type)
@@ -306,4 +309,4 @@ def read(f, text: str):
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         return {"int": int, "float": float, "str": str}[kind.split(" |")[0]](text)
     except (ValueError, KeyError):
-        raise ValueError(f"{f.name} is {text!r}: it must be a {kind}, {range_of(f)}.") from None
+        raise ValueError(f"{f.name} is {text!r}: it must be {_KINDS[kind.split(' |')[0]]}, {range_of(f)}.") from None

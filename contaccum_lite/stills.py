@@ -130,7 +130,8 @@ def plain(axis, places=()) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     places = sorted(set(map(float, places)))
-    axis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0) if not places else (1.0,), numticks=6))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(10, subs=(1.0,) if places or high > 1e4 * low else (1.0, 2.0, 5.0), numticks=6))
     if 0 < len(places) <= 12:
         axis.set_ticks(places)
     axis.set_major_formatter(_written)

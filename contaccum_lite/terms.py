@@ -43,7 +43,7 @@ class EquationView:
             raise ValueError(f"local is {local} and memory {memory}: expected at least 1 local pair and 0 or more memories.")
         self.local, self.memory, self.query_bank = local, memory, query_bank
         self.grid = Grid(title="the entries that it sums over", width=330, talks="")
-        self.choice = w.ToggleButtons(options=[(f"({name}) {t.reads}", name) for name, t in TERMS.items()], value=term, style=dict(button_width="23em"))
+        self.choice = w.ToggleButtons(options=[(f"({name}) {t.reads}", name) for name, t in TERMS.items()], value=term, style=dict(button_width="29em"))
         self.bank = w.Checkbox(value=query_bank, description="with a query bank", indent=False)
         self.code = w.HTML()
         self.widget = w.VBox([self.choice, self.bank, self.grid, self.code])

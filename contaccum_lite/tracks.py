@@ -53,7 +53,7 @@ def names(tracks: list[Track]) -> list[str]:
     lines = [{**dict(parse_qsl(track.start.share())), "then": "".join(
         f", from update {step + 1} {symbol(name)} {word(name, value)}" for step, name, value in track.changes[-2:])}
         for track in tracks]
-    differ = {key for line in lines for key in line if any(other.get(key) != line[key] for other in lines)} - {"method", "then"}
+    differ = {key for line in lines for key in line if any(other.get(key) != line[key] for other in lines)} - {"method", "then", "one_forward", "similarity"}        # the last two change the time and nothing else
     differ = [name for name in _FIELDS if name in differ]
     found = []
     for track, line in zip(tracks, lines):

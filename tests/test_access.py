@@ -153,6 +153,6 @@ def test_hostile_text_is_text_wherever_it_is_said(page):
     assert page.page.locator(".jp-OutputArea img[src='x'], .jp-OutputArea .MathJax, .jp-OutputArea mjx-container, .jp-OutputArea script").count() == 0
     page.page.locator(".widget-radio label").last.click()
     page.buttons("Commit").first.click()
-    page.page.get_by_text("You said b").wait_for()
+    page.page.get_by_text("You said “b”, and so it is.").wait_for()
     assert page.page.locator(".jp-OutputArea img[src='x'], .jp-OutputArea mjx-container").count() == 0
     assert page.errors == []                            # a dialog would stand here

@@ -269,7 +269,7 @@ def test_notebook_01_is_worked_through(page):
     assert slider.count() == 0                                                    # hidden until the prediction is committed
     page.page.locator(".widget-radio label").filter(has_text="every passage gets the same share").first.click()
     page.buttons("Commit").first.click()
-    page.page.get_by_text("You said every passage gets the same share. It is all goes to the largest score.").wait_for()
+    page.page.get_by_text("You said “every passage gets the same share”; it is “all goes to the largest score”.").wait_for()
     before = page.page.locator(".ccl-sentence").all_text_contents()
     slider.locator(".noUi-handle").focus()
     page.page.keyboard.press("ArrowRight")

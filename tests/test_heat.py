@@ -96,6 +96,10 @@ def test_again_runs_shows_and_stops():
         task = slow.task
         slow.button.click()
         await asyncio.wait_for(task, 20)
-        assert "ended with" in slow.words.value
+        assert "begun" in slow.words.value and "stopped" in slow.words.value
+        many = cl.Again("timeit -n 1 -r 1 [print(n,'and',end='\\n')for(n)in(range(30))]", "Many")
+        many.start()
+        await asyncio.wait_for(many.task, 60)
+        assert "29 and\n" in many.words.value and "25 and\n" in many.words.value and "3 and\n" not in many.words.value.replace("23 and", "")
     asyncio.run(main())
     assert "python -m timeit" in cl.Again("timeit", "x")._repr_mimebundle_()["text/plain"]

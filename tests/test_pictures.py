@@ -28,7 +28,7 @@ def test_a_matrix_picture_says_its_numbers():
 
 def test_lines_say_their_ends():
     picture = cl.LinesPicture({"a": ([1, 2, 4], [0.5, 0.7, 0.25]), "b": (range(1, 4), [3, 2, 1])}, "t", "x", "share")
-    assert picture.sentence == "share over x 1 to 4: a from 0.5 to 0.25, highest 0.7 at 2; b from 3 to 1." and len(picture.png()) > 3000
+    assert picture.sentence == "share over x 1 to 4: a from 0.5 to 0.25 (at 1 and 4), highest 0.7 at 2; b from 3 to 1 (at 1 and 3)." and len(picture.png()) > 3000
     with pytest.raises(ValueError, match="lines is empty"):
         cl.LinesPicture({}, "", "", "")
 
@@ -54,6 +54,11 @@ def test_logarithmic_axes_say_plain_numbers():
     axis.figure.canvas.draw()
     assert [label.get_text() for label in axis.get_xticklabels()] == ["4", "8", "2,048"]
     assert {"1", "10", "1,000"} <= {label.get_text() for label in axis.get_yticklabels()}
+    wide = stills.new(5, 3).add_subplot()
+    stills.lines(wide, {"a": (range(3), [1e-7, 1e-3, 1])}, "t", "x", "y", log=True, log_x=False)
+    wide.figure.canvas.draw()
+    low, high = wide.get_ylim()
+    assert sum(low <= float(label.get_text().replace(",", "")) <= high for label in wide.get_yticklabels()) >= 3
 
 
 def test_a_slide_makes_its_picture_anew():

@@ -23,10 +23,10 @@ def test_an_answer_stands_once_committed():
     assert "Choose first" in question.said.value and not question.committed
     question.field.value = "127"
     question.button.click()
-    assert question.committed and question.sentence == "You said 127. It is 7. The commonest belief."
+    assert question.committed and question.sentence == "You said “127”; it is “7”. The commonest belief."
     assert question.field.disabled and question.button.disabled and "The commonest belief." in question.said.value
     question.commit("7")
-    assert question.sentence.startswith("You said 127")
+    assert question.sentence.startswith("You said “127”")
     assert "<b>negatives" not in question.widget.children[0].value and "&lt;b&gt;" in question.widget.children[0].value
 
 
@@ -41,7 +41,7 @@ def test_what_comes_next_is_hidden_until_then(toy):
 def test_a_number_leaves_a_mark():
     question = cl.Predict("x.2", "How much?", number=(0, 10), truth=lambda: 4.0, reply=lambda yours, truth: f"off by {abs(yours - truth):.1f}.")
     question.commit(6.5)
-    assert question.sentence == "You said 6.5. It is 4. off by 2.5." and "left:65.0%" in question.said.value and "left:40.0%" in question.said.value
+    assert question.sentence == "You said “6.5”; it is “4”. off by 2.5." and "left:65.0%" in question.said.value and "left:40.0%" in question.said.value
 
 
 def test_a_curve_stays_beside_what_it_was():
@@ -60,7 +60,7 @@ def test_answers_are_a_line_that_brings_them_back(monkeypatch):
     monkeypatch.setattr(predict, "_answers", {})
     assert not make().committed
     cl.answers(line)
-    assert make().sentence.startswith("You said 127.") and make().field.value == "127"
+    assert make().sentence.startswith("You said “127”") and make().field.value == "127"
     for bad in ("", "[1]", "{'a': 1}", "no"):
         with pytest.raises(ValueError, match="the line that answers"):
             cl.answers(bad)

@@ -43,8 +43,8 @@ def test_tower_brings_its_own_start():
 @pytest.mark.parametrize("fields, words", [
     (dict(method="nonsense"), "choose one of dpr"), (dict(method=3), "choose one of dpr"),
     (dict(local_batch=0), "local_batch is 0: it must be from 1 to 4096"), (dict(temperature=-1.0), "temperature is -1.0"),
-    (dict(temperature=float("nan")), "temperature is nan"), (dict(seed=1.5), "seed is 1.5, a float: it must be a int"),
-    (dict(past_encoder=1), "past_encoder is 1, a int: it must be a bool"), (dict(dtype="float16"), "choose one of float32"),
+    (dict(temperature=float("nan")), "temperature is nan"), (dict(seed=1.5), "seed is 1.5, a float: it must be a whole number"),
+    (dict(past_encoder=1), "past_encoder is 1, a int: it must be true or false"), (dict(dtype="float16"), "choose one of float32"),
     (dict(dim="64"), "dim is '64', a str"), (dict(tower=""), "tower is empty"), (dict(momentum=1.0), "momentum is 1.0"),
     (dict(method="dpr", accumulation_steps=16), "fixes it at 1"), (dict(method="grad_accum", memory_size=8), "fixes it at 0"),
     (dict(method="pre_batch", query_bank=True), "fixes it at False"), (dict(passage_bank=False), "needs passage_bank=True")])
