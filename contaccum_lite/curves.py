@@ -16,7 +16,7 @@ from .stills import STYLES
 from .views import View, paragraph
 
 #: panel -> (title, y axis is logarithmic)
-PANELS = {"loss": ("loss", False), "norms": ("gradient norms: query –, passage - -", True), "ratio": ("passage ÷ query gradient norm", True),
+PANELS = {"loss": ("loss; dashed: log N", False), "norms": ("gradient norms: query –, passage - -", True), "ratio": ("passage ÷ query gradient norm", True),
           "top20": ("Top@20, % of test queries", False), "mass": ("similarity mass by age, updates", False)}
 _GREY = "#8A8A8A"
 TICKS = [digit * 10.0**power for power in range(-6, 6) for digit in (1, 2, 5)]      # of logarithmic axes: plotly's own are single digits

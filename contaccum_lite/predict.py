@@ -72,6 +72,7 @@ class Predict:
         self.below = w.VBox([])
         self.widget = w.VBox([w.HTML(f"<p><b>Predict.</b> {html.escape(plain(question))}</p>"), self.field, self.button, self.said, self.below])
         self.button.on_click(lambda _: self.commit())
+        self.field.observe(lambda _: None if self.committed else setattr(self.said, "value", ""), "points" if curve is not None else "value")
         if name in _answers:
             self._put(_answers[name])
             self._reveal()

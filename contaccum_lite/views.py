@@ -145,7 +145,7 @@ class MatrixView(View):
 
     def draw(self, words: bool = True) -> None:
         """Send the matrix as it is now, and what is said of it."""
-        ends = {"score": ["−", "0", "+"], "softmax weight": ["≤ 0.0001", "1"], "gradient weight": ["pulls together", "pushes apart"]}[self.kind]
+        ends = {"score": ["negative", "positive"], "softmax weight": ["≤ 0.0001", "1"], "gradient weight": ["pulls together", "pushes apart"]}[self.kind]
         palette = colours("magnitude" if self.kind == "softmax weight" else "signed").tobytes()
         with self.grid.hold_sync():
             if self._drawn is None or self._drawn[0] is not self.lab.micro or self._drawn[1] != self._kind:
@@ -331,9 +331,9 @@ class BanksView(View):
         if not self.bank("passage").size:
             return "Nothing is remembered: a query's negatives are its own micro-batch."
         if not self.bank("query").size:
-            return (f"{passages} past passages stand in the matrix as columns, and no past query as a row: the gradient of the query tower "
-                    "sees them, that of the passage tower has no such counterpart.")
-        return f"{queries} past queries stand in the matrix as rows and {passages} past passages as columns: slot for slot the same pairs."
+            return (f"For the next micro-batch's matrix {passages} past passages are kept as columns, and no past query as a row: the gradient of the "
+                    "query tower sees them, that of the passage tower has no such counterpart.")
+        return f"For the next micro-batch's matrix {queries} past queries are kept as rows and {passages} past passages as columns: slot for slot the same pairs."
 
     @property
     def sentence(self) -> str:
@@ -391,6 +391,7 @@ class SearchBox:
     def search(self) -> None:
         """Ask again, with the towers as they are now."""
         runs = {self.lab.tracks()[-1][0]: self.lab.training} if self.lab else self.runs
+        self.found.value = ""
         if self.box.value.strip():
             self.hits = {name: run.search(self.box.value, self.k) for name, run in runs.items()}
             self.found.value = "<div style='display:flex;gap:2em;line-height:1.35'>" + "".join(map(self._column, self.hits)) + "</div>"

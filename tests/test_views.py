@@ -485,3 +485,24 @@ def test_of_more_cells_than_a_canvas_has_room_for_the_strongest_are_sent(monkeyp
         far = np.where(whole > 0, abs(whole - (1 if kind == "softmax weight" else 128)) + 1, 0)
         most = far.reshape(12, 2, 12, 2).max((1, 3))
         assert abs(np.where(blocks > 0, abs(blocks - (1 if kind == "softmax weight" else 128)) + 1, 0) - most).max() <= (1 if kind == "score" else 0)
+
+
+def test_words_of_the_banks_keep_up_at_full_speed(toy):
+    """Words are due a few times a second, and then in whichever frame it is: not only in the frames in which the banks' pictures are drawn."""
+    lab = Lab(toy, updates=50, dim=8, memory_size=32)
+    view = lab.views
+    for grid in (*view.banks.grids.values(), view.matrix.grid):
+        grid.shown = True
+    for frames in (0, 1):
+        lab.step("micro-batch")
+        expected = view.banks.one("query")
+        with lab.hold_trait_notifications():
+            lab.playing = True
+            view.frames, view._due, view._words_due = frames, 0.0, 0.0
+            for grid in view.banks.grids.values():
+                grid.sentence = "old"
+            view.matrix.grid.beaten = view.matrix.grid.beat
+            view._frame()
+            lab.playing = False
+        assert view.banks.grids["query"].sentence == expected, frames
+    lab.close()
