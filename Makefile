@@ -43,7 +43,7 @@ speed: .venv/ready
 .venv/ready: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python %d.%d is too old: give one of 3.11 or later, as in make PYTHON=python3.11 lab." % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed $(PIP_FLAGS) -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-compile --upgrade-strategy only-if-needed $(PIP_FLAGS) -r requirements.txt
 	@touch $@
 
 # a Chromium for the browser tests: one that is here, or Playwright's own; without either they are skipped
