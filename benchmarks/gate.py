@@ -200,16 +200,14 @@ def table(records: dict) -> str:
     done = [r for r in records["notebooks"].values() if not r["error"]]
     if done:
         rows += ["", f"Seconds of the processor, of one thread (in 09 with the processes that it starts), on a machine of {records['cores']} cores, network cut, python-docs collected before. All notebooks one after the other: {sum(r['seconds'] for r in done) / 60:.0f} minutes. "
-                 f"{_above(records)} What `binder/requirements.txt` installs takes {records['installed'] / 1000:.1f} GB."]
+                 f"{_peak(records)} What `binder/requirements.txt` installs takes {records['installed'] / 1000:.1f} GB."]
     return "\n".join(rows)
 
 
-def _above(records: dict) -> str:
-    """Which notebooks hold more than a Binder session is promised."""
-    peaks = {name: r["memory"] for name, r in records["notebooks"].items() if not r["error"]}
-    above = ", ".join(f"{name[:2]} holds {peak} MB at its peak" for name, peak in peaks.items() if peak > LIMITS["memory"])
-    under = max(peak for peak in peaks.values() if peak <= LIMITS["memory"])
-    return "A Binder session is promised 1 GB and ended at 2 GB: " + (f"{above}, when it runs two processes beside its kernel; " if above else "") + f"all {'others ' if above else ''}stay at or below {under} MB."
+def _peak(records: dict) -> str:
+    """What the notebooks hold, against what a Binder session is promised."""
+    most = max(r["memory"] for r in records["notebooks"].values() if not r["error"])
+    return f"A Binder session is promised 1 GB and ended at 2 GB: all stay at or below {most} MB."
 
 
 def save(records: dict) -> None:

@@ -192,7 +192,7 @@ class Again:
     def __init__(self, module: str, says: str):
         import ipywidgets as w
 
-        self.module, self.says, self.task, self.process = module, says, None, None
+        self.module, self.says, self.task, self.process, self.halted = module, says, None, None, False
         self.button = w.Button(description=says, icon="refresh", layout=dict(width="auto", align_self="flex-start"), tooltip=f"python -m {module}")
         self.words = w.HTML()
         self.widget = w.VBox([self.button, self.words])

@@ -103,8 +103,6 @@ def curves(figure, lines: list[dict], panels: dict) -> None:
     for panel, (title, log) in panels.items():
         axes[panel].set_title(title, fontsize=9.5)
         axes[panel].set_yscale("log" if log else "linear")
-        if log:
-            plain(axes[panel].yaxis)
         axes[panel].spines[["top", "right"]].set_visible(False)
         axes[panel].tick_params(labelsize=8)
     legend = np.ravel(figure.axes)[-1]
@@ -119,6 +117,9 @@ def curves(figure, lines: list[dict], panels: dict) -> None:
             if line["panel"] == "norms":
                 axes["norms"].legend(frameon=False, fontsize=7.5)
     axes["ratio"].axhspan(0.5, 2, color="#009E73", alpha=0.1)
+    for panel, (_, log) in panels.items():                            # after the lines: which numbers are written follows their range
+        if log:
+            plain(axes[panel].yaxis)
     for panel in ("loss", "top20", "mass"):
         axes[panel].set_ylim(bottom=0)
     if handles:
