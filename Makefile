@@ -12,7 +12,7 @@ lab: .venv/ready
 	$(BIN)/jupyter lab $(ROOT) notebooks/00_start_here.ipynb
 
 test: .venv/ready .venv/browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # run the notebooks and keep their outputs; the tables of the README
 notebooks: .venv/ready

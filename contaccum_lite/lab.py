@@ -19,6 +19,7 @@ from .tracks import NAMES, Track, names, symbol, table, what_we_saw, word
 from .train import Run, TakenBack
 
 LIVE = ("learning_rate", "memory_size")   # settings that a run under way can take
+PASSES = 10                               # of the event loop at each look: a message of the page goes through several before it is heard
 BREATH = 0.01                             # seconds between two looks at the buttons, between micro-batches
 GHOSTS = 6                                # earlier runs that are kept
 _FIELDS = {f.name: f for f in dataclasses.fields(Settings)}
@@ -198,7 +199,8 @@ class Lab(_Traits):
                 if self.pace and kind == "micro-batch":
                     await asyncio.sleep(1 / self.pace)
                 elif time.perf_counter() - heard > BREATH:
-                    await asyncio.sleep(0)
+                    for _ in range(PASSES):
+                        await asyncio.sleep(0)
                     heard = time.perf_counter()
         except Exception:
             pass                       # _advance has put it into words

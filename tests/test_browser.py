@@ -64,7 +64,7 @@ def lab(page, number=0):
         def handle(self, name):
             return page.page.locator(f".widget-slider:has(label:text-is('{name}')) .noUi-handle").nth(number)
 
-        def until(self, done, seconds=20.0, what=""):
+        def until(self, done, seconds=60.0, what=""):
             end = time.monotonic() + seconds
             while not done():
                 assert time.monotonic() < end, what or "waited in vain"
@@ -182,12 +182,20 @@ def test_two_labs_a_cell_run_again_and_a_reload(page):
     page.buttons("Play").first.click()
     one.until(lambda: one.updates() > 3)
 
+    # JupyterLab clears a cell's output before the kernel hears of it. An update that is on its way then meets a plot that plotly has
+    # emptied but not taken off its model, and plotly complains; once, since nothing more is sent without an answer.
+    cleared = [error for error in page.errors if "reading 'length'" in error]
+    assert len(cleared) <= 1 and page.errors == cleared
+
     page.page.evaluate("jupyterapp.commands.execute('docmanager:save')")
-    page.page.wait_for_timeout(1000)
     made = two.updates()
-    page.page.goto(page.page.url.split("?")[0])        # in mid-play
-    page.ready()
-    page.page.wait_for_selector(".ccl-cells")
+    for _ in range(5):                                 # JupyterLab gives widgets 2 s to come back: on a busy machine, as the guide says, load again
+        page.errors.clear()
+        page.page.goto(page.page.url.split("?")[0])    # in mid-play
+        page.ready()
+        page.page.locator(".ccl-cells, .jp-OutputArea :text('model not found')").first.wait_for()
+        if page.page.locator(".ccl-cells").count():
+            break
     one.until(lambda: one.updates() > 3 and two.updates() > made, what="the views did not come back as they are")
     at, matrix = one.updates(), one.matrix()
     one.until(lambda: one.updates() > at and one.matrix() != matrix, what="the views came back, and stand still")
@@ -202,10 +210,7 @@ def test_two_labs_a_cell_run_again_and_a_reload(page):
     steps = value(page, 4)
     page.page.wait_for_timeout(500)
     assert value(page, 4) == steps
-    # JupyterLab clears a cell's output before the kernel hears of it. An update that is on its way then meets a plot that plotly has
-    # emptied but not taken off its model, and plotly complains; once, since nothing more is sent without an answer.
-    cleared = [error for error in page.errors if "reading 'length'" in error]
-    assert len(cleared) <= 1 and page.errors == cleared
+    assert page.errors == []
 
 
 def test_hostile_text_is_text_in_the_browser(page):

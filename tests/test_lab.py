@@ -308,6 +308,22 @@ def play(coroutine):
     return asyncio.run(asyncio.wait_for(coroutine, 60))
 
 
+def test_a_message_of_many_passes_is_heard_within_one_look(toy, monkeypatch):
+    monkeypatch.setattr(lab_module, "BREATH", 0.0)
+
+    async def main():
+        lab = small(toy)
+        lab.play()
+        await asyncio.sleep(0)
+        ticks = lab.ticks
+        for _ in range(8):                            # as a kernel hears one: socket, queue, handler
+            await asyncio.sleep(0)
+        assert lab.ticks - ticks <= 2, "training took turns with every pass"
+        assert lab.playing
+        lab.stop()
+    play(main())
+
+
 def test_play_pause_step_stop(toy):
     async def main():
         lab, whole = small(toy), small(toy)
