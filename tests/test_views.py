@@ -304,6 +304,7 @@ def test_dragging_controls_while_it_plays_leaves_all_consistent(toy):
 def test_a_page_that_does_not_answer_gets_no_more_frames(toy, monkeypatch):
     monkeypatch.setattr(panel, "FRAMES", 1e9)
     monkeypatch.setattr(panel, "SHARE", 0)
+    monkeypatch.setattr(lab_module, "PASSES", 1)
     monkeypatch.setattr(lab_module, "BREATH", 0)
 
     async def main():
