@@ -19,7 +19,7 @@ from .views import View, paragraph
 PANELS = {"loss": ("loss; dashed: log N", False), "norms": ("gradient norms: query –, passage - -", True), "ratio": ("passage ÷ query gradient norm", True),
           "top20": ("Top@20, % of test queries", False), "mass": ("similarity mass by age, updates", False)}
 _GREY = "#8A8A8A"
-TICKS = [digit * 10.0**power for power in range(-6, 6) for digit in (1, 2, 5)]      # of logarithmic axes: plotly's own are single digits
+LOG_AXES = {f"yaxis{n}": panel for n, (panel, (_, log)) in enumerate(PANELS.items(), 1) if log}
 
 
 class CurvesView(View):
@@ -81,6 +81,9 @@ class CurvesView(View):
                 if line["name"] != drawn["name"]:
                     trace.name, trace.showlegend = _label(line["name"]), line["panel"] == "top20" and bool(line["name"])
                     trace.line.color, trace.line.dash = line["color"], line["dash"]
+            for name, panel in LOG_AXES.items():
+                if self.figure.layout[name].tickvals != (ticks := _ticks(lines, panel))["tickvals"]:
+                    self.figure.layout[name].update(ticks)
         self._drawn = lines
         self.words.value = paragraph(self.sentence)
 
@@ -116,6 +119,14 @@ def _line(panel, name, x, y, color, dash, wide, ghost=False) -> dict:
         x = [x[min(i + width, len(x)) - 1] for i in range(0, len(x), width)]
         y = [sorted(y[i:i + width])[len(y[i:i + width]) // 2] for i in range(0, len(y), width)]
     return dict(panel=panel, name=name, x=x, y=y, color=color, dash=dash, width=wide, ghost=ghost)
+
+
+def _ticks(lines: list[dict], panel: str) -> dict:
+    """Plain numbers for a panel's logarithmic axis (plotly's own are single digits): 1, 2, 5 to each power of ten, or over many only the powers."""
+    y = [value for line in lines if line["panel"] == panel for value in line["y"] if value > 0]
+    digits = (1, 2, 5) if y and max(y) < 3000 * min(y) else (1,)
+    ticks = tuple(float(f"{digit}e{power}") for power in range(-9, 10) for digit in digits)
+    return dict(tickvals=ticks, ticktext=tuple(f"{tick:g}" for tick in ticks))
 
 
 def _label(name: str) -> str:
@@ -163,7 +174,8 @@ class LiveFigure(FigureWidget):
         self.stale, lines = False, self._data
         self._send_update_msg({"x": [line.get("x") for line in lines], "y": [line.get("y") for line in lines],
                                "name": [line.get("name", "") for line in lines], "showlegend": [line.get("showlegend") for line in lines],
-                               "line.color": [line["line"]["color"] for line in lines], "line.dash": [line["line"]["dash"] for line in lines]}, {},
+                               "line.color": [line["line"]["color"] for line in lines], "line.dash": [line["line"]["dash"] for line in lines]},
+                              {f"{name}.{key}": self._layout[name][key] for name in LOG_AXES for key in ("tickvals", "ticktext")},
                               list(range(len(lines))))
 
     def _send_update_msg(self, *arguments, **more):
@@ -185,7 +197,7 @@ def _figure(lines: list[dict]) -> LiveFigure:
                            line=dict(color=line["color"], dash=line["dash"], width=line["width"]), opacity=0.55 if line["ghost"] else 1)
     for panel, (_, log) in PANELS.items():
         row, col = where[panel]
-        figure.update_yaxes(row=row, col=col, **(dict(type="log", tickvals=TICKS, ticktext=[f"{tick:g}" for tick in TICKS]) if log else dict(type="linear", rangemode="tozero")))
+        figure.update_yaxes(row=row, col=col, **(dict(type="log", **_ticks(lines, panel)) if log else dict(type="linear", rangemode="tozero")))
     figure.add_hrect(y0=0.5, y1=2, row=1, col=3, fillcolor="#009E73", opacity=0.12, line_width=0)
     figure.update_xaxes(title="updates", row=2, col=1)
     figure.update_xaxes(gridcolor="rgba(128,128,128,.25)", zeroline=False)

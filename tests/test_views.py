@@ -507,3 +507,21 @@ def test_words_of_the_banks_keep_up_at_full_speed(toy):
             lab.playing = False
         assert view.banks.grids["query"].sentence == expected, frames
     lab.close()
+
+
+def test_numbers_of_logarithmic_axes_do_not_crowd(toy):
+    lab = Lab(toy, **SMALL)
+    view = lab.views.curves
+    shown = lambda: list(view.figure.layout.yaxis2.ticktext)
+    assert shown() == [f"{10.0**power:g}" for power in range(-9, 10)]                # nothing drawn: plotly shows five powers or so
+    lab.run(3)
+    view.draw()
+    assert {"0.1", "0.2", "0.5", "1"} <= set(shown())
+    line = dict(panel="norms", y=[0.001, 2.9])
+    assert len(curves._ticks([line], "norms")["ticktext"]) == 57 and len(curves._ticks([line | {"y": [0.001, 3.1]}], "norms")["ticktext"]) == 19
+    assert curves._ticks([line | {"y": [0.0]}], "norms") == curves._ticks([], "norms")             # zero has no place on it
+    sent = []
+    view.figure._send_update_msg = lambda *message, **_: sent.append(message)
+    view.figure.answered = True
+    view.figure.resend()                                                            # what the page missed comes with its numbers
+    assert tuple(sent[0][1]["yaxis2.ticktext"]) == tuple(shown())
