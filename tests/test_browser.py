@@ -75,9 +75,7 @@ def lab(page, number=0):
 def test_notebook_00_is_played(page):
     page.open("notebooks/00_start_here.ipynb")
     page.run_all()
-    sources = page.page.evaluate("jupyterapp.shell.currentWidget.content.widgets.map(cell => cell.model.sharedModel.source)")
-    cell = next(n for n, source in enumerate(sources) if source.startswith("lab = "))
-    page.scroll(cell)
+    page.scroll(source_of(page, "lab = "))
     view = lab(page)
     view.until(lambda: view.updates() == 30)
     page.page.wait_for_function("(plot => plot._fullLayout.width === plot.clientWidth)(document.querySelector('.js-plotly-plot'))")       # as wide as its place, before anything is pressed
@@ -260,10 +258,15 @@ def test_kept_notebooks_read_well_without_a_kernel():
             assert re.search(r'alt="[^"]{30,}', image), image[:200]
 
 
-def source_of(page, start):
-    """The number of the first cell whose source begins so."""
-    sources = page.page.evaluate("jupyterapp.shell.currentWidget.content.widgets.map(cell => cell.model.sharedModel.source)")
-    return next(n for n, source in enumerate(sources) if start in source)
+def sources(page):
+    """The source of each code cell by its number."""
+    found = page.page.evaluate("jupyterapp.shell.currentWidget.content.widgets.map(cell => cell.model.type === 'code' ? cell.model.sharedModel.source : '')")
+    return {number: source for number, source in enumerate(found) if source}
+
+
+def source_of(page, part):
+    """The number of the first code cell with this in its source."""
+    return next(number for number, source in sources(page).items() if part in source)
 
 
 def answer(page, cell, source):
@@ -277,9 +280,8 @@ def answer(page, cell, source):
 
 def run(page, wanted):
     """Run those cells whose source is wanted; the others would train what no test looks at here."""
-    sources = page.page.evaluate("jupyterapp.shell.currentWidget.content.widgets.map(cell => cell.model.type === 'code' ? cell.model.sharedModel.source : '')")
-    for number, source in enumerate(sources):
-        if source and wanted(source):
+    for number, source in sources(page).items():
+        if wanted(source):
             page.run_cell(number)
     page.idle()
 
@@ -349,9 +351,7 @@ def test_notebook_04_is_worked_through(page):
 def test_notebook_05_trains_stops_and_its_map_fills(page):
     page.open("notebooks/05_train.ipynb")
     run(page, lambda source: "cl.Lab(pairs" in source or "cl.HeatMap(lab" in source)
-    sources = page.page.evaluate("jupyterapp.shell.currentWidget.content.widgets.map(cell => cell.model.sharedModel.source)")
-    where = lambda start: next(n for n, source in enumerate(sources) if start in source)
-    page.scroll(where("cl.Lab(pairs"))
+    page.scroll(source_of(page, "cl.Lab(pairs"))
     view = lab(page)
     view.handle("K").focus()
     page.page.keyboard.press("ArrowLeft")
@@ -371,14 +371,14 @@ def test_notebook_05_trains_stops_and_its_map_fills(page):
     page.page.wait_for_timeout(500)
     assert view.updates() == made
 
-    page.scroll(where("cl.HeatMap(lab"))                # another seed for one cell: it fills with the mean of two
+    page.scroll(source_of(page, "cl.HeatMap(lab"))                # another seed for one cell: it fills with the mean of two
     cells = page.page.locator("button[title^='load K']")
     assert cells.count() == 12 and all(re.fullmatch(r"\d+\.\d", text) for text in cells.all_inner_texts())
     page.shot("05-map")
-    page.scroll(where("cl.Lab(pairs"))
+    page.scroll(source_of(page, "cl.Lab(pairs"))
     view.handle("seed").focus()
     page.page.keyboard.press("ArrowRight")
-    page.scroll(where("cl.HeatMap(lab"))
+    page.scroll(source_of(page, "cl.HeatMap(lab"))
     cells.nth(9).click()
     view.until(lambda: cells.nth(9).inner_text().endswith("(2)"), what="the cell did not fill", seconds=60)
     field = page.page.locator('.widget-textarea textarea')
