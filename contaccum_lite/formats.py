@@ -12,7 +12,9 @@ import gzip
 import hashlib
 import itertools
 import json
+import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +25,7 @@ from .data import Pair, Pairs, Passage
 MARGIN = 3.0
 _CHUNK = 1 << 20             # bytes read at a time
 _LONGEST_RECORD = 1 << 28   # characters after which a record that has not ended is taken for broken
-_SPACE = " \t\r\n"
+_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 # --- DPR ---------------------------------------------------------------------------------------------------------------
@@ -366,12 +368,32 @@ def _json_lines(path: Path) -> Iterator[tuple[int, object]]:
     """(line number, value) of each line that is not blank."""
     for line, text in _lines(path):
         if text.strip():
+            place = _Place(path, f"line {line}")
             try:
-                yield line, json.loads(text)
+                yield line, _DECODER.decode(text)
             except json.JSONDecodeError as error:
-                raise _Place(path, f"line {line}").error(f"{error.msg} at column {error.colno}", "one JSON object on each line") from None
+                raise place.error(f"{error.msg} at column {error.colno}", _ONE_OBJECT) from None
+            except _KeyTwice as error:
+                raise place.error(str(error), "every key once") from None
             except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
-                raise _Place(path, f"line {line}").error("JSON that no reader takes", "one JSON object on each line") from None
+                raise place.error("JSON that no reader takes", _ONE_OBJECT) from None
+
+
+class _KeyTwice(ValueError):
+    """An object with a key twice, of which a reader would have to choose one value."""
+
+
+def _object(items: list[tuple[str, object]]) -> dict:
+    """A JSON object of these keys and values."""
+    record = dict(items)
+    if len(record) < len(items):
+        counts = Counter(key for key, _ in items)
+        raise _KeyTwice(f"the key {_short(counts.most_common(1)[0][0])} twice in one object")
+    return record
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+_ONE_OBJECT = "one JSON object on each line"
 
 
 def _json_array(path: Path) -> Iterator[object]:
@@ -380,44 +402,94 @@ def _json_array(path: Path) -> Iterator[object]:
     Python's own decoder on a sliding buffer, because `ijson` takes memory by the square of the nesting (a file of "[[[[…"
     of 100 kB takes it all) and quietly mends broken characters.
     """
-    decoder, row = json.JSONDecoder(), 0
-
-    def bad(found: str) -> ValueError:
-        return ValueError(f"{path}, record {row}: found JSON that cannot be read ({found}); expected a list of records.")
-
     with _opened(path) as file:
-        chunks = codecs.iterdecode(iter(lambda: file.read(_CHUNK), b""), "utf-8-sig")
-        buffer, separator = "", "["
+        text = _JsonText(path, file)
+        if text.next_sign() != "[":
+            raise text.no_list()
+        text.start += 1
+        sign = text.next_sign()
+        while sign != "]":
+            yield text.item()
+            text.row += 1
+            sign = text.next_sign()
+            if sign not in ("]", ","):
+                raise text.error(f"no comma before {text.here()}" if sign else "it breaks off")
+            if sign == ",":
+                text.start += 1
+        text.start += 1
+        if text.next_sign():
+            raise _Place(path, f"record {text.row}").error(
+                f"{text.here()} after the end of the list",
+                "one list and nothing after it: put the records of all files into one list")
+
+
+class _JsonText:
+    """The text of a JSON file, of which a piece at a time is held; `start` is where it is read next."""
+
+    def __init__(self, path: Path, file: BinaryIO):
+        self.path, self.row = path, 0
+        self.buffer, self.start = "", 0
+        self.pieces = codecs.iterdecode(iter(lambda: file.read(_CHUNK), b""), "utf-8-sig")
+
+    def error(self, reason: str) -> ValueError:
+        place = _Place(self.path, f"record {self.row}")
+        return place.error(f"JSON that cannot be read ({reason})", "a list of records")
+
+    def no_list(self) -> ValueError:
+        if not self.next_sign():
+            return ValueError(f"{self.path}: found an empty file; expected a JSON list of records.")
+        return ValueError(f"{self.path}: found a file that starts with {self.here()}; expected a JSON list ('[').")
+
+    def here(self) -> str:
+        return _short(self.buffer[self.start:self.start + 12])
+
+    def more(self) -> bool:
+        """Read on, as much again as is held, so that a long item is not begun too often; False at the end of the file."""
+        held = len(self.buffer) - self.start
+        try:
+            piece = "".join(itertools.islice(self.pieces, 1 + held // _CHUNK))
+        except UnicodeDecodeError as error:
+            raise self.error(f"the byte 0x{error.object[error.start]:02x}, which is not UTF-8") from None
+        self.buffer, self.start = self.buffer[self.start:] + piece, 0
+        return bool(piece)
+
+    def next_sign(self) -> str:
+        """The next character that is not white space; none at the end of the file."""
+        while True:
+            self.start = _SPACE.match(self.buffer, self.start).end()
+            if self.start < len(self.buffer):
+                return self.buffer[self.start]
+            if not self.more():
+                return ""
+
+    def item(self) -> object:
+        """The value that starts here."""
+        self.next_sign()
         while True:
             try:
-                buffer = buffer.lstrip(_SPACE)
-                if separator and buffer[:1] == separator:
-                    buffer, separator = buffer[1:].lstrip(_SPACE), ""
-                if buffer and separator == "[":
-                    raise ValueError(f"{path}: found a file that starts with {_short(buffer[:12])}; expected a JSON list ('[').")
-                if buffer[:1] == "]" and (separator == "," or row == 0):
-                    return
-                if buffer and separator == ",":
-                    raise bad(f"no comma before {_short(buffer[:12])}")
-                if not separator:
-                    item, end = decoder.raw_decode(buffer)
-                    yield item
-                    buffer, separator, row = buffer[end:], ",", row + 1
-                    continue
+                item, end = _DECODER.raw_decode(self.buffer, self.start)
+                length = end - self.start
+                if end < len(self.buffer) - 2 or not self.more():    # "1" may go on as "1e-5" in the next piece
+                    self.start += length
+                    return item
+                continue
             except json.JSONDecodeError as error:
-                if not error.msg.startswith("Unterminated string") and error.pos < len(buffer) - 16 or len(buffer) > _LONGEST_RECORD:
-                    raise bad(f"{error.msg} at {_short(buffer[error.pos:error.pos + 12])}") from None
+                self._expect_unfinished(error)
+            except _KeyTwice as error:
+                raise self.error(str(error)) from None
             except RecursionError:
-                raise bad("it is nested too deep") from None
-            try:
-                more = next(chunks, "") + "".join(itertools.islice(chunks, len(buffer) // _CHUNK))
-            except UnicodeDecodeError as error:
-                raise bad(f"the byte 0x{error.object[error.start]:02x}, which is not UTF-8") from None
-            if not more and not buffer and separator == "[":
-                raise ValueError(f"{path}: found an empty file; expected a JSON list of records.")
-            if not more:
-                raise bad("it breaks off")
-            buffer += more
+                raise self.error("it is nested too deep") from None
+            except ValueError:
+                raise self.error("a number of too many digits") from None
+            if not self.more():
+                raise self.error("it breaks off")
+
+    def _expect_unfinished(self, error: json.JSONDecodeError) -> None:
+        """Raise where the item is broken, and not only cut by the end of what is held."""
+        cut = error.msg.startswith("Unterminated string") or error.pos >= len(self.buffer) - 16
+        if not cut or len(self.buffer) - self.start > _LONGEST_RECORD:
+            near = _short(self.buffer[error.pos:error.pos + 12])
+            raise self.error(f"{error.msg} at {near}") from None
 
 
 def _short(value) -> str:

@@ -279,6 +279,54 @@ def test_bad_dpr_files(tmp_path, content, words):
     assert "dpr.json" in str(error.value) and len(str(error.value)) < 600
 
 
+@pytest.mark.parametrize("after, sign", [
+    (json.dumps([question(3)]).encode(), "'[{"), (b"x", "'x'"), (b"\n \t]", "']'"), (b"\xef\xbb\xbf[]", "ufeff"), (b"\0", "x00")])
+@pytest.mark.parametrize("name", ["dpr.json", "dpr.json.gz"])
+@pytest.mark.parametrize("chunk", [7, formats._CHUNK])
+def test_what_follows_the_list_is_not_lost(tmp_path, monkeypatch, after, sign, name, chunk):
+    """Files that were put one after another: their first list alone would be other data."""
+    monkeypatch.setattr(formats, "_CHUNK", chunk)
+    records = json.dumps([question(n) for n in range(3)]).encode() + b" \n"
+    assert len(cl.load_pairs(write_dpr(tmp_path, records, name)).passages) == 7
+    with pytest.raises(ValueError, match=f"{name}, record 3: found .*after the end of the list; expected one list") as error:
+        cl.load_pairs(write_dpr(tmp_path, records + after, name))
+    assert sign in str(error.value)
+    cut = gzip.compress(records + b" " * 5000)[:-6]
+    if name.endswith(".gz"):
+        (tmp_path / name).write_bytes(cut)
+        with pytest.raises(ValueError, match="breaks off"):
+            cl.load_pairs(f"dpr:{tmp_path / name}")
+
+
+def test_gzip_files_put_one_after_another_are_one_text(jsonl):
+    lines = [json.dumps(dict(query=f"q {n}", passage=f"p {n}")).encode() + b"\n" for n in range(10)]
+    path = jsonl([], "pairs.jsonl.gz")
+    path.write_bytes(b"".join(map(gzip.compress, lines)))
+    assert len(cl.load_pairs(f"jsonl:{path}").passages) == 10
+    path.write_bytes(b"".join(map(gzip.compress, lines)) + b"garbage")
+    with pytest.raises(ValueError, match="bytes that are not gzip"):
+        cl.load_pairs(f"jsonl:{path}")
+
+
+def test_a_key_twice_in_one_object_is_refused(tmp_path):
+    """Python's reader would take the last of its values."""
+    twice = '{"query": "q", "passage": "p", "passage": "another"}'
+    (tmp_path / "pairs.jsonl").write_text(GOOD_LINE + "\n" + twice)
+    with pytest.raises(ValueError, match="line 2: found the key 'passage' twice in one object"):
+        cl.load_pairs(f"jsonl:{tmp_path / 'pairs.jsonl'}")
+    with pytest.raises(ValueError, match="record 1: .*the key 'question' twice in one object"):
+        cl.load_pairs(write_dpr(tmp_path, (json.dumps([question(0)])[:-1] + ', {"question": "a", "question": "b"}]').encode()))
+
+
+def test_a_list_of_numbers_is_cut_nowhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "_CHUNK", 3)
+    (tmp_path / "list.json").write_text("[12345, -1.5e10, true, 1234567]")
+    assert list(formats._json_array(tmp_path / "list.json")) == [12345, -1.5e10, True, 1234567]
+    (tmp_path / "list.json").write_text("[" + "9" * 6000 + "]")
+    with pytest.raises(ValueError, match="list.json, record 0: found .*too many digits"):
+        list(formats._json_array(tmp_path / "list.json"))
+
+
 @pytest.mark.parametrize("content, words", [
     (b"", "found an empty file"), (b"\n\n", "found no pair"), (GOOD_LINE.encode() + b"\n{", "line 2: found .* one JSON object"),
     (b"[]\n", r"line 1: found \[\]; expected an object"), (b'{"query": "q"}', "line 1: found no key 'passage'"),
@@ -366,12 +414,10 @@ def test_any_beir_folder_gives_pairs_or_a_value_error(tmp_path, change):
 @given(st.lists(JSON, max_size=6), st.integers(1, 40))
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_list_is_read_the_same_in_any_pieces(tmp_path, items, chunk):
-    items = [item for item in items if isinstance(item, (list, dict, str)) or item is None]
     (tmp_path / "list.json").write_text(json.dumps(items, indent=1) + "\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(formats, "_CHUNK", chunk)
-        if items:
-            assert json.dumps(list(formats._json_array(tmp_path / "list.json"))) == json.dumps(items)
+        assert json.dumps(list(formats._json_array(tmp_path / "list.json"))) == json.dumps(items)
 
 
 def test_large_files_are_streamed(tmp_path):
