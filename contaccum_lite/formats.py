@@ -7,7 +7,6 @@ sentence says the file, the place, what was found and what was expected.
 from __future__ import annotations
 
 import codecs
-import csv
 import gzip
 import hashlib
 import itertools
@@ -205,8 +204,8 @@ def _read_beir_negatives(folder: Path, train: dict, queries: dict, corpus: _Corp
 def read_passages(source: str) -> Iterator[Passage]:
     """The passages of a corpus, one by one: a .jsonl or .tsv file (also .gz), or all those of a source of `load_pairs`.
 
-    A .jsonl line is BEIR's: _id (or id), text (or passage), optional title. A .tsv line is DPR's: id, text, title, after a first line that
-    says so. A file is read as a stream, so a corpus may be larger than memory.
+    A .jsonl line is BEIR's: _id (or id), text (or passage), optional title. A .tsv line is DPR's: id, text, title,
+    or as a first line with these names says. A file is read as a stream, so a corpus may be larger than memory.
     """
     from .data import load_pairs
 
@@ -235,12 +234,74 @@ def _jsonl_passages(path: Path) -> Iterator[Passage]:
 
 
 def _tsv_passages(path: Path) -> Iterator[Passage]:
+    columns = None
     for line, raw in _lines(path):
-        columns = next(csv.reader([raw.rstrip("\r\n")], delimiter="\t"), [])
-        if not columns or line == 1 and columns[0] == "id":
+        place = _Place(path, f"line {line}")
+        if line == 1 and "\r" in raw and not raw.endswith("\n"):
+            raise place.error("lines that end in a carriage return alone", "lines that end in a line feed")
+        fields = _fields(raw, place)
+        header = _header(fields, place)
+        if header or fields == [""]:
+            columns = header or columns
             continue
-        _Place(path, f"line {line}").expect(len(columns) in (2, 3), raw, "an id, a text and, optionally, a title, with tabs between them")
-        yield Passage(columns[0], columns[2] if len(columns) == 3 else "", columns[1])
+        if columns is None:
+            place.expect(len(fields) in (2, 3), raw, _TSV_COLUMNS)
+            columns = _TSV_NAMES[:len(fields)]
+        if len(fields) != len(columns):
+            raise place.error(f"{len(fields)} columns in {_short(raw)}", f"{len(columns)}, as above it")
+        passage = dict(zip(columns, fields))
+        yield Passage(passage["id"], passage.get("title", ""), passage["text"])
+
+
+_TSV_NAMES = ("id", "text", "title")
+_LONGEST_HEADER = 200    # characters; most lines of a corpus are longer, and need no look
+_TSV_COLUMNS = "an id, a text and, optionally, a title, with tabs between them"
+
+
+def _header(fields: list[str], place: _Place) -> list[str] | None:
+    """The names of the columns, in any order, if these fields are names; other columns are passed over, as other keys are."""
+    if sum(map(len, fields)) > _LONGEST_HEADER:
+        return None
+    names = [name.strip().lower() for name in fields]
+    names = [{"_id": "id", "passage": "text"}.get(name, name) for name in names]
+    if fields[0] != "id" and len({"id", "text", "title"} & set(names)) < 2:
+        return None
+    counts = [names.count(name) for name in _TSV_NAMES]
+    fine = counts in ([1, 1, 0], [1, 1, 1])
+    place.expect(fine, fields, "columns that are called id, text and, optionally, title, each once")
+    return names
+
+
+_QUOTED = re.compile(r'"([^"]*+(?:""[^"]*+)*+)"(?=\t|\Z)')
+_CLOSED = re.compile(r'"[^"\t]*+(?:""[^"\t]*+)*+"')
+
+
+def _fields(raw: str, place: _Place) -> list[str]:
+    """The fields of a line with tabs between them.
+
+    Some writers quote fields as csv does (DPR's psgs_w100.tsv), others never quote. A field in quotes whose inner quotes
+    are doubled is a quoted one; in any other, a quote is text. Text that begins with a quote which nothing closes would be
+    a quoted field over several lines, or a stray quote: that is an error.
+    """
+    line = raw.removesuffix("\n").removesuffix("\r")
+    if '"' not in line:
+        return line.split("\t")
+    fields, start = [], 0
+    while start <= len(line):
+        if quoted := _QUOTED.match(line, start):
+            fields.append(quoted[1].replace('""', '"'))
+            end = quoted.end()
+        else:
+            tab = line.find("\t", start)
+            end = tab if tab >= 0 else len(line)
+            if line.startswith('"', start) and not _CLOSED.match(line, start):
+                raise place.error(
+                    f"a field that begins with a quote and does not end with one: {_short(line[start:])}",
+                    "each field on one line, its quotes doubled if it is in quotes; "
+                    "give texts with line breaks as .jsonl")
+            fields.append(line[start:end])
+        start = end + 1
+    return fields
 
 
 # --- what they share ---------------------------------------------------------------------------------------------------

@@ -254,6 +254,55 @@ def test_beir_without_training_pairs_says_so(tmp_path):
         cl.Run(pairs)
 
 
+def passages_of(path, content):
+    """What is read of a file of this content, as (id, text, title)."""
+    path.write_bytes(content.encode())
+    return [(p.id, p.text, p.title) for p in formats.read_passages(str(path))]
+
+
+@pytest.mark.parametrize("line, text, title", [
+    ('1\t"Aaron ( or ; ""Ahärôn"") is a prophet"\tAaron', 'Aaron ( or ; "Ahärôn") is a prophet', "Aaron"),     # as DPR's own file
+    ('1\t"God at Sinai"\t"""Heroes"" (album)"', "God at Sinai", '"Heroes" (album)'),
+    ('1\t5" disks, and "more"\tsay ""so""', '5" disks, and "more"', 'say ""so""'),                            # as files without quoting
+    ('1\t"Hello" she said\t"A" or "B"', '"Hello" she said', '"A" or "B"'),
+    ('1\t"a\ttab"\t', "a\ttab", ""), ('1\t""\t""""', "", '"'), ('1\ta\rb\u2028c\x85\x0cd\t\rT', "a\rb\u2028c\x85\x0cd", "\rT")])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_tsv_is_read_with_and_without_quoting(tmp_path, line, text, title, end):
+    for first in ("", "id\ttext\ttitle" + end):
+        rows = passages_of(tmp_path / "psgs.tsv", first + line + end + end + "2\tlast\tL")
+        assert rows == [("1", text, title), ("2", "last", "L")]
+
+
+def test_a_tsv_may_have_wide_fields(tmp_path):
+    wide = "w" * 300_000
+    assert passages_of(tmp_path / "psgs.tsv", f'1\t{wide}\t"{wide}"\n') == [("1", wide, wide)]
+
+
+@pytest.mark.parametrize("header, row, read", [
+    ("id\ttitle\ttext", "1\tT\tlong text", ("1", "long text", "T")), ("Text\tID", "long text\t1", ("1", "long text", "")),
+    ("_id\turl\ttitle\tpassage", "1\tu\tT\tlong text", ("1", "long text", "T")), ('"id"\t"title"\t"text"', "1\tT\tx", ("1", "x", "T"))])
+def test_the_columns_of_a_tsv_are_those_its_header_names(tmp_path, header, row, read):
+    assert passages_of(tmp_path / "psgs.tsv", f"\ufeff{header}\n{row}\n") == [read]
+    joined = f"{header}\n{row}\nid\ttext\ttitle\n2\ta\tb\n"                  # two files, one after the other
+    assert passages_of(tmp_path / "psgs.tsv", joined) == [read, ("2", "a", "b")]
+
+
+@pytest.mark.parametrize("content, words", [
+    ('id\ttext\ttitle\n1\t"first line\nsecond line"\tT1\n', "line 2: found a field that begins with a quote and does not end with one"),
+    ('1\t"first ""line""\nof two"\tT1\n', "line 1: found a field that begins with a quote"),
+    ('1\t"He said hello\tT1\n', 'line 1: found a field that begins with a quote .*"He said hello'),
+    ('1\t"He said hello\tand "more"\n', "line 1: found a field that begins with a quote"),
+    ('id\ttext\ttitle\n1\t"He said\tT1"\n', "line 2: found 2 columns .* expected 3"),
+    ("1\ta\tb\n2\tc\n", "line 2: found 2 columns .* expected 3"), ("1\ta\tb\tc\n", "line 1: found '1.*expected an id, a text"),
+    ("id\tcontents\n1\ta\n", "line 1: found .'id', 'contents'.; expected columns that are called id, text"),
+    ("pid\ttext\ttitle\n1\ta\tb\n", "line 1: found .'pid'.*expected columns"), ("id\ttext\ttext\n", "line 1: .*each once"),
+    ("1\ta\r2\tb\r", "line 1: found lines that end in a carriage return alone")])
+def test_a_tsv_that_cannot_be_told_is_an_error(tmp_path, content, words):
+    with pytest.raises(ValueError, match=words) as error:
+        passages_of(tmp_path / "psgs.tsv", content)
+    assert str(tmp_path / "psgs.tsv") in str(error.value)
+
+
 GOOD_LINE = json.dumps(dict(query="q", passage="p"))
 TRUNCATED = gzip.compress(json.dumps([question(n) for n in range(200)]).encode())[:-40]
 
