@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import re
+import reprlib
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -96,8 +97,7 @@ def read_jsonl(path: Path, test: str | None = None, test_pairs: int = 1000, marg
 
 def _jsonl_pair(record, place: _Place, corpus: _Corpus, margin: float, default_id: str) -> Pair:
     place.expect(isinstance(record, dict), record, "an object with query and passage")
-    name = record.get("id", default_id)
-    place.expect(isinstance(name, (str, int)) and not isinstance(name, bool), name, "a string or a whole number as id")
+    name = place.name(record, "id", default_id)
     query = place.text(record, "query")
     passage = corpus.add(place.text(record, "title", empty=True, needed=False), place.text(record, "passage"))
     negatives = []
@@ -108,7 +108,7 @@ def _jsonl_pair(record, place: _Place, corpus: _Corpus, margin: float, default_i
         negatives.append((found, inner.number(negative, "score")))
     kept = keep_hard_negatives([place.number(record, "score")], negatives, margin)
     answers = place.list_of(record, "answers", str, needed=False)
-    return Pair(str(name), query, passage.text, passage.title, tuple(p for p in kept if p.id != passage.id),
+    return Pair(name, query, passage.text, passage.title, tuple(p for p in kept if p.id != passage.id),
                 tuple(answers), passage.id)
 
 
@@ -121,19 +121,12 @@ def read_beir(folder: Path, margin: float = MARGIN, progress: bool = True) -> Pa
     hard_negatives.jsonl, if it is there, holds {"qid": …, "neg": [ids] or {"bm25": [ids], …}, "scores": {id: score}} a
     line; with scores, the cross-encoder rule applies (`keep_hard_negatives`).
     """
-    corpus = _Corpus()
-    for line, record in _json_lines(_find(folder, "corpus.jsonl")):
-        place = _Place(folder / "corpus.jsonl", f"line {line}")
-        place.expect(isinstance(record, dict), record, "an object with _id and text")
-        name = place.text(record, "_id")
-        if name in corpus.by_id:
-            raise place.error(f"the _id {_short(name)}, which an earlier line has too", "an _id of its own")
-        corpus.add(place.text(record, "title", empty=True, needed=False), place.text(record, "text", empty=True), name)
-    queries = {}
-    for line, record in _json_lines(_find(folder, "queries.jsonl")):
-        place = _Place(folder / "queries.jsonl", f"line {line}")
-        place.expect(isinstance(record, dict), record, "an object with _id and text")
-        queries[place.text(record, "_id")] = place.text(record, "text")
+    corpus, queries = _Corpus(), {}
+    for place, name, record in _beir_records(_find(folder, "corpus.jsonl"), corpus.by_id):
+        title = place.text(record, "title", empty=True, needed=False)
+        corpus.add(title, place.text(record, "text", empty=True), name)
+    for place, name, record in _beir_records(_find(folder, "queries.jsonl"), queries):
+        queries[name] = place.text(record, "text")
     found = {split: file for split in ("train", "test", "dev") if (file := _find(folder, f"qrels/{split}.tsv", needed=False))}
     if not found:
         raise ValueError(f"{folder}: found no qrels/train.tsv, qrels/test.tsv or qrels/dev.tsv; expected at least one of them.")
@@ -149,6 +142,17 @@ def read_beir(folder: Path, margin: float = MARGIN, progress: bool = True) -> Pa
     return Pairs(f"beir:{folder.name}", train, test, corpus.passages, dev, tuple(notes))
 
 
+def _beir_records(path: Path, known: dict) -> Iterator[tuple[_Place, str, dict]]:
+    """(place, _id, object) of each line; an _id that is among the `known` by then is an error."""
+    for line, record in _json_lines(path):
+        place = _Place(path, f"line {line}")
+        place.expect(isinstance(record, dict), record, "an object with _id and text")
+        name = place.text(record, "_id")
+        if name in known:
+            raise place.error(f"the _id {_short(name)}, which an earlier line has too", "an _id of its own")
+        yield place, name, record
+
+
 def _beir_pair(name: str, queries: dict, grades: dict, positives: list[Passage], negatives: Iterable[Passage], suffix="") -> Pair:
     best = max(positives, key=lambda p: grades[p.id])
     return Pair(name + suffix, queries[name], best.text, best.title, tuple(p for p in negatives if p.id not in grades),
@@ -156,25 +160,40 @@ def _beir_pair(name: str, queries: dict, grades: dict, positives: list[Passage],
 
 
 def _read_qrels(path: Path, queries: dict, corpus: _Corpus) -> dict[str, dict[str, int]]:
-    """query id → {passage id: grade}, grades above 0 only; a first line that is BEIR's header is passed over."""
+    """query id → {passage id: grade}, grades above 0 only; the columns are in BEIR's order, or in that of a header."""
     grades: dict[str, dict[str, int]] = {}
+    seen: dict[tuple[str, str], int] = {}
+    columns = _QRELS
     for line, raw in _lines(path):
         place = _Place(path, f"line {line}")
-        columns = raw.rstrip("\r\n").split("\t")
-        if line == 1 and columns[-1] == "score" or not raw.strip():
+        if not raw.strip():
             continue
-        place.expect(len(columns) == 3, raw, "three columns with tabs between them: query-id, corpus-id, score")
-        query, passage, score = columns
-        try:
-            grade = int(score)
-        except ValueError:
-            raise place.error(f"the score {_short(score)}", "a whole number") from None
+        fields = _fields(raw, place)
+        if line == 1 and (fields[-1] == "score" or set(_QRELS[:2]) & set(fields)):
+            place.expect(sorted(fields) == sorted(_QRELS), fields, f"the columns {', '.join(_QRELS)}")
+            columns = fields
+            continue
+        place.expect(len(fields) == 3, raw, "three columns with tabs between them: query-id, corpus-id, score")
+        query, passage, score = map(dict(zip(columns, fields)).get, _QRELS)
+        grade = _grade(score, place)
         for known, name, file in ((queries, query, "queries.jsonl"), (corpus.by_id, passage, "corpus.jsonl")):
             if name not in known:
                 raise place.error(f"the id {_short(name)}, which is not in {file}", f"an id that {file} has")
+        if seen.setdefault((query, passage), grade) != grade:
+            raise place.error(f"the score {grade} for {_short(query)} and {_short(passage)}, which have the score "
+                              f"{seen[query, passage]} on an earlier line", "one score for each query and passage")
         if grade > 0:
             grades.setdefault(query, {})[passage] = grade
     return grades
+
+
+_QRELS = ["query-id", "corpus-id", "score"]
+
+
+def _grade(score: str, place: _Place) -> int:
+    if not re.fullmatch(" *[+-]?[0-9]{1,9} *", score):
+        raise place.error(f"the score {_short(score)}", "a whole number (of up to nine digits)")
+    return int(score)
 
 
 def _read_beir_negatives(folder: Path, train: dict, queries: dict, corpus: _Corpus, margin: float) -> dict[str, list[Passage]]:
@@ -183,15 +202,19 @@ def _read_beir_negatives(folder: Path, train: dict, queries: dict, corpus: _Corp
     for line, record in _json_lines(path) if path else ():
         place = _Place(path, f"line {line}")
         place.expect(isinstance(record, dict), record, "an object with qid and neg")
-        query = str(record.get("qid"))
+        query = place.name(record, "qid")
         if query not in queries:
             raise place.error(f"the qid {_short(query)}, which is not in queries.jsonl", "an id that queries.jsonl has")
+        if query in kept:
+            raise place.error(f"the qid {_short(query)}, which an earlier line has too", "one line for each qid")
         lists = record.get("neg")
         lists = list(lists.values()) if isinstance(lists, dict) else [lists]
-        place.expect(all(isinstance(ids, list) for ids in lists), record.get("neg"), "a list of passage ids, or lists by name")
+        fine = all(isinstance(ids, list) and all(map(_is_name, ids)) for ids in lists)
+        place.expect(fine, record.get("neg"), "a list of passage ids, or lists by name")
         names = list(dict.fromkeys(str(name) for ids in lists for name in ids))
         scores = record.get("scores") or {}
-        place.expect(isinstance(scores, dict) and all(isinstance(s, (int, float)) for s in scores.values()), scores, "scores as {id: number}")
+        fine = isinstance(scores, dict) and all(map(_is_number, scores.values()))
+        place.expect(fine, scores, "scores as {id: number}")
         if unknown := [name for name in names if name not in corpus.by_id]:
             raise place.error(f"the negative {_short(unknown[0])}, which is not in corpus.jsonl", "an id that corpus.jsonl has")
         positives = [scores.get(name) for name in train.get(query, {})]
@@ -227,9 +250,8 @@ def _jsonl_passages(path: Path) -> Iterator[Passage]:
     for line, record in _json_lines(path):
         place = _Place(path, f"line {line}")
         place.expect(isinstance(record, dict), record, "an object with _id and text")
-        name = record.get("_id", record.get("id", line))
-        place.expect(isinstance(name, (str, int)) and not isinstance(name, bool), name, "a string or a whole number as _id")
-        yield Passage(str(name), place.text(record, "title", empty=True, needed=False),
+        name = place.name(record, "_id" if "_id" in record else "id", default=str(line))
+        yield Passage(name, place.text(record, "title", empty=True, needed=False),
                       place.text(record, "passage" if "text" not in record and "passage" in record else "text", empty=True))
 
 
@@ -351,11 +373,23 @@ class _Place:
             return ""
         self.expect(isinstance(value, str), value, f"a text under {key!r}")
         self.expect(bool(empty or value.strip()), value, f"a text under {key!r} that is not empty")
+        self.expect_characters(value, key)
+        return value
+
+    def name(self, record: dict, key: str, default: str | None = None) -> str:
+        """An id: a text or a whole number."""
+        if key not in record and default is None:
+            raise self.error(f"no key {key!r} among {_short(list(record))}", f"an id under {key!r}")
+        value = record.get(key, default)
+        self.expect(_is_name(value), value, f"a string or a whole number as {key}")
+        self.expect_characters(str(value), key)
+        return str(value)
+
+    def expect_characters(self, text: str, key: str) -> None:
         try:
-            value.encode()
+            text.encode()
         except UnicodeEncodeError:
             raise self.error(f"half of a surrogate pair under {key!r}", "characters that exist") from None
-        return value
 
     def list_of(self, record: dict, key: str, kind, needed: bool = True) -> list:
         if key not in record and not needed:
@@ -366,13 +400,24 @@ class _Place:
         kinds = kind if isinstance(kind, tuple) else (kind,)
         names = " or ".join({str: "texts", dict: "objects"}[k] for k in kinds)
         self.expect(isinstance(value, list) and all(isinstance(v, kinds) for v in value), value, f"a list of {names} under {key!r}")
+        for text in value:
+            if isinstance(text, str):
+                self.expect_characters(text, key)
         return value
 
     def number(self, record: dict, key: str) -> float | None:
         value = record.get(key)
-        fine = value is None or isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
-        self.expect(fine, value, f"a number under {key!r}")
+        self.expect(value is None or _is_number(value), value, f"a number under {key!r}")
         return value
+
+
+def _is_name(value) -> bool:
+    return isinstance(value, (str, int)) and not isinstance(value, bool)
+
+
+def _is_number(value) -> bool:
+    """Whether this is a number that can be compared and subtracted: not NaN, no infinity, no integer beyond all floats."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 def _finish(name: str, sets: list[list[Pair]], corpus: _Corpus, test_pairs: int, notes: list[str], path: Path) -> Pairs:
@@ -554,6 +599,28 @@ class _JsonText:
 
 
 def _short(value) -> str:
-    """A value in an error: its type and its beginning, with no control characters."""
-    text = repr(value)
+    """A value in an error: its beginning, with no control characters. Of a large or deep one, no more is looked at."""
+    text = _BEGINNING.repr(value)
     return f"{text[:60]}…" if len(text) > 60 else text
+
+
+class _Beginning(reprlib.Repr):
+    """`repr` of a value's beginning: of long and deep values, what comes later is left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.maxlist = self.maxdict = 20
+        self.maxlong = self.maxother = 100
+
+    def repr_str(self, text: str, level: int) -> str:
+        return repr(text[:61])
+
+    def repr_dict(self, record: dict, level: int) -> str:
+        if level <= 0:
+            return "{...}"
+        items = itertools.islice(record.items(), self.maxdict)
+        shown = [f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}" for key, value in items]
+        return "{" + ", ".join(shown) + (", ...}" if len(record) > self.maxdict else "}")
+
+
+_BEGINNING = _Beginning()

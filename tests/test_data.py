@@ -247,6 +247,56 @@ def test_beir(tmp_path):
     assert cl.load_pairs(f"beir:{packed}").train == pairs.train
 
 
+def test_the_columns_of_qrels_are_those_the_header_names(tmp_path):
+    """Where queries are passages too, ids alone do not tell that the columns are swapped."""
+    expected = cl.load_pairs(beir(tmp_path / "a"))
+    swapped = "corpus-id\tscore\tquery-id\nd0\t1\tq0\n\"d1\"\t2\tq0\nd2\t1\tq1\nd3\t0\tq1\nd3\t0\tq1\n"
+    assert cl.load_pairs(beir(tmp_path / "b", **{"qrels/train.tsv": swapped})).train == expected.train
+
+
+@pytest.mark.parametrize("change", [dict(id="\ud800"), dict(answers=["a", "\ud800"]), dict(title="\ud800"), dict(hard_negatives=["\ud800"]),
+                                    dict(hard_negatives=[dict(passage="x", title="\ud800")])])
+def test_half_a_surrogate_pair_is_refused_in_every_text(jsonl, tmp_path, change):
+    """It cannot be written anywhere: not into an index, not to a terminal."""
+    path = jsonl([dict(query="q", passage="p"), {**dict(query="q", passage="p"), **change}])
+    with pytest.raises(ValueError, match="pairs.jsonl, line 2.*half of a surrogate pair"):
+        cl.load_pairs(f"jsonl:{path}")
+    record = question(0, positive_ctxs=[context("p", title=change.get("title", ""))], answers=change.get("answers", ["\ud800"]))
+    with pytest.raises(ValueError, match="dpr.json, record 0.*half of a surrogate pair"):
+        cl.load_pairs(write_dpr(tmp_path, [record]))
+    for row in (dict(_id="\ud800", text="x"), dict(id="\ud800", text="x"), dict(text="\ud800"), dict(text="x", title="\ud800")):
+        with pytest.raises(ValueError, match="corpus.jsonl, line 1: found half of a surrogate pair"):
+            list(formats.read_passages(str(jsonl([row], "corpus.jsonl"))))
+
+
+@pytest.mark.parametrize("score", [10**400, -10**400, float("inf"), float("nan"), True, "5"])
+def test_scores_are_numbers_that_can_be_subtracted(jsonl, score):
+    path = jsonl([dict(query="q", passage="p", score=score, hard_negatives=[dict(passage="n", score=1)])])
+    with pytest.raises(ValueError, match="pairs.jsonl, line 1: found .* expected a number under 'score'"):
+        cl.load_pairs(f"jsonl:{path}")
+    path = jsonl([dict(query="q", passage="p", score=1, hard_negatives=[dict(passage="n", score=score)])])
+    with pytest.raises(ValueError, match=r"line 1, hard_negatives\[0\]: found .* expected a number under 'score'"):
+        cl.load_pairs(f"jsonl:{path}")
+
+
+def test_an_error_looks_at_no_more_of_a_value_than_it_shows():
+    class LookedAt(BaseException):
+        pass
+
+    class Last:
+        def __repr__(self):
+            raise LookedAt
+
+    deep = []
+    for _ in range(5000):
+        deep = [deep]
+    record = {"b": "x" * 100, "a": [1] * 100 + [Last()], **{str(n): n for n in range(100)}, "last": Last()}
+    for value in (record, [record], {"key": deep}, deep, [0] * 100 + [Last()]):
+        assert len(formats._short(value)) <= 61
+    assert formats._short({"b": 1, "a": [None, 0.5, "x"]}) == "{'b': 1, 'a': [None, 0.5, 'x']}"
+    assert formats._short("x" * 100) == "'" + "x" * 59 + "…" and formats._short("x" * 58) == "'" + "x" * 58 + "'"
+
+
 def test_beir_without_training_pairs_says_so(tmp_path):
     pairs = cl.load_pairs(beir(tmp_path, **{"qrels/train.tsv": None, "hard_negatives.jsonl": None}))
     assert not pairs.train and "can be searched, not trained on" in pairs.notes[0]
@@ -403,6 +453,14 @@ def test_bad_jsonl_files(tmp_path, content, words):
     ({"qrels/train.tsv": "q0\td0\n"}, "three columns"), ({"qrels/train.tsv": "q0\td0\thigh\n"}, "found the score 'high'"),
     ({"qrels/train.tsv": "q0\td99\t1\n"}, "line 1: found the id 'd99', which is not in corpus.jsonl"),
     ({"qrels/test.tsv": "query-id\tcorpus-id\tscore\nq9\td0\t1\n"}, "line 2: found the id 'q9', which is not in queries.jsonl"),
+    ({"queries.jsonl": '{"_id": "q0", "text": "x"}\n{"_id": "q0", "text": "y"}\n'}, "queries.jsonl, line 2: found the _id 'q0', which an earlier line has too"),
+    ({"qrels/train.tsv": "q0\td0\t1\nq0\td0\t1\nq0\td0\t0\n"}, "line 3: found the score 0 for 'q0' and 'd0', which have the score 1"),
+    ({"qrels/train.tsv": "q0\td0\t" + "9" * 400}, "line 1: found the score '9999"), ({"qrels/train.tsv": "q0\td0\t1_0"}, "the score '1_0'"),
+    ({"qrels/train.tsv": "query-id\tcorpus-id\tgrade\n"}, "line 1: found .*expected the columns query-id, corpus-id, score"),
+    ({"qrels/train.tsv": 'q0\t"d0\t1\n'}, "line 1: found a field that begins with a quote"),
+    ({"hard_negatives.jsonl": '{"qid": "q0", "neg": ["d7"]}\n{"qid": "q0", "neg": ["d8"]}'}, "line 2: found the qid 'q0', which an earlier line has too"),
+    ({"hard_negatives.jsonl": '{"neg": []}'}, "no key 'qid'"), ({"hard_negatives.jsonl": '{"qid": "q0", "neg": [' + "[" * 900 + "]" * 900 + "]}"}, "a list of passage ids"),
+    ({"hard_negatives.jsonl": '{"qid": "q0", "neg": ["d7"], "scores": {"d0": 1, "d7": NaN}}'}, "scores as"),
     ({"hard_negatives.jsonl": '{"qid": "q0", "neg": ["d99"]}'}, "the negative 'd99', which is not in corpus.jsonl"),
     ({"hard_negatives.jsonl": '{"qid": "x", "neg": []}'}, "the qid 'x', which is not in queries.jsonl"),
     ({"hard_negatives.jsonl": '{"qid": "q0", "neg": 3}'}, "a list of passage ids"),
