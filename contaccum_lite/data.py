@@ -101,12 +101,11 @@ def load_pairs(source: str, **options) -> Pairs:
         makers = {"python-docs": python_docs_pairs, "toy": toy_pairs}
         if kind in makers:
             return makers[kind](**options)
-    readers = {"dpr": formats.read_dpr, "beir": formats.read_beir, "jsonl": formats.read_jsonl}
-    if not colon or kind not in readers:
+    if not colon or kind not in formats.READERS:
         raise ValueError(f"no pairs called {source!r}: choose 'python-docs', 'toy', 'dpr:FILE', 'beir:FOLDER' or 'jsonl:FILE'.")
     if not place:
         raise ValueError(f"{source!r} names no file: write '{kind}:' and then a path.")
-    return readers[kind](Path(place), **options)
+    return formats.READERS[kind](Path(place), **options)
 
 
 # --- python-docs -------------------------------------------------------------------------------------------------------

@@ -83,16 +83,26 @@ def read_jsonl(path: Path, test: str | None = None, test_pairs: int = 1000, marg
 
     A hard negative is a string, or an object with passage and, optionally, title and score (then `margin` applies).
     """
-    corpus, sets, known = _Corpus(), [], {}
-    for file in [path, *([Path(test)] if test else [])]:
-        pairs = []
-        for line, record in _json_lines(file):
-            place = _Place(file, f"line {line}")
-            pairs.append(_jsonl_pair(record, place, corpus, margin, default_id=f"{file.name}:{line}"))
-            if (first := known.setdefault(pairs[-1].id, place)) is not place:
-                raise place.error(f"the id {_short(pairs[-1].id)}, which {first.file.name}, {first.where} has too", "an id of its own")
-        sets.append(pairs)
+    corpus = _Corpus()
+    sets = [_jsonl_pairs(path, corpus, margin, path.name)]
+    if test:
+        test = Path(test)
+        prefix = str(test) if test.name == path.name else test.name
+        sets.append(_jsonl_pairs(test, corpus, margin, prefix))
     return _finish(f"jsonl:{path.name}", sets, corpus, test_pairs, [], path)
+
+
+def _jsonl_pairs(path: Path, corpus: _Corpus, margin: float, prefix: str) -> list[Pair]:
+    """The pairs of one file; those without an id get the prefix and their line."""
+    pairs, lines = [], {}
+    for line, record in _json_lines(path):
+        place = _Place(path, f"line {line}")
+        pair = _jsonl_pair(record, place, corpus, margin, default_id=f"{prefix}:{line}")
+        first = lines.setdefault(pair.id, line)
+        if first != line:
+            raise place.error(f"the id {_short(pair.id)}, which {path.name}, line {first} has too", "an id of its own")
+        pairs.append(pair)
+    return pairs
 
 
 def _jsonl_pair(record, place: _Place, corpus: _Corpus, margin: float, default_id: str) -> Pair:
@@ -222,6 +232,10 @@ def _read_beir_negatives(folder: Path, train: dict, queries: dict, corpus: _Corp
     return kept
 
 
+#: What reads the part of a source before its colon.
+READERS = {"dpr": read_dpr, "beir": read_beir, "jsonl": read_jsonl}
+
+
 # --- passages alone ----------------------------------------------------------------------------------------------------
 
 def read_passages(source: str) -> Iterator[Passage]:
@@ -232,12 +246,14 @@ def read_passages(source: str) -> Iterator[Passage]:
     """
     from .data import load_pairs
 
-    path = Path(source)
-    kind = path.suffixes[-2:-1] if path.suffix == ".gz" else path.suffixes[-1:]
-    if ":" not in source and kind == [".jsonl"]:
-        return _jsonl_passages(path)
-    if ":" not in source and kind == [".tsv"]:
-        return _tsv_passages(path)
+    kind, colon, _ = source.partition(":")
+    if not colon or kind not in READERS:    # a path may have a colon: "C:\\corpus.tsv"
+        path = Path(source)
+        ending = Path(path.stem if _is_packed(path) else path.name).suffix.lower()
+        if ending == ".jsonl":
+            return _jsonl_passages(path)
+        if ending == ".tsv":
+            return _tsv_passages(path)
     try:
         return iter(load_pairs(source, progress=False).passages)
     except ValueError as error:
@@ -441,11 +457,15 @@ def _find(folder: Path, name: str, needed: bool = True) -> Path | None:
     return None
 
 
+def _is_packed(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """The file's bytes, unpacked if it is a .gz; what goes wrong on the way becomes a sentence."""
     try:
-        with (gzip.open(path) if path.suffix == ".gz" else open(path, "rb")) as file:
+        with (gzip.open(path) if _is_packed(path) else open(path, "rb")) as file:
             yield file
     except FileNotFoundError:
         raise ValueError(f"{path}: found no such file; expected a file to read.") from None

@@ -215,6 +215,45 @@ def test_jsonl(jsonl):
     assert cl.load_pairs(f"jsonl:{gz}").train == pairs.train            # blank lines and a byte order mark are passed over
 
 
+def test_a_test_file_may_have_the_same_name_and_the_same_ids(jsonl, tmp_path):
+    for folder in ("train", "test", "both"):
+        (tmp_path / folder).mkdir()
+    rows = [dict(query=f"q {n}", passage=f"p {n}") for n in range(4)]
+    train, test = jsonl(rows[:2], "train/pairs.jsonl"), jsonl(rows[2:], "test/pairs.jsonl")
+    pairs = cl.load_pairs(f"jsonl:{train}", test=test)
+    assert [p.query for p in pairs.train] == ["q 0", "q 1"] and [p.query for p in pairs.test] == ["q 2", "q 3"]
+    assert [p.id for p in pairs.train] == ["pairs.jsonl:1", "pairs.jsonl:2"]            # as in runs that were saved before
+    assert not {p.id for p in pairs.train} & {p.id for p in pairs.test}
+    numbered = [dict(row, id=n % 2) for n, row in enumerate(rows)]
+    pairs = cl.load_pairs(f"jsonl:{jsonl(numbered[:2], 'a.jsonl')}", test=jsonl(numbered[2:], "b.jsonl"))
+    assert [p.id for p in (*pairs.train, *pairs.test)] == ["0", "1", "0", "1"]
+    for folder, file in (("a.jsonl", "b.jsonl"), ("b.jsonl", "a.jsonl")):
+        jsonl([rows[0], dict(rows[1], id="twice"), dict(rows[2], id="twice")], file)
+        jsonl(rows[:2], folder)
+        with pytest.raises(ValueError, match=f"{file}, line 3: found the id 'twice', which {file}, line 2 has too"):
+            cl.load_pairs(f"jsonl:{tmp_path / 'a.jsonl'}", test=tmp_path / "b.jsonl")
+
+
+@pytest.mark.parametrize("folder", ["with:colon", "C:\\Users\\me", "jsonl", "dpr:x"])
+@pytest.mark.parametrize("upper", [False, True])
+def test_a_path_may_have_a_colon_and_an_ending_in_capitals(tmp_path, monkeypatch, folder, upper):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / folder).mkdir()
+    line = json.dumps(dict(query="q", passage="p", _id="1", text="t"))
+    for name, content in (("a.tsv", "1\tt\n"), ("b.jsonl", line), ("c.json", json.dumps([question(0)]))):
+        for ending in ("", ".gz"):
+            path = f"{folder}\\{name}{ending}" if "\\" in folder else f"{folder}/{name}{ending}"
+            path = path.upper().replace(folder.upper(), folder) if upper else path
+            (tmp_path / path).write_bytes(gzip.compress(content.encode()) if ending else content.encode())
+            if name != "c.json":
+                whole = path if not folder.startswith("dpr:") else str(tmp_path / path)
+                assert [(p.id, p.text) for p in formats.read_passages(whole)] == [("1", "t")]
+            if name != "a.tsv":
+                kind = {"b.jsonl": "jsonl", "c.json": "dpr"}[name]
+                assert len(cl.load_pairs(f"{kind}:{path}").train) == 1
+                assert len(list(formats.read_passages(f"{kind}:{path}"))) == (1 if kind == "jsonl" else 3)
+
+
 def beir(tmp_path, **change):
     files = {"corpus.jsonl": "".join(json.dumps(dict(_id=f"d{n}", title=f"T{n}", text=f"text {n}")) + "\n" for n in range(9)),
              "queries.jsonl": "".join(json.dumps(dict(_id=f"q{n}", text=f"question {n}")) + "\n" for n in range(4)),
