@@ -442,10 +442,22 @@ def _finish(name: str, sets: list[list[Pair]], corpus: _Corpus, test_pairs: int,
         raise ValueError(f"{path}: found no pair of a query and a passage; expected at least one.")
     if len(sets) == 2:
         return Pairs(name, sets[0], sets[1], corpus.passages, notes=tuple(notes))
-    by_hash = sorted(sets[0], key=lambda pair: hashlib.sha256(pair.query.encode()).digest())
-    held = {pair.id for pair in by_hash[:min(test_pairs, len(by_hash) // 5)]}
+    held = _held_out(sets[0], test_pairs)
     return Pairs(name, [p for p in sets[0] if p.id not in held], [p for p in sets[0] if p.id in held], corpus.passages,
                  notes=tuple(notes))
+
+
+def _held_out(pairs: list[Pair], most: int) -> set[str]:
+    """The ids of up to `most` pairs and a fifth of them all; pairs of the same question stay together."""
+    questions: dict[str, list[str]] = {}
+    for pair in pairs:
+        questions.setdefault(pair.query, []).append(pair.id)
+    room, held = min(most, len(pairs) // 5), set()
+    for query in sorted(questions, key=lambda query: hashlib.sha256(query.encode()).digest()):
+        if len(questions[query]) <= room:
+            held |= set(questions[query])
+            room -= len(questions[query])
+    return held
 
 
 def _find(folder: Path, name: str, needed: bool = True) -> Path | None:
