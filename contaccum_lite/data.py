@@ -14,7 +14,7 @@ import json
 import os
 import random
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -73,18 +73,35 @@ class Pairs:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all that training sees: runs resume only on the same pairs."""
+        """A hash of the training pairs, with their hard negatives by id: runs resume only on the same pairs."""
         digest = hashlib.sha256()
         for pair in self.train:
             for text in (pair.id, pair.query, pair.title, pair.passage, *(h.id for h in pair.hard_negatives)):
                 digest.update(text.encode() + b"\0")
         return digest.hexdigest()[:16]
 
+    @cached_property
+    def hard_negatives_fingerprint(self) -> str:
+        """A hash of the hard negatives' texts: with `fingerprint`, of all that training without a cache sees."""
+        return _digest({h.id: h for pair in self.train for h in pair.hard_negatives}.values())
+
+    @cached_property
+    def passages_fingerprint(self) -> str:
+        """A hash of all passages, the test pairs' too: a cache of passages is filled with all of them."""
+        return _digest(self.passages)
+
     def with_hard_negatives(self) -> tuple[list[int], str]:
         """Rows of `train` that have a hard negative, and a sentence on those that have none (empty if all have one)."""
         rows = [row for row, pair in enumerate(self.train) if pair.hard_negatives]
         dropped = len(self.train) - len(rows)
         return rows, f"{dropped:,} of {len(self.train):,} training pairs have no hard negative and are left out." if dropped else ""
+
+
+def _digest(passages: Iterable[Passage]) -> str:
+    digest = hashlib.sha256()
+    for passage in passages:
+        digest.update(json.dumps(passage).encode())
+    return digest.hexdigest()[:16]
 
 
 def load_pairs(source: str, **options) -> Pairs:

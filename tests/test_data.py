@@ -1,6 +1,7 @@
 """Sources of pairs: what they give, and what they say of files that are not as they should be."""
 
 import gzip
+import hashlib
 import json
 import time
 
@@ -232,6 +233,50 @@ def test_a_test_file_may_have_the_same_name_and_the_same_ids(jsonl, tmp_path):
         jsonl(rows[:2], folder)
         with pytest.raises(ValueError, match=f"{file}, line 3: found the id 'twice', which {file}, line 2 has too"):
             cl.load_pairs(f"jsonl:{tmp_path / 'a.jsonl'}", test=tmp_path / "b.jsonl")
+
+
+def test_a_question_is_never_in_train_and_test(jsonl):
+    """Where no question repeats, the split is the one that it always was: the lowest hashes."""
+    for repeats in ([1] * 30, [4] * 8, [1, 2, 3] * 7, [9, 1], [10], [3, 3, 4, 5]):
+        rows = [dict(query=f"q {n}", passage=f"p {n} {copy}") for n, count in enumerate(repeats) for copy in range(count)]
+        pairs = cl.load_pairs(f"jsonl:{jsonl(rows)}")
+        assert not {p.query for p in pairs.train} & {p.query for p in pairs.test}
+        assert len(pairs.train) + len(pairs.test) == len(rows) and len(pairs.test) <= len(rows) // 5
+        if set(repeats) == {1}:
+            by_hash = sorted(rows, key=lambda row: hashlib.sha256(row["query"].encode()).digest())
+            assert {p.query for p in pairs.test} == {row["query"] for row in by_hash[:len(rows) // 5]}
+        if repeats in ([9, 1], [1, 2, 3] * 7):
+            assert pairs.test                               # a question that has too many pairs is passed over
+
+
+def test_a_run_resumes_only_on_the_texts_that_it_was_trained_on(jsonl, tmp_path):
+    rows = [dict(query=f"what is {n}", passage=f"it is {n}", hard_negatives=[f"it is not {n}"]) for n in range(12)]
+    (tmp_path / "again").mkdir()
+    train, test = jsonl(rows), jsonl([dict(query="where", passage="there")], "test.jsonl")
+    edited = jsonl([{**row, "hard_negatives": [f"it is no {n}"]} for n, row in enumerate(rows)], "again/pairs.jsonl")
+    other = jsonl([dict(query="where", passage="here")], "again/test.jsonl")
+    small = dict(dim=8, local_batch=2, accumulation_steps=1, updates=4, warmup=0, memory_size=0, method="grad_accum")
+    cases = [(dict(hard_negatives=1), "hard negatives"), (dict(), None), (dict(cache_negatives=1), "passages")]
+    for number, (settings, words) in enumerate(cases):
+        run = cl.Run(cl.load_pairs(f"jsonl:{train}", test=test), **small, **settings)
+        run.step()
+        run.save(folder := tmp_path / f"run {number}")
+        assert cl.Run.load(folder, cl.load_pairs(f"jsonl:{train}", test=test)).step_count == 1
+        for pairs, sees in ((cl.load_pairs(f"jsonl:{edited}", test=test), words), (cl.load_pairs(f"jsonl:{train}", test=other), words == "passages")):
+            if sees:
+                with pytest.raises(ValueError, match=f"run {number} was trained on jsonl:pairs.jsonl with other texts of its {words}"):
+                    cl.Run.load(folder, pairs)
+            else:
+                assert cl.Run.load(folder, pairs).step_count == 1
+        saved = json.loads((folder / "run.json").read_text())
+        del saved["texts"]                                  # as older versions saved it
+        (folder / "run.json").write_text(json.dumps(saved))
+        assert cl.Run.load(folder, cl.load_pairs(f"jsonl:{edited}", test=test)).step_count == 1
+
+
+def test_the_fingerprint_is_that_of_runs_saved_before(toy):
+    """It also names the vocabulary in the cache."""
+    assert toy.fingerprint == "3e88d7d6e9b96ab0"
 
 
 @pytest.mark.parametrize("folder", ["with:colon", "C:\\Users\\me", "jsonl", "dpr:x"])
