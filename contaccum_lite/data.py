@@ -73,7 +73,10 @@ class Pairs:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the training pairs, with their hard negatives by id: runs resume only on the same pairs."""
+        """A hash of the training pairs, with their hard negatives by id.
+
+        Runs resume only on the same pairs, and the vocabulary is kept in the cache under it.
+        """
         digest = hashlib.sha256()
         for pair in self.train:
             for text in (pair.id, pair.query, pair.title, pair.passage, *(h.id for h in pair.hard_negatives)):
@@ -82,12 +85,12 @@ class Pairs:
 
     @cached_property
     def hard_negatives_fingerprint(self) -> str:
-        """A hash of the hard negatives' texts: with `fingerprint`, of all that training without a cache sees."""
+        """A hash of the hard negatives' texts, which `fingerprint` does not cover."""
         return _digest({h.id: h for pair in self.train for h in pair.hard_negatives}.values())
 
     @cached_property
     def passages_fingerprint(self) -> str:
-        """A hash of all passages, the test pairs' too: a cache of passages is filled with all of them."""
+        """A hash of all passages: a cache of passages holds those of the test pairs too."""
         return _digest(self.passages)
 
     def with_hard_negatives(self) -> tuple[list[int], str]:

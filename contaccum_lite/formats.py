@@ -100,7 +100,8 @@ def _jsonl_pairs(path: Path, corpus: _Corpus, margin: float, prefix: str) -> lis
         pair = _jsonl_pair(record, place, corpus, margin, default_id=f"{prefix}:{line}")
         first = lines.setdefault(pair.id, line)
         if first != line:
-            raise place.error(f"the id {_short(pair.id)}, which {path.name}, line {first} has too", "an id of its own")
+            raise place.error(f"the id {_short(pair.id)}, which {path.name}, line {first} has too",
+                              "an id of its own")
         pairs.append(pair)
     return pairs
 
@@ -118,8 +119,8 @@ def _jsonl_pair(record, place: _Place, corpus: _Corpus, margin: float, default_i
         negatives.append((found, inner.number(negative, "score")))
     kept = keep_hard_negatives([place.number(record, "score")], negatives, margin)
     answers = place.list_of(record, "answers", str, needed=False)
-    return Pair(name, query, passage.text, passage.title, tuple(p for p in kept if p.id != passage.id),
-                tuple(answers), passage.id)
+    kept = tuple(p for p in kept if p.id != passage.id)
+    return Pair(name, query, passage.text, passage.title, kept, tuple(answers), passage.id)
 
 
 # --- BEIR --------------------------------------------------------------------------------------------------------------
@@ -159,7 +160,8 @@ def _beir_records(path: Path, known: dict) -> Iterator[tuple[_Place, str, dict]]
         place.expect(isinstance(record, dict), record, "an object with _id and text")
         name = place.text(record, "_id")
         if name in known:
-            raise place.error(f"the _id {_short(name)}, which an earlier line has too", "an _id of its own")
+            raise place.error(f"the _id {_short(name)}, which an earlier line has too",
+                              "an _id of its own")
         yield place, name, record
 
 
@@ -170,7 +172,10 @@ def _beir_pair(name: str, queries: dict, grades: dict, positives: list[Passage],
 
 
 def _read_qrels(path: Path, queries: dict, corpus: _Corpus) -> dict[str, dict[str, int]]:
-    """query id → {passage id: grade}, grades above 0 only; the columns are in BEIR's order, or in that of a header."""
+    """query id → {passage id: grade}, grades above 0 only.
+
+    The columns are in BEIR's order, or in that of a header.
+    """
     grades: dict[str, dict[str, int]] = {}
     seen: dict[tuple[str, str], int] = {}
     columns = _QRELS
@@ -180,18 +185,22 @@ def _read_qrels(path: Path, queries: dict, corpus: _Corpus) -> dict[str, dict[st
             continue
         fields = _fields(raw, place)
         if line == 1 and (fields[-1] == "score" or set(_QRELS[:2]) & set(fields)):
-            place.expect(sorted(fields) == sorted(_QRELS), fields, f"the columns {', '.join(_QRELS)}")
+            named = sorted(fields) == sorted(_QRELS)
+            place.expect(named, fields, f"the columns {', '.join(_QRELS)}")
             columns = fields
             continue
-        place.expect(len(fields) == 3, raw, "three columns with tabs between them: query-id, corpus-id, score")
+        place.expect(len(fields) == 3, raw,
+                     "three columns with tabs between them: query-id, corpus-id, score")
         query, passage, score = map(dict(zip(columns, fields)).get, _QRELS)
         grade = _grade(score, place)
         for known, name, file in ((queries, query, "queries.jsonl"), (corpus.by_id, passage, "corpus.jsonl")):
             if name not in known:
                 raise place.error(f"the id {_short(name)}, which is not in {file}", f"an id that {file} has")
         if seen.setdefault((query, passage), grade) != grade:
-            raise place.error(f"the score {grade} for {_short(query)} and {_short(passage)}, which have the score "
-                              f"{seen[query, passage]} on an earlier line", "one score for each query and passage")
+            raise place.error(
+                f"the score {grade} for {_short(query)} and {_short(passage)}, which have the "
+                f"score {seen[query, passage]} on an earlier line",
+                "one score for each query and passage")
         if grade > 0:
             grades.setdefault(query, {})[passage] = grade
     return grades
@@ -216,7 +225,8 @@ def _read_beir_negatives(folder: Path, train: dict, queries: dict, corpus: _Corp
         if query not in queries:
             raise place.error(f"the qid {_short(query)}, which is not in queries.jsonl", "an id that queries.jsonl has")
         if query in kept:
-            raise place.error(f"the qid {_short(query)}, which an earlier line has too", "one line for each qid")
+            raise place.error(f"the qid {_short(query)}, which an earlier line has too",
+                              "one line for each qid")
         lists = record.get("neg")
         lists = list(lists.values()) if isinstance(lists, dict) else [lists]
         fine = all(isinstance(ids, list) and all(map(_is_name, ids)) for ids in lists)
@@ -241,8 +251,9 @@ READERS = {"dpr": read_dpr, "beir": read_beir, "jsonl": read_jsonl}
 def read_passages(source: str) -> Iterator[Passage]:
     """The passages of a corpus, one by one: a .jsonl or .tsv file (also .gz), or all those of a source of `load_pairs`.
 
-    A .jsonl line is BEIR's: _id (or id), text (or passage), optional title. A .tsv line is DPR's: id, text, title,
-    or as a first line with these names says. A file is read as a stream, so a corpus may be larger than memory.
+    A .jsonl line is BEIR's: _id (or id), text (or passage), optional title. A .tsv line is DPR's:
+    id, text, optional title, in this order or in that of a first line with these names. A file is
+    read as a stream, so a corpus may be larger than memory.
     """
     from .data import load_pairs
 
@@ -276,7 +287,8 @@ def _tsv_passages(path: Path) -> Iterator[Passage]:
     for line, raw in _lines(path):
         place = _Place(path, f"line {line}")
         if line == 1 and "\r" in raw and not raw.endswith("\n"):
-            raise place.error("lines that end in a carriage return alone", "lines that end in a line feed")
+            raise place.error("lines that end in a carriage return alone",
+                              "lines that end in a line feed")
         fields = _fields(raw, place)
         header = _header(fields, place)
         if header or fields == [""]:
@@ -286,7 +298,8 @@ def _tsv_passages(path: Path) -> Iterator[Passage]:
             place.expect(len(fields) in (2, 3), raw, _TSV_COLUMNS)
             columns = _TSV_NAMES[:len(fields)]
         if len(fields) != len(columns):
-            raise place.error(f"{len(fields)} columns in {_short(raw)}", f"{len(columns)}, as above it")
+            raise place.error(f"{len(fields)} columns in {_short(raw)}",
+                              f"{len(columns)}, as in the lines above")
         passage = dict(zip(columns, fields))
         yield Passage(passage["id"], passage.get("title", ""), passage["text"])
 
@@ -297,16 +310,15 @@ _TSV_COLUMNS = "an id, a text and, optionally, a title, with tabs between them"
 
 
 def _header(fields: list[str], place: _Place) -> list[str] | None:
-    """The names of the columns, in any order, if these fields are names; other columns are passed over, as other keys are."""
+    """The names of the columns, in any order, if these fields are names."""
     if sum(map(len, fields)) > _LONGEST_HEADER:
         return None
     names = [name.strip().lower() for name in fields]
     names = [{"_id": "id", "passage": "text"}.get(name, name) for name in names]
     if fields[0] != "id" and len({"id", "text", "title"} & set(names)) < 2:
         return None
-    counts = [names.count(name) for name in _TSV_NAMES]
-    fine = counts in ([1, 1, 0], [1, 1, 1])
-    place.expect(fine, fields, "columns that are called id, text and, optionally, title, each once")
+    fine = sorted(names) in (["id", "text"], ["id", "text", "title"])
+    place.expect(fine, fields, "columns that are called id, text and, optionally, title")
     return names
 
 
@@ -317,9 +329,10 @@ _CLOSED = re.compile(r'"[^"\t]*+(?:""[^"\t]*+)*+"')
 def _fields(raw: str, place: _Place) -> list[str]:
     """The fields of a line with tabs between them.
 
-    Some writers quote fields as csv does (DPR's psgs_w100.tsv), others never quote. A field in quotes whose inner quotes
-    are doubled is a quoted one; in any other, a quote is text. Text that begins with a quote which nothing closes would be
-    a quoted field over several lines, or a stray quote: that is an error.
+    Some writers quote fields as csv does (DPR's psgs_w100.tsv), others never quote. A field in
+    quotes whose inner quotes are doubled was quoted; in any other field, a quote is text. A field
+    that begins with a quote which nothing closes is an error: it may be the first line of a quoted
+    one, or a stray quote.
     """
     line = raw.removesuffix("\n").removesuffix("\r")
     if '"' not in line:
@@ -334,7 +347,8 @@ def _fields(raw: str, place: _Place) -> list[str]:
             end = tab if tab >= 0 else len(line)
             if line.startswith('"', start) and not _CLOSED.match(line, start):
                 raise place.error(
-                    f"a field that begins with a quote and does not end with one: {_short(line[start:])}",
+                    "a field that begins with a quote and does not end with one: "
+                    f"{_short(line[start:])}",
                     "each field on one line, its quotes doubled if it is in quotes; "
                     "give texts with line breaks as .jsonl")
             fields.append(line[start:end])
@@ -432,8 +446,9 @@ def _is_name(value) -> bool:
 
 
 def _is_number(value) -> bool:
-    """Whether this is a number that can be compared and subtracted: not NaN, no infinity, no integer beyond all floats."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300
+    """Whether this is a number to calculate with: no NaN, no infinity, no integer beyond floats."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and -1e300 < value < 1e300
 
 
 def _finish(name: str, sets: list[list[Pair]], corpus: _Corpus, test_pairs: int, notes: list[str], path: Path) -> Pairs:
@@ -448,7 +463,7 @@ def _finish(name: str, sets: list[list[Pair]], corpus: _Corpus, test_pairs: int,
 
 
 def _held_out(pairs: list[Pair], most: int) -> set[str]:
-    """The ids of up to `most` pairs and a fifth of them all; pairs of the same question stay together."""
+    """The ids of up to `most` pairs, and of a fifth of all; pairs of one question stay together."""
     questions: dict[str, list[str]] = {}
     for pair in pairs:
         questions.setdefault(pair.query, []).append(pair.id)
@@ -495,7 +510,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     with _opened(path) as file:
         for line, raw in enumerate(file, 1):
             try:
-                yield line, raw.decode("utf-8-sig" if line == 1 else "utf-8")
+                # a byte order mark may be in any line: files may have been put one after another
+                yield line, raw.decode("utf-8-sig")
             except UnicodeDecodeError as error:
                 raise _Place(path, f"line {line}").error(f"the byte 0x{raw[error.start]:02x}, which is not UTF-8", "text in UTF-8") from None
     if not line:
@@ -562,7 +578,7 @@ def _json_array(path: Path) -> Iterator[object]:
 
 
 class _JsonText:
-    """The text of a JSON file, of which a piece at a time is held; `start` is where it is read next."""
+    """The text of a JSON file, held a piece at a time; `start` is where it is read next."""
 
     def __init__(self, path: Path, file: BinaryIO):
         self.path, self.row = path, 0
@@ -576,18 +592,20 @@ class _JsonText:
     def no_list(self) -> ValueError:
         if not self.next_sign():
             return ValueError(f"{self.path}: found an empty file; expected a JSON list of records.")
-        return ValueError(f"{self.path}: found a file that starts with {self.here()}; expected a JSON list ('[').")
+        return ValueError(f"{self.path}: found a file that starts with {self.here()}; "
+                          "expected a JSON list ('[').")
 
     def here(self) -> str:
         return _short(self.buffer[self.start:self.start + 12])
 
     def more(self) -> bool:
-        """Read on, as much again as is held, so that a long item is not begun too often; False at the end of the file."""
+        """Read as much again as is held, so that a long item is begun few times; False at the end."""
         held = len(self.buffer) - self.start
         try:
             piece = "".join(itertools.islice(self.pieces, 1 + held // _CHUNK))
         except UnicodeDecodeError as error:
-            raise self.error(f"the byte 0x{error.object[error.start]:02x}, which is not UTF-8") from None
+            byte = error.object[error.start]
+            raise self.error(f"the byte 0x{byte:02x}, which is not UTF-8") from None
         self.buffer, self.start = self.buffer[self.start:] + piece, 0
         return bool(piece)
 
@@ -607,7 +625,8 @@ class _JsonText:
             try:
                 item, end = _DECODER.raw_decode(self.buffer, self.start)
                 length = end - self.start
-                if end < len(self.buffer) - 2 or not self.more():    # "1" may go on as "1e-5" in the next piece
+                # "1" may go on as "1e-5" in the next piece
+                if end < len(self.buffer) - 2 or not self.more():
                     self.start += length
                     return item
                 continue
@@ -631,7 +650,10 @@ class _JsonText:
 
 
 def _short(value) -> str:
-    """A value in an error: its beginning, with no control characters. Of a large or deep one, no more is looked at."""
+    """A value in an error: its beginning, with no control characters.
+
+    Of a large or deep value, no more is looked at.
+    """
     text = _BEGINNING.repr(value)
     return f"{text[:60]}…" if len(text) > 60 else text
 
@@ -650,8 +672,9 @@ class _Beginning(reprlib.Repr):
     def repr_dict(self, record: dict, level: int) -> str:
         if level <= 0:
             return "{...}"
-        items = itertools.islice(record.items(), self.maxdict)
-        shown = [f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}" for key, value in items]
+        shown = []
+        for key, value in itertools.islice(record.items(), self.maxdict):
+            shown.append(f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}")
         return "{" + ", ".join(shown) + (", ...}" if len(record) > self.maxdict else "}")
 
 

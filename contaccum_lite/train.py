@@ -377,8 +377,10 @@ class Run:
             sync(place)
             scale = self.learner.loss_scale
             state = dict(format=_FORMAT, state=place.name, settings=dataclasses.asdict(self.settings), step=self.step_count, pairs=self.pairs.name,
-                         fingerprint=self.pairs.fingerprint, texts=_fingerprint_of_texts(self.pairs, self.settings),
-                         loss_scale=[scale.value, scale.fine], history=self.history, encodes=self.encodes)
+                         fingerprint=self.pairs.fingerprint,
+                         texts=_fingerprint_of_texts(self.pairs, self.settings),
+                         loss_scale=[scale.value, scale.fine], history=self.history,
+                         encodes=self.encodes)
             write_atomically(folder / "run.json", json.dumps(state).encode())
         except BaseException:
             if _saved(folder).get("state") != place.name:     # interrupted after the switch, the new state is the one that counts
@@ -401,10 +403,11 @@ class Run:
             raise ValueError(f"{folder} was trained on other pairs ({state['pairs']}, {state['fingerprint']}) than the ones given "
                              f"({pairs.name}, {pairs.fingerprint}): give the same data; python-docs changes with the installed packages.")
         settings = Settings.preset(**state["settings"])
-        if state.get("texts") not in (None, _fingerprint_of_texts(pairs, settings)):
+        seen = _fingerprint_of_texts(pairs, settings)
+        if state.get("texts") not in (None, seen):    # older versions saved none
             texts = "passages" if settings.cache_negatives else "hard negatives"
-            raise ValueError(f"{folder} was trained on {pairs.name} with other texts of its {texts} "
-                             "than it has now: give the same data.")
+            raise ValueError(f"{folder} was trained on {pairs.name} with other texts of its "
+                             f"{texts} than it has now: give the same data.")
         towers = [load_tower(place / name, settings.pooling) for name in ("query_tower", "passage_tower")[:2 - settings.shared]]
         towers = [tower.to(device=settings.device, dtype=getattr(torch, settings.dtype)) for tower in towers]
         run = cls(pairs, settings, towers=(towers[0], towers[-1]), accelerator=accelerator)
@@ -445,7 +448,7 @@ class Run:
 
 
 def _fingerprint_of_texts(pairs: Pairs, settings: Settings) -> str | None:
-    """Of the texts that training sees beside the pairs; None where there are none, and in runs of older versions."""
+    """The fingerprint of the texts that training sees beside the pairs, None without any."""
     if settings.cache_negatives:
         return pairs.passages_fingerprint
     return pairs.hard_negatives_fingerprint if settings.hard_negatives else None
