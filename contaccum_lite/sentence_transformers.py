@@ -9,7 +9,10 @@ then goes into them. The callback keeps the banks in every checkpoint and brings
 
 from __future__ import annotations
 
+import math
 import os
+import re
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +48,15 @@ class ContAccumLoss(nn.Module):
                  past_encoder: bool = True, scale: float = 20.0, similarity_fct=cos_sim, mask_duplicates: bool = True,
                  gather_across_devices: bool = True, name: str = "contaccum"):
         super().__init__()
-        if memory_size < 0 or not scale > 0:
-            raise ValueError(f"memory_size is {memory_size} and scale {scale}: memory_size must be 0 or more, scale above 0.")
+        memory_size, scale = _sizes(memory_size, scale)
+        _check_name(name)
+        if not callable(similarity_fct):
+            raise ValueError(f"similarity_fct is {similarity_fct!r}: expected a function of (n, d) "
+                             "and (m, d) vectors that gives (n, m) similarities, like cos_sim.")
+        _check_switches(
+            query_bank=query_bank, passage_bank=passage_bank,
+            bank_hard_negatives=bank_hard_negatives, past_encoder=past_encoder,
+            mask_duplicates=mask_duplicates, gather_across_devices=gather_across_devices)
         if query_bank and not passage_bank:
             raise ValueError("query_bank is True and passage_bank is False: the positive of a past query is in the passage bank, so a query bank needs "
                              "passage_bank=True.")
@@ -268,6 +278,38 @@ class _Emptying:
 
 def _checkpoint(args, state) -> str:
     return os.path.join(args.output_dir, f"checkpoint-{state.global_step}")
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------------
+
+def _sizes(memory_size: int, scale: float) -> tuple[int, float]:
+    """Both as plain numbers."""
+    pairs = isinstance(memory_size, Integral) and not isinstance(memory_size, bool)
+    factor = isinstance(scale, Real) and not isinstance(scale, bool)
+    if not (pairs and 0 <= memory_size < 2**31 and factor and 0 < scale < math.inf):
+        raise ValueError(f"memory_size is {memory_size!r} and scale {scale!r}: memory_size must be a "
+                         "whole number, 0 or more, and scale a finite number above 0.")
+    return int(memory_size), float(scale)
+
+
+def _check_name(name: str) -> None:
+    """A name that a file can have on any system, and that no file of the model has."""
+    plain = isinstance(name, str) and name.isprintable() and not re.search(r'[/\\:*?"<>|]', name)
+    if not plain or not 0 < len(name.encode()) <= 200 or name != name.strip(" ."):
+        raise ValueError(f"name is {name!r}: expected the name of a file, such as 'contaccum', without "
+                         "a folder and its ending; each checkpoint gets this file.")
+    if re.fullmatch(r"(adapter_)?model(-\d.*)?", name, re.IGNORECASE):
+        raise ValueError(f"name is {name!r}: that file of a checkpoint has the weights of the model; "
+                         "give another name, such as 'contaccum'.")
+
+
+def _check_switches(**switches: bool) -> None:
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r}: expected True or False.")
+
+
+# --- several processes -------------------------------------------------------------------------------------------------
 
 
 def _processes() -> int:

@@ -175,6 +175,14 @@ def test_what_does_not_fit_is_said():
                         (dict(memory_size=4, passage_bank=False), "needs passage_bank=True")):
         with pytest.raises(ValueError, match=says):
             ContAccumLoss(model, **wrong)
+    for name, values in dict(memory_size=[True, 2.0, "8", None, 2**40], scale=[math.nan, math.inf, -1, True, "20", None],
+                             query_bank=[1, None], passage_bank=[2], bank_hard_negatives=["no"], past_encoder=[0],
+                             mask_duplicates=[1.0], gather_across_devices=[None], similarity_fct=["cosine", None],
+                             name=["", "a/b", "..", "a\\b", "a\nb", "a\udcffb", 3, None, " a", "x" * 300,
+                                   "model", "adapter_model", "Model-00001-of-00002"]).items():
+        for value in values:
+            with pytest.raises(ValueError, match=f"{name} is|{name}|expected"):
+                ContAccumLoss(model, **dict(memory_size=4) | {name: value})
     loss = ContAccumLoss(model, 8)
     with pytest.raises(ValueError, match="1 column"):
         loss(columns_of(batches(4)[0])[:1], None)
