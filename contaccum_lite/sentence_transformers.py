@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import weakref
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ class ContAccumLoss(nn.Module):
     self and copies of its passage, known by their token ids (not with memory_size=0). gather_across_devices: the micro-batches of
     all processes are one, and the banks the same everywhere; otherwise each process has banks of its own. name: of the banks' file
     in a checkpoint, where a training has several such losses.
+
+    Other losses that call this one several times for a batch (AdaptiveLayerLoss, MatryoshkaLoss, Matryoshka2dLoss) are refused.
 
     Columns of the data: (anchor, positive), or with any number of negatives after them. In evaluation (`model.eval()`, or without
     gradients) the banks are neither read nor written. Banks and scores are float32 at least, under autocast too. Equation 7;
@@ -66,6 +69,7 @@ class ContAccumLoss(nn.Module):
         self.mask_duplicates, self.gather_across_devices, self.name = mask_duplicates, gather_across_devices, name
         self.callback = BankCallback(self)
         self._empties_itself = None
+        self._pending = None      # the texts of a batch whose backward pass has not come yet (a weak reference)
         self.register_buffer("position", torch.zeros(2, dtype=torch.int64))      # where the next pair goes, and how many there are
         self.register_buffer("vectors", torch.zeros(memory_size * passage_bank, 2, 0))       # (N, query, passage and hard negatives, d)
         self.register_buffer("keys", torch.zeros(memory_size * passage_bank, 2, dtype=torch.int64))
@@ -80,13 +84,39 @@ class ContAccumLoss(nn.Module):
         features = list(sentence_features)
         if len(features) < 2:
             raise ValueError(f"the data have {len(features)} column of texts: expected (anchor, positive), and perhaps negatives after them.")
+        texts = next((value for value in features[0].values() if isinstance(value, Tensor)), None)
+        self._refuse_again(texts)
         keys = self._keys(features)                                              # before the model: it may change the features
         found = [self.model(column)["sentence_embedding"] for column in features]
-        return self.compute_loss_from_embeddings(found, labels, keys)
+        loss = self.compute_loss_from_embeddings(found, labels, keys)
+        if self._remembers and loss.requires_grad and texts is not None:
+            self._pending = weakref.ref(texts)
+            loss.register_hook(self._backward_has_come)
+        return loss
+
+    def _refuse_again(self, texts: Tensor | None) -> None:
+        """Refuse a batch that comes again before its backward pass: banks would hold it twice."""
+        pending = self._pending and self._pending()
+        if self._remembers and pending is not None and pending is texts:
+            raise ValueError(
+                "ContAccumLoss was called a second time with the same batch, before the backward pass "
+                "of the first: each of its pairs would be in the banks several times. A loss around it "
+                "that calls it for several layers or dimensions (AdaptiveLayerLoss, MatryoshkaLoss, "
+                "Matryoshka2dLoss) does so: train with ContAccumLoss itself. To look at a batch's loss, "
+                "call it under torch.no_grad().")
+
+    def _backward_has_come(self, _: Tensor) -> None:
+        self._pending = None
+
+    @property
+    def _remembers(self) -> bool:
+        """Whether a batch is compared with the banks and goes into them: in training only."""
+        has_banks = self.memory_size > 0 and self.passage_bank
+        return has_banks and self.model.training and torch.is_grad_enabled()
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
         """The loss of (B, d) vectors of each column; keys: (B, columns) numbers that are equal for equal texts."""
-        remembers = self.memory_size > 0 and self.passage_bank and self.model.training and torch.is_grad_enabled()
+        remembers = self._remembers
         vectors = torch.stack([part.to(torch.promote_types(part.dtype, torch.float32)) for part in embeddings], 1)   # (B, columns, d)
         masks = self.mask_duplicates and self.memory_size > 0 and keys is not None
         keys = torch.zeros(vectors.shape[:2], dtype=torch.int64, device=vectors.device) if keys is None else keys
@@ -149,7 +179,9 @@ class ContAccumLoss(nn.Module):
             self.keys = torch.zeros(shape[:2], dtype=torch.int64, device=vectors.device)
         if self.vectors.shape != shape:
             raise ValueError(f"this batch has {vectors.shape[1]} columns of vectors of length {vectors.shape[2]}, and the banks hold "
-                             f"{self.vectors.shape[1]} of length {self.vectors.shape[2]}: one ContAccumLoss keeps one kind; give each data set its own, and wrap it in no other loss.")
+                             f"{self.vectors.shape[1]} of length {self.vectors.shape[2]}: one ContAccumLoss keeps one kind. "
+                             "Give each data set its own; and a loss around it that shortens vectors (MatryoshkaLoss, "
+                             "Matryoshka2dLoss) does not go with banks: train with ContAccumLoss itself.")
 
     @torch.no_grad()
     def _remember(self, vectors: Tensor, keys: Tensor) -> None:
@@ -263,8 +295,6 @@ class _Emptying:
     """An optimiser's hook that empties the banks once its step has moved their model's weights."""
 
     def __init__(self, loss: ContAccumLoss):
-        import weakref
-
         self._loss = weakref.ref(loss)
 
     def __call__(self, optimizer, *_):
