@@ -9,6 +9,7 @@ then goes into them. The callback keeps the banks in every checkpoint and brings
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
@@ -25,6 +26,8 @@ from transformers import TrainerCallback
 
 from .loss import duplicate_mask
 
+_BANKS = ("position", "vectors", "keys")
+_PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LONGEST = 32_768             # tokens of a text that count for what it is
 _FACTORS = torch.from_numpy(np.random.Generator(np.random.PCG64(20240618)).integers(-2**63, 2**63, size=_LONGEST))
 
@@ -199,16 +202,30 @@ class ContAccumLoss(nn.Module):
 
             self._empties_itself = register_optimizer_step_post_hook(_Emptying(self))
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        for name in ("vectors", "keys"):                                         # banks are as large as their first batch made them
-            kept = state_dict.get(prefix + name)
-            if kept is not None and kept.shape[:1] == getattr(self, name).shape[:1]:
-                setattr(self, name, torch.empty_like(kept, device=self.position.device))
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, *problems):
+        """All of the banks or nothing; they are as large as their first batch made them."""
+        banks = {name: state_dict[prefix + name] for name in _BANKS if prefix + name in state_dict}
+        if banks:
+            fault = _fault(banks, len(self.vectors))
+            if fault:
+                problems[-1].append(f"these are no banks of this ContAccumLoss: {fault}.")
+                return
+            self._take(banks)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *problems)
+
+    def _take(self, banks: dict[str, Tensor]) -> None:
+        """Have these banks, of which `_fault` found none."""
+        with torch.inference_mode(False):                                        # else no training could write into them
+            banks = {name: value.to(self.position.device, copy=True) for name, value in banks.items()}
+            vectors = banks["vectors"]
+            banks["vectors"] = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+        for name in _BANKS:
+            setattr(self, name, banks[name])
+        self.callback.loaded = True
 
     def bank_state(self) -> dict[str, Tensor]:
         """The banks as tensors: vectors (N, columns, d), keys (N, columns), position (2,)."""
-        return {name: getattr(self, name).detach().cpu().contiguous().clone() for name in ("position", "vectors", "keys")}
+        return {name: getattr(self, name).detach().cpu().contiguous().clone() for name in _BANKS}
 
     def save_banks(self, folder: str | Path) -> None:
         """Write the banks into a folder, all or nothing; with several processes that share them, the first one writes."""
@@ -217,23 +234,19 @@ class ContAccumLoss(nn.Module):
         from .data import write_atomically
 
         if self._rank == 0 or not self.gather_across_devices:
-            write_atomically(self._file(folder), save(self.bank_state()))
+            banks = self.bank_state()
+            write_atomically(self._file(folder), save(banks, {"digest": _digest(banks)}))
 
     def load_banks(self, folder: str | Path) -> None:
-        """Take the banks that `save_banks` wrote. Raises `ValueError` where there are none, or of another size."""
-        from safetensors.torch import load_file
+        """Take the banks that `save_banks` wrote.
 
-        try:
-            state = load_file(self._file(folder))
-        except OSError as error:
-            raise ValueError(f"{folder} holds no banks ({error}): expected {self._file(folder).name}, which a trainer with callbacks=[loss.callback] "
-                             "writes into its checkpoints.") from None
-        if len(state["vectors"]) != len(self.vectors):
-            raise ValueError(f"{folder} holds banks of {len(state['vectors'])} pairs, this loss has {len(self.vectors)}: give it memory_size="
-                             f"{len(state['vectors'])}.")
-        for name, value in state.items():
-            setattr(self, name, value.to(self.position.device))
-        self.callback.loaded = True
+        Raises `ValueError` where there are none, or of another size, or damaged ones; this loss then stays as it was.
+        """
+        banks = _read(self._file(folder))
+        if len(banks["vectors"]) != len(self.vectors):
+            raise ValueError(f"{folder} holds banks of {len(banks['vectors'])} pairs, this loss has {len(self.vectors)}: give it memory_size="
+                             f"{len(banks['vectors'])}.")
+        self._take(banks)
 
     @property
     def _rank(self) -> int:
@@ -337,6 +350,67 @@ def _check_switches(**switches: bool) -> None:
     for name, value in switches.items():
         if not isinstance(value, bool):
             raise ValueError(f"{name} is {value!r}: expected True or False.")
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """The banks in a file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as content:
+            marks = content.metadata() or {}
+            banks = {name: content.get_tensor(name) for name in content.keys()}
+    except OSError as error:
+        raise ValueError(f"{file.parent} holds no banks ({error}): expected {file.name}, which a trainer with callbacks=[loss.callback] "
+                         "writes into its checkpoints.") from None
+    except SafetensorError as error:
+        words = repr(str(error)[:200])                                       # of the file's own, some of them
+        raise ValueError(f"{file} cannot be read ({words}): it is damaged, or no file of banks. Give another checkpoint.") from None
+    fault = _fault(banks)
+    if fault:
+        raise ValueError(f"{file} holds no banks of a ContAccumLoss: {fault}. Give another checkpoint.")
+    if "digest" in marks and marks["digest"] != _digest(banks):            # (files had none before)
+        raise ValueError(f"{file} is damaged: its banks are not those that were written. Give another checkpoint.")
+    return banks
+
+
+def _digest(banks: dict[str, Tensor]) -> str:
+    """A hash of the banks: types, shapes and values."""
+    digest = hashlib.sha256()
+    for name in _BANKS:
+        digest.update(f"{name} {_kind(banks[name])} ".encode())
+        digest.update(banks[name].flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _fault(banks: dict[str, Tensor], size: int | None = None) -> str | None:
+    """Why these tensors are not the banks of a ContAccumLoss (of `size` pairs); None where they are."""
+    if set(banks) != set(_BANKS):
+        return f"expected the tensors {', '.join(_BANKS)} and no others"
+    position, vectors, keys = (banks[name] for name in _BANKS)
+    if vectors.ndim != 3 or vectors.shape[1] < 2 or vectors.dtype not in _PRECISIONS:
+        return f"vectors are {_kind(vectors)}, expected floating-point numbers (pairs, columns, d)"
+    if keys.shape != vectors.shape[:2] or keys.dtype != torch.int64:
+        return f"keys are {_kind(keys)}, expected int64 {tuple(vectors.shape[:2])}"
+    if position.shape != (2,) or position.dtype != torch.int64:
+        return f"position is {_kind(position)}, expected int64 (2,)"
+    if size is not None and size != len(vectors):
+        return f"they are of {len(vectors)} pairs, and this loss has {size}"
+    return _fault_of_position(*position.tolist(), vectors)
+
+
+def _fault_of_position(start: int, count: int, vectors: Tensor) -> str | None:
+    """Banks that are not full were filled from their beginning."""
+    size = len(vectors)
+    full = count == size and 0 <= start < max(1, size)
+    filling = 0 <= start == count < size
+    if not (full or filling):
+        return f"position is {[start, count]}, which no banks of {size} pairs have"
+    return f"it says {count} pairs of no length" if count and not vectors.numel() else None
 
 
 # --- several processes -------------------------------------------------------------------------------------------------

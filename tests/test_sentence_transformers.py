@@ -1,8 +1,10 @@
 """ContAccumLoss: against the reference, and in the trainer that it is made for."""
 
 import copy
+import json
 import math
 import os
+import random
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ pytest.importorskip("sentence_transformers")
 pytest.importorskip("datasets")
 
 from datasets import Dataset
+from safetensors.torch import save
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.util import cos_sim, dot_score
 
@@ -167,6 +170,114 @@ def test_its_state_can_be_loaded(tmp_path):
         ContAccumLoss(model, 7).load_banks(tmp_path)
     with pytest.raises(ValueError, match="holds no banks"):
         loss.load_banks(tmp_path / "nothing")
+
+
+def same_banks(one, other):
+    return all(torch.equal(value, other.bank_state()[name]) for name, value in one.bank_state().items())
+
+
+@pytest.fixture(scope="module")
+def filled():
+    """A loss with full banks of six triples, the write position in their midst."""
+    loss = ContAccumLoss(Words(), 6)
+    for batch in batches(4):
+        loss(columns_of(batch))
+    return loss
+
+
+def refuses(loss, folder, content, says):
+    """That this content of a banks' file is refused in a sentence with its name, and changes nothing."""
+    file, before = folder / "contaccum.safetensors", loss.bank_state()
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=says) as raised:
+        loss.load_banks(folder)
+    assert str(file) in str(raised.value) and str(raised.value).isprintable() and len(str(raised.value)) < 600
+    assert vars(loss).keys() == vars(ContAccumLoss(Words(), 6)).keys()
+    assert all(torch.equal(value, loss.bank_state()[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize("damage, says", [
+    (lambda banks: banks.pop("position"), "expected the tensors position, vectors, keys"),
+    (lambda banks: banks.pop("keys"), "expected the tensors position, vectors, keys"),
+    (lambda banks: banks.update(scale=torch.tensor(-5.0)), "and no others"),
+    (lambda banks: banks.update(vectors=banks["vectors"].long()), r"vectors are int64 \(6, 3, 6\)"),
+    (lambda banks: banks.update(vectors=banks["vectors"][:, :1].clone()), r"vectors are float64 \(6, 1, 6\)"),
+    (lambda banks: banks.update(vectors=banks["vectors"][:, :, 0].clone()), r"vectors are float64 \(6, 3\)"),
+    (lambda banks: banks.update(vectors=banks["vectors"][:, :, :0].clone()), "6 pairs of no length"),
+    (lambda banks: banks.update(keys=banks["keys"].double()), "keys are float64"),
+    (lambda banks: banks.update(keys=banks["keys"][:, :2].clone()), r"keys are int64 \(6, 2\)"),
+    (lambda banks: banks.update(position=torch.tensor([2., 6.])), "position is float32"),
+    (lambda banks: banks.update(position=torch.tensor(2)), r"position is int64 \(\)"),
+    *[(lambda banks, pair=pair: banks.update(position=torch.tensor(pair)), "position is .*, which no banks")
+      for pair in ([6, 6], [-1, 6], [0, 7], [4, 3], [-3, -3], [2, 2**60])],
+])
+def test_a_file_of_no_such_banks_is_refused(filled, tmp_path, damage, says):
+    banks = filled.bank_state()
+    damage(banks)
+    refuses(copy.deepcopy(filled), tmp_path, save(banks), says)
+
+
+@pytest.mark.parametrize("changes, says", [(dict(position=[0, 7]), "which no banks of 6 pairs have"), (dict(keys=None), "expected the tensors"),
+                                           (dict(position=None, vectors=None), "expected the tensors")])
+def test_a_state_of_no_such_banks_is_refused(filled, changes, says):
+    """Nothing of it is taken, whether all keys are asked for or not."""
+    state = filled.state_dict()
+    for name, value in changes.items():
+        state[name] = torch.tensor(value) if value else None
+    state = {name: value for name, value in state.items() if value is not None}
+    for strict in (True, False):
+        loss = ContAccumLoss(Words(), 6)
+        with pytest.raises(RuntimeError, match=says):
+            loss.load_state_dict(state, strict=strict)
+        assert same_banks(loss, ContAccumLoss(Words(), 6))
+    loss.load_state_dict({}, strict=False)
+    assert same_banks(loss, ContAccumLoss(Words(), 6)) and not loss.callback.loaded
+
+
+HOSTILE = json.dumps({"keys": {"dtype": "\x1b[31m" * 99, "shape": [2], "data_offsets": [0, 16]}}).encode()
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\0" * 8, b"\xff" * 100, b"not banks" * 30, len(HOSTILE).to_bytes(8, "little") + HOSTILE])
+def test_a_file_that_is_no_safetensors_file_is_refused(filled, tmp_path, content):
+    refuses(copy.deepcopy(filled), tmp_path, content, "cannot be read")
+
+
+def damaged(content, rng):
+    """A file with one of the damages that disks, networks and editors do."""
+    content, header = bytearray(content), 8 + int.from_bytes(content[:8], "little")
+    kind = rng.randrange(6)
+    if kind < 3:                                                             # flips: in the header, in the body, anywhere
+        bounds = [(8, header), (header, len(content)), (0, len(content))][kind]
+        for _ in range(rng.choice([1, 1, 2, 8])):
+            content[rng.randrange(*bounds)] ^= 1 << rng.randrange(8)
+    elif kind == 3:
+        del content[rng.randrange(len(content)):]
+    elif kind == 4:
+        content += rng.randbytes(rng.randrange(1, 64))
+    else:                                                                    # a name or a number becomes another
+        words = [b"position", b"vectors", b"keys", b"digest", b"training", b"I64", b"F64", b"__metadata__", b"6", b"3"]
+        old, new = rng.sample(words, 2)
+        text = bytes(content[8:header]).replace(old, new)
+        content = bytearray(len(text).to_bytes(8, "little") + text + content[header:])
+    return bytes(content)
+
+
+def test_damaged_files_are_refused_or_the_same_banks(filled, tmp_path):
+    filled.save_banks(tmp_path)
+    content, rng, refused = (tmp_path / "contaccum.safetensors").read_bytes(), random.Random(5), 0
+    for _ in range(250):
+        wrong = damaged(content, rng)
+        loss = ContAccumLoss(Words(), 6)
+        (tmp_path / "contaccum.safetensors").write_bytes(wrong)
+        try:
+            loss.load_banks(tmp_path)
+        except ValueError as error:
+            assert "contaccum.safetensors" in str(error)
+            assert len(loss) == 0 and same_banks(loss, ContAccumLoss(Words(), 6))
+            refused += 1
+        else:
+            assert same_banks(loss, filled)
+    assert refused > 150
 
 
 def test_what_does_not_fit_is_said():
