@@ -13,6 +13,7 @@ import hashlib
 import math
 import os
 import re
+import secrets
 import weakref
 from numbers import Integral, Real
 from pathlib import Path
@@ -41,9 +42,10 @@ class ContAccumLoss(nn.Module):
     of (n, d) and (m, d) vectors, (n, m); `cos_sim`, or `dot_score` with scale=1. mask_duplicates: a row leaves out its own stale
     self and copies of its passage, known by their token ids (not with memory_size=0). gather_across_devices: the micro-batches of
     all processes are one, and the banks the same everywhere; otherwise each process has banks of its own. name: of the banks' file
-    in a checkpoint, where a training has several such losses.
+    in a checkpoint; where a training has several such losses, each needs a name of its own.
 
-    Other losses that call this one several times for a batch (AdaptiveLayerLoss, MatryoshkaLoss, Matryoshka2dLoss) are refused.
+    With its callback, a training starts with empty banks, unless it resumes or `load_banks` was called before it. Other losses
+    that call this one several times for a batch (AdaptiveLayerLoss, MatryoshkaLoss, Matryoshka2dLoss) are refused.
 
     Columns of the data: (anchor, positive), or with any number of negatives after them. In evaluation (`model.eval()`, or without
     gradients) the banks are neither read nor written. Banks and scores are float32 at least, under autocast too. Equation 7;
@@ -235,17 +237,25 @@ class ContAccumLoss(nn.Module):
 
         if self._rank == 0 or not self.gather_across_devices:
             banks = self.bank_state()
-            write_atomically(self._file(folder), save(banks, {"digest": _digest(banks)}))
+            marks = {"training": self.callback.training, "digest": _digest(banks)}
+            write_atomically(self._file(folder), save(banks, marks))
 
     def load_banks(self, folder: str | Path) -> None:
-        """Take the banks that `save_banks` wrote.
+        """Take the banks that `save_banks` wrote; the next training starts with them.
 
         Raises `ValueError` where there are none, or of another size, or damaged ones; this loss then stays as it was.
         """
-        banks = _read(self._file(folder))
+        self._load(folder)
+
+    def _load(self, folder: str | Path, training: str | None = None) -> None:
+        """`load_banks`, of this training alone if one is given."""
+        file = self._file(folder)
+        banks, written_by = _read(file)
         if len(banks["vectors"]) != len(self.vectors):
             raise ValueError(f"{folder} holds banks of {len(banks['vectors'])} pairs, this loss has {len(self.vectors)}: give it memory_size="
                              f"{len(banks['vectors'])}.")
+        if training is not None and training != written_by:
+            raise ValueError(f"{file} was written by another training than the checkpoint.")
         self._take(banks)
 
     @property
@@ -280,13 +290,20 @@ class ContAccumLoss(nn.Module):
 
 
 class BankCallback(TrainerCallback):
-    """Keeps the banks of a `ContAccumLoss` in the trainer's checkpoints, and takes them from the one that training resumes from."""
+    """Keeps the banks of a `ContAccumLoss` in the trainer's checkpoints, and takes them from the one that training resumes from.
+
+    A trainer does not tell its callbacks where it resumes from, but gives them what its checkpoint's trainer_state.json holds.
+    So each training has a number of its own, which stands in that file and in the banks' file: the banks are those of the
+    checkpoint if their numbers are equal. Without any number, they were written before there were numbers.
+    """
 
     def __init__(self, loss: ContAccumLoss | None = None):
         self._loss, self.loaded = [loss], False       # (in a list: a module within a module's attribute would be registered)
+        self.training = ""                            # the number of the training under way, or of the last one
 
     def on_save(self, args, state, control, **_):
-        self._loss[0].save_banks(_checkpoint(args, state))
+        if len(self._loss[0].vectors) and not state.is_hyper_param_search:       # (its checkpoints are elsewhere)
+            self._loss[0].save_banks(_checkpoint(args.output_dir, state))
 
     def on_optimizer_step(self, args, state, control, **_):
         """The optimiser's own hook does not know the weights of this model where they are in shards (DeepSpeed's are flat copies)."""
@@ -294,14 +311,44 @@ class BankCallback(TrainerCallback):
             self._loss[0].clear()
 
     def on_train_begin(self, args, state, control, **_):
-        """On resume: from the checkpoint of this update in output_dir, unless `load_banks` has been called."""
-        if state.global_step and not self.loaded and self._loss[0].memory_size:
-            try:
-                self._loss[0].load_banks(_checkpoint(args, state))
-            except ValueError as error:
-                raise ValueError(f"training resumes at update {state.global_step} without its banks: {error} Where it resumes from another place, call "
-                                 "loss.load_banks(checkpoint) before trainer.train.") from None
+        """Empty banks, or on resume those of the checkpoint, unless `load_banks` has been called."""
+        loss = self._loss[0]
+        if not len(loss.vectors):
+            return
+        self._refuse_a_shared_file(state)
+        if state.global_step and not self.loaded:
+            self._resume(args, state)
+        elif not self.loaded:
+            loss.clear()
         self.loaded = False
+        self.training = _new_training(loss.position.device)
+        record = {"training": self.training, "folder": os.path.abspath(args.output_dir)}
+        _records(state)[loss.name] = record
+
+    def _refuse_a_shared_file(self, state) -> None:
+        """Two losses of one training with one file: the second would write over the banks of the first."""
+        writers = state.__dict__.setdefault("writers_of_banks", {})       # no field: it is not saved
+        file = self._loss[0]._file("").name
+        if writers.setdefault(file.casefold(), id(self._loss[0])) != id(self._loss[0]):
+            raise ValueError(
+                f"two losses of this training would keep their banks in the same file, {file}: give "
+                f"each a name of its own, as in ContAccumLoss(model, ..., name='{self._loss[0].name}-2').")
+
+    def _resume(self, args, state) -> None:
+        """The banks of the checkpoint: in output_dir, or in the folder of the training that wrote it."""
+        loss = self._loss[0]
+        record = _records(state).get(loss.name)
+        record = record if isinstance(record, dict) else {}
+        here = os.path.abspath(args.output_dir)
+        reasons = []
+        for folder in dict.fromkeys([here, str(record.get("folder", here))]):
+            try:
+                return loss._load(_checkpoint(folder, state), record.get("training", ""))
+            except ValueError as error:
+                reasons.append(str(error))
+        raise ValueError(
+            f"training resumes at update {state.global_step} without its banks: {' '.join(reasons)} "
+            "Where it resumes from another place, call loss.load_banks(checkpoint) before trainer.train.")
 
 
 class _Emptying:
@@ -319,8 +366,24 @@ class _Emptying:
             loss.clear()
 
 
-def _checkpoint(args, state) -> str:
-    return os.path.join(args.output_dir, f"checkpoint-{state.global_step}")
+def _checkpoint(folder: str, state) -> str:
+    return os.path.join(folder, f"checkpoint-{state.global_step}")
+
+
+def _records(state) -> dict[str, dict[str, str]]:
+    """Of each loss by its name, which training this is: what trainer_state.json keeps for us."""
+    records = state.stateful_callbacks.get("ContAccumLoss")
+    if not isinstance(records, dict):
+        records = state.stateful_callbacks["ContAccumLoss"] = {}
+    return records
+
+
+def _new_training(device: torch.device) -> str:
+    """A number that no other training has, the same on all its processes."""
+    number = torch.tensor([secrets.randbits(63)], device=device)          # no draw of torch's: training would change
+    if _processes() > 1:
+        torch.distributed.broadcast(number, 0)
+    return f"{int(number):016x}"
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------------
@@ -352,8 +415,8 @@ def _check_switches(**switches: bool) -> None:
             raise ValueError(f"{name} is {value!r}: expected True or False.")
 
 
-def _read(file: Path) -> dict[str, Tensor]:
-    """The banks in a file."""
+def _read(file: Path) -> tuple[dict[str, Tensor], str]:
+    """The banks in a file, and the number of the training that wrote it ("" without one)."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -369,9 +432,11 @@ def _read(file: Path) -> dict[str, Tensor]:
     fault = _fault(banks)
     if fault:
         raise ValueError(f"{file} holds no banks of a ContAccumLoss: {fault}. Give another checkpoint.")
-    if "digest" in marks and marks["digest"] != _digest(banks):            # (files had none before)
+    if not {"training", "digest"} & set(marks):                            # written before there were marks
+        return banks, ""
+    if marks.get("digest") != _digest(banks):
         raise ValueError(f"{file} is damaged: its banks are not those that were written. Give another checkpoint.")
-    return banks
+    return banks, marks.get("training", "")
 
 
 def _digest(banks: dict[str, Tensor]) -> str:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import shutil
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from torch.nn.functional import normalize
 pytest.importorskip("sentence_transformers")
 pytest.importorskip("datasets")
 
-from datasets import Dataset
-from safetensors.torch import save
+from datasets import Dataset, DatasetDict
+from safetensors.torch import load_file, save, save_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.util import cos_sim, dot_score
+from transformers import TrainerCallback
+from transformers.trainer_callback import TrainerState
 
 import contaccum_lite as cl
 from contaccum_lite.data import Pairs
@@ -263,6 +266,7 @@ def damaged(content, rng):
 
 
 def test_damaged_files_are_refused_or_the_same_banks(filled, tmp_path):
+    filled.callback.training = "0123456789abcdef"
     filled.save_banks(tmp_path)
     content, rng, refused = (tmp_path / "contaccum.safetensors").read_bytes(), random.Random(5), 0
     for _ in range(250):
@@ -273,7 +277,7 @@ def test_damaged_files_are_refused_or_the_same_banks(filled, tmp_path):
             loss.load_banks(tmp_path)
         except ValueError as error:
             assert "contaccum.safetensors" in str(error)
-            assert len(loss) == 0 and same_banks(loss, ContAccumLoss(Words(), 6))
+            assert len(loss) == 0 and same_banks(loss, ContAccumLoss(Words(), 6)) and not loss.callback.loaded
             refused += 1
         else:
             assert same_banks(loss, filled)
@@ -346,6 +350,16 @@ def triples():
                               "negative": [p.hard_negatives[0].text for p in chosen]})
 
 
+class Stop(TrainerCallback):
+    """Ends a training before its time, as a machine that goes away does."""
+
+    def __init__(self, update):
+        self.update = update
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_training_stop = state.global_step == self.update
+
+
 def train(bert, triples, out, loss_fields={}, resume=None, callbacks=(), **fields):
     model = sentence_transformer(bert)
     loss = ContAccumLoss(model, 20, **loss_fields)
@@ -361,15 +375,9 @@ def weights(model):
 
 def test_training_resumed_is_training_that_was_not_interrupted(bert, triples, tmp_path):
     """Past the end of an epoch (7 full updates and a short one of 90 pairs), with evaluations on the way."""
-    from transformers import TrainerCallback
-
-    class Stop(TrainerCallback):
-        def on_step_end(self, args, state, control, **_):
-            control.should_training_stop = state.global_step == 5
-
     often = dict(save_strategy="steps", save_steps=5, eval_strategy="steps", eval_steps=2, max_steps=11)
     whole = train(bert, triples, tmp_path / "whole", **often)
-    train(bert, triples, tmp_path / "halves", callbacks=[Stop()], **often)
+    train(bert, triples, tmp_path / "halves", callbacks=[Stop(5)], **often)
     saved = sorted(path.name for path in (tmp_path / "halves" / "checkpoint-5").iterdir())
     assert "contaccum.safetensors" in saved and not any(name.startswith(".") for name in saved)
     again = train(bert, triples, tmp_path / "halves", resume=True, **often)
@@ -383,6 +391,112 @@ def test_training_resumed_is_training_that_was_not_interrupted(bert, triples, tm
     os.remove(tmp_path / "halves" / "checkpoint-5" / "contaccum.safetensors")
     with pytest.raises(ValueError, match="resumes at update 5 without its banks"):
         train(bert, triples, tmp_path / "halves", resume=str(tmp_path / "halves" / "checkpoint-5"), **often)
+
+
+SAVING = dict(save_strategy="steps", save_steps=3, max_steps=6)
+
+
+def test_resume_takes_the_banks_of_the_checkpoint_it_resumes_from(bert, triples, tmp_path):
+    """Of the folder A, where the new training's folder B has a checkpoint of the same update."""
+    whole = train(bert, triples, tmp_path / "whole", **SAVING)
+    train(bert, triples, tmp_path / "A", callbacks=[Stop(3)], **SAVING)
+    train(bert, triples, tmp_path / "B", **SAVING | dict(seed=2, max_steps=3))
+    again = train(bert, triples, tmp_path / "B", resume=str(tmp_path / "A" / "checkpoint-3"), **SAVING)
+    assert again[0].state.global_step == 6 and same_banks(whole[2], again[2])
+    assert torch.equal(weights(whole[1]), weights(again[1]))
+
+
+def test_resume_takes_no_banks_of_another_training(bert, triples, tmp_path):
+    """A checkpoint that was moved is not searched for; what is given by hand is taken."""
+    whole = train(bert, triples, tmp_path / "A", **SAVING)
+    train(bert, triples, tmp_path / "B", **SAVING | dict(seed=2, max_steps=3))
+    moved = str((tmp_path / "A").rename(tmp_path / "C") / "checkpoint-3")
+    with pytest.raises(ValueError, match="without its banks.*written by another training.*load_banks"):
+        train(bert, triples, tmp_path / "B", resume=moved, **SAVING)
+    model = sentence_transformer(bert)
+    loss = ContAccumLoss(model, 20)
+    loss.load_banks(moved)
+    trainer = SentenceTransformerTrainer(model, arguments(tmp_path / "B", **SAVING), train_dataset=triples,
+                                         loss=loss, callbacks=[loss.callback])
+    trainer.train(resume_from_checkpoint=moved)
+    assert same_banks(whole[2], loss) and torch.equal(weights(whole[1]), weights(model))
+
+    shutil.copy(tmp_path / "B" / "checkpoint-3" / "contaccum.safetensors", moved)      # as after a training that
+    with pytest.raises(ValueError, match="written by another training"):               # ended between two files
+        train(bert, triples, tmp_path / "C", resume=moved, **SAVING)
+
+
+def test_checkpoints_without_numbers_of_trainings_are_resumed(bert, triples, tmp_path):
+    """They were written before banks knew their training."""
+    whole = train(bert, triples, tmp_path, **SAVING)
+    folder = tmp_path / "checkpoint-3"
+    save_file(load_file(folder / "contaccum.safetensors"), folder / "contaccum.safetensors")
+    state = json.loads((folder / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"].pop("ContAccumLoss")["contaccum"]["folder"] == str(tmp_path)
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    again = train(bert, triples, tmp_path, resume=str(folder), **SAVING)
+    assert same_banks(whole[2], again[2]) and torch.equal(weights(whole[1]), weights(again[1]))
+
+
+def two_losses(bert, triples, out, names, resume=None, memory=(20, 20)):
+    """A training of two data sets, each with a loss of its own."""
+    model = sentence_transformer(bert)
+    losses = {data: ContAccumLoss(model, size, **fields)
+              for data, fields, size in zip(("one", "two"), names, memory)}
+    data = DatasetDict(one=triples.select(range(45)), two=triples.select(range(45, 90)))
+    trainer = SentenceTransformerTrainer(
+        model, arguments(out, **SAVING | dict(multi_dataset_batch_sampler="round_robin")), train_dataset=data,
+        loss=losses, callbacks=[loss.callback for loss in losses.values()])
+    trainer.train(resume_from_checkpoint=resume)
+    return model, losses
+
+
+def test_two_losses_never_share_a_file(bert, triples, tmp_path):
+    for names in ([{}, {}], [{}, dict(name="CONTACCUM")]):                   # some file systems know no capitals
+        with pytest.raises(ValueError, match="two losses .* name of its own"):
+            two_losses(bert, triples, tmp_path, names)
+    assert not list(tmp_path.glob("checkpoint-*"))
+    names = [{}, dict(name="second")]
+    model, losses = two_losses(bert, triples, tmp_path, names)
+    assert not same_banks(*losses.values())
+    again, resumed = two_losses(bert, triples, tmp_path, names, str(tmp_path / "checkpoint-3"))
+    assert all(same_banks(losses[data], resumed[data]) for data in losses)
+    assert torch.equal(weights(model), weights(again))
+
+
+def test_a_loss_without_memory_leaves_the_banks_of_others(bert, triples, tmp_path):
+    _, losses = two_losses(bert, triples, tmp_path, [{}, {}], memory=(20, 0))
+    saved = ContAccumLoss(Words(), 20)
+    saved.load_banks(tmp_path / "checkpoint-6")
+    assert len(saved) == 20 and same_banks(saved, losses["one"])
+
+
+def test_a_second_training_starts_with_empty_banks(bert, triples, tmp_path):
+    class Watch(TrainerCallback):
+        def on_epoch_begin(self, *_, **__):
+            sizes.append(len(loss))
+
+    sizes, model = [], sentence_transformer(bert)
+    loss = ContAccumLoss(model, 20)
+    trainer = SentenceTransformerTrainer(model, arguments(tmp_path, max_steps=3), train_dataset=triples, loss=loss,
+                                         callbacks=[loss.callback, Watch()])
+    for _ in range(2):
+        trainer.train()
+    assert len(loss) == 20
+    loss.save_banks(tmp_path)
+    loss.load_banks(tmp_path)                                                # these are wanted
+    trainer.train()
+    loss.load_state_dict(loss.state_dict())
+    trainer.train()
+    assert sizes == [0, 0, 20, 20]
+
+
+def test_trials_of_a_search_save_no_banks_beside_their_checkpoints(tmp_path):
+    loss = ContAccumLoss(Words(), 4)
+    for searches in (True, False):
+        state = TrainerState(global_step=3, is_hyper_param_search=searches)
+        loss.callback.on_save(arguments(tmp_path), state, None)
+        assert (tmp_path / "checkpoint-3").exists() != searches
 
 
 @pytest.mark.parametrize("wrapper, fields", [("AdaptiveLayerLoss", {}), ("MatryoshkaLoss", dict(matryoshka_dims=[32, 16])),
@@ -422,7 +536,6 @@ def test_a_batch_may_come_again_after_its_backward_pass():
 
 
 def test_without_past_encoders_the_banks_are_emptied_by_each_update(bert, triples, tmp_path):
-    from transformers import TrainerCallback
     seen = []
 
     class Watch(TrainerCallback):
