@@ -1,5 +1,6 @@
-"""What tests/test_parallel.py has two processes do with towers in shards: `torchrun --nproc_per_node 2 sharded_worker.py OUT fsdp|zero2|zero3`.
+"""What tests have two processes do with the trainer: `torchrun --nproc_per_node 2 sharded_worker.py OUT fsdp|zero2|zero3|apart`.
 
+With towers in shards (tests/test_parallel.py), or with banks of each process's own (`apart`, tests/test_sentence_transformers.py).
 accelerate shards on accelerators alone. Here it is told that gloo on processors is one, so that its configuration, the trainer
 and the loss can be tried together on any machine.
 """
@@ -52,10 +53,33 @@ def whole(p: torch.nn.Parameter, kind: str) -> torch.Tensor:
         return p.detach().clone().flatten()
 
 
+def resumed_apart(out: Path) -> None:
+    """Each process has banks of its own, and takes them back from a checkpoint in another folder."""
+    from datasets import Dataset
+    from transformers import set_seed
+
+    chosen = single.cl.load_pairs("toy").train[:96]
+    data = Dataset.from_dict({"anchor": [p.query for p in chosen], "positive": [p.passage for p in chosen]})
+    apart = dict(per_device_train_batch_size=4, max_steps=4, save_strategy="steps", save_steps=2, batch_sampler=single._in_order)
+    losses = []
+    for folder, resume in (("A", None), ("B", str(out / "A" / "checkpoint-2"))):
+        set_seed(0)
+        _, _, loss = single.train(str(out / "bert"), data, out / folder, dict(gather_across_devices=False), resume, **apart)
+        losses.append(loss)
+        torch.distributed.barrier()
+    assert single.same_banks(*losses) and len(losses[0]) == 20
+    firsts = [torch.zeros_like(losses[0].vectors) for _ in range(2)]
+    torch.distributed.all_gather(firsts, losses[0].vectors)
+    assert not torch.equal(*firsts)
+    torch.distributed.destroy_process_group()
+
+
 def main(out: Path, kind: str) -> None:
     from safetensors.torch import save_file
 
     torch.set_num_threads(1)
+    if kind == "apart":
+        return resumed_apart(out)
     (allow_fsdp_on_the_processor if kind == "fsdp" else allow_deepspeed_on_the_processor)()
     trainer, model, loss = worker.train_triples(out, out / f"trained-{kind}", 2, **configuration(kind))
     found = {f"bank.{name}": value for name, value in loss.bank_state().items()}

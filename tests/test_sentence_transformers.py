@@ -438,6 +438,16 @@ def test_checkpoints_without_numbers_of_trainings_are_resumed(bert, triples, tmp
     assert same_banks(whole[2], again[2]) and torch.equal(weights(whole[1]), weights(again[1]))
 
 
+def test_processes_with_banks_of_their_own_resume_with_them(tmp_path):
+    from test_parallel import launch
+    small_bert(cl.load_pairs("toy"), 32, tmp_path / "bert")
+    process = launch(2, tmp_path, "apart", script="sharded_worker.py")
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    files = {path.name for path in (tmp_path / "A" / "checkpoint-2").glob("contaccum*")}
+    assert files == {"contaccum-0.safetensors", "contaccum-1.safetensors"}
+
+
 def two_losses(bert, triples, out, names, resume=None, memory=(20, 20)):
     """A training of two data sets, each with a loss of its own."""
     model = sentence_transformer(bert)
