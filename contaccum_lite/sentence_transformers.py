@@ -149,6 +149,9 @@ class ContAccumLoss(nn.Module):
             texts += bank_keys[:, 2:].unbind(1)
         rows, columns, texts = torch.cat(rows), torch.cat(columns), torch.cat(texts)
         scores = self.similarity_fct(rows, columns) * self.scale
+        if scores.shape != (len(rows), len(columns)):
+            raise ValueError(f"similarity_fct gave {tuple(scores.shape)} similarities of {len(rows)} queries and {len(columns)} passages: "
+                             "expected those of each query with each passage, like cos_sim's, not of pairs.")
         if masks:
             queries = torch.full_like(texts, -1)
             queries[:len(keys) + kept] = torch.cat([keys[:, 0], bank_keys[:, 0]])
@@ -190,7 +193,13 @@ class ContAccumLoss(nn.Module):
 
     @torch.no_grad()
     def _remember(self, vectors: Tensor, keys: Tensor) -> None:
-        """Write (B, columns, d) vectors over the oldest ones, after their loss: they never meet themselves."""
+        """Write (B, columns, d) vectors over the oldest ones, after their loss: they never meet themselves.
+
+        A micro-batch that overflowed in half precision is left out: a trainer skips its update, and the banks would make
+        the losses of all updates after it nan.
+        """
+        if not vectors.isfinite().all():
+            return
         start, count = self.position.tolist()
         new = min(len(vectors), self.memory_size)
         slots = torch.arange(start, start + new, device=vectors.device) % self.memory_size

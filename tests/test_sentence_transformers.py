@@ -308,6 +308,30 @@ def test_what_does_not_fit_is_said():
         loss([{"pixels": torch.zeros(2, 3)}, {"pixels": torch.zeros(2, 3)}], None)
 
 
+def gives_pairs_alone(queries, passages):
+    return (queries[:len(queries)] * passages[:len(queries)]).sum(1)
+
+
+def test_a_similarity_of_pairs_alone_is_refused():
+    loss = ContAccumLoss(Words(), 8, similarity_fct=gives_pairs_alone)
+    with pytest.raises(ValueError, match=r"gave \(4,\) similarities of 4 queries and 8 passages"):
+        loss(columns_of(batches(4)[0]))
+
+
+def test_a_micro_batch_that_overflowed_is_not_remembered():
+    model = Words()
+    loss = ContAccumLoss(model, 8)
+    first, second = batches(4)[:2]
+    loss(columns_of(first)).backward()
+    with torch.no_grad():
+        kept = model.table.weight[second[2, 1, 0]].clone()
+        model.table.weight[second[2, 1, 0]] = math.inf
+    assert not loss(columns_of(second)).isfinite()
+    with torch.no_grad():
+        model.table.weight[second[2, 1, 0]] = kept
+    assert len(loss) == 4 and loss(columns_of(second)).isfinite() and len(loss) == 8
+
+
 # --- in the trainer ----------------------------------------------------------------------------------------------------
 
 class Plain(TransformerTower):
