@@ -173,6 +173,18 @@ class ContAccumLoss(nn.Module):
             found.append((((ids.long() + 1) * _FACTORS.to(ids.device)[places] * mask.long()).sum(1)) & (2**63 - 1))   # sums go round at 2**64
         return torch.stack(found, 1)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies, and losses in other processes, await no backward pass and have hooks of their own."""
+        return {**self.__dict__, "_pending": None, "_empties_itself": None}
+
+    def _apply(self, fn, recurse: bool = True):
+        """`half` and its like are for the model: the banks move with it, but stay as precise as they are."""
+        vectors = self.vectors
+        super()._apply(fn, recurse)
+        if self.vectors.dtype.itemsize < vectors.dtype.itemsize:
+            self.vectors = vectors.to(self.vectors.device)
+        return self
+
     # --- the banks -----------------------------------------------------------------------------------------------------
 
     def clear(self) -> None:
@@ -185,6 +197,7 @@ class ContAccumLoss(nn.Module):
         if not self.vectors.numel() and not len(self):
             self.vectors = vectors.new_zeros(shape, requires_grad=False)
             self.keys = torch.zeros(shape[:2], dtype=torch.int64, device=vectors.device)
+        self.vectors, self.keys = self.vectors.to(vectors.device), self.keys.to(vectors.device)      # loaded, and not moved
         if self.vectors.shape != shape:
             raise ValueError(f"this batch has {vectors.shape[1]} columns of vectors of length {vectors.shape[2]}, and the banks hold "
                              f"{self.vectors.shape[1]} of length {self.vectors.shape[2]}: one ContAccumLoss keeps one kind. "

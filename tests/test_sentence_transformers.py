@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import pickle
 import random
 import shutil
 
@@ -330,6 +331,44 @@ def test_a_micro_batch_that_overflowed_is_not_remembered():
     with torch.no_grad():
         model.table.weight[second[2, 1, 0]] = kept
     assert len(loss) == 4 and loss(columns_of(second)).isfinite() and len(loss) == 8
+
+
+@pytest.mark.parametrize("narrow", [torch.nn.Module.half, torch.nn.Module.bfloat16, lambda loss: loss.to(torch.float16)])
+def test_half_precision_leaves_the_banks(filled, narrow):
+    loss = copy.deepcopy(filled)
+    narrow(loss)
+    assert loss.model.table.weight.dtype.itemsize == 2 and same_banks(loss, filled)
+    assert loss.double().vectors.dtype == torch.float64 and same_banks(loss, filled)
+
+
+def test_banks_that_were_loaded_come_to_the_device_of_the_vectors(filled):
+    loss = copy.deepcopy(filled)
+    loss._make_room(torch.zeros(4, 3, 6, device="meta"))
+    assert loss.vectors.device.type == loss.keys.device.type == "meta" and len(loss) == 6
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])
+def test_a_copy_of_a_loss_empties_banks_of_its_own(copied):
+    loss = ContAccumLoss(Words(), 8, past_encoder=False)
+    first, second = batches(4)[:2]
+    loss(columns_of(first))                                                  # whose backward pass has not come
+    other = copied(loss)
+    assert same_banks(loss, other) and other.callback._loss[0] is other
+    optimizer = torch.optim.SGD(other.model.parameters(), 0.1)
+    other(columns_of(second)).backward()
+    optimizer.step()
+    assert (len(loss), len(other)) == (4, 0)
+
+
+@pytest.mark.parametrize("load", [lambda loss, other, folder: loss.load_banks(folder),
+                                  lambda loss, other, folder: loss.load_state_dict(other.state_dict())])
+def test_banks_loaded_in_inference_mode_are_trained_with(filled, tmp_path, load):
+    filled.save_banks(tmp_path)
+    loss = ContAccumLoss(Words(), 6)
+    with torch.inference_mode():
+        load(loss, filled, tmp_path)
+    loss(columns_of(batches(5)[4])).backward()
+    assert len(loss) == 6 and not same_banks(loss, filled)
 
 
 # --- in the trainer ----------------------------------------------------------------------------------------------------
