@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,7 +51,28 @@ def rank(queries: np.ndarray, passages: np.ndarray, k: int) -> tuple[np.ndarray,
 
     index = faiss.IndexFlatIP(passages.shape[1])
     index.add(np.ascontiguousarray(passages, dtype=np.float32))
-    return index.search(np.ascontiguousarray(queries, dtype=np.float32), min(k, len(passages)))
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    return ranked(*index.search(queries, min(k, len(passages))))
+
+
+def ranked(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What FAISS gave. Raises `ValueError` where it could not rank: there it gives the row -1."""
+    bad = (rows < 0) | ~np.isfinite(scores)
+    if bad.any():
+        raise ValueError(f"query {int(bad.any(1).argmax()) + 1} and a passage have a score that is "
+                         "not finite: their vectors are not finite, or too long. Make them again "
+                         "with towers that are trained at a lower learning_rate.")
+    return scores, rows
+
+
+def finite(vectors: np.ndarray, name: Callable[[int], str]) -> np.ndarray:
+    """The vectors, (n, d). Raises `ValueError` where one is not finite; name(row) is its text's."""
+    good = np.isfinite(vectors).all(1)
+    if not good.all():
+        raise ValueError(f"the vector of {name(int(good.argmin()))} is not finite: the towers' "
+                         "weights are damaged, or their training diverged. Take an earlier "
+                         "checkpoint, or train again with a lower learning_rate.")
+    return vectors
 
 
 def ranking_measures(rows: np.ndarray, relevant: Sequence[dict[int, int]]) -> dict[str, float]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -22,12 +23,18 @@ import torch
 from . import measure, search
 from .cache import BankCorrection, Cache
 from .data import Pairs, Passage, write_atomically
+from .folders import (DAMAGED, LOCK, alone_in, check_digests, check_record, digests_of,
+                      is_temporary, short)
 from .methods import Alone, Learner, MicroBatch, MicroStep, gradient
 from .precision import prepare
 from .settings import Settings
 from .towers import Tokens, array_of, load_tower, make_towers, vectors_of
 
 _FORMAT = 1
+_STATE = re.compile(r"update-\d{6,}-[0-9a-f]{8}")     # the folder of a saved state
+_TRIES = 100             # a reader's, while a training process replaces what it reads
+_NEEDED = dict(state=str, settings=dict, step=int, pairs=str, fingerprint=str, history=list)
+_OPTIONAL = dict(loss_scale=list, encodes=dict, digests=dict)        # not in every older run
 _SMALL_CORPUS = 100_000  # passages up to which all token ids are kept
 
 
@@ -303,6 +310,7 @@ class Run:
         if not pairs:
             raise ValueError(f"{self.pairs.name} has no {split!r} pairs to evaluate on.")
         queries = self._encode(self.query_tower, tokens_of(self.pairs, self.query_tower, self.settings, split))
+        search.finite(queries, lambda row: f"query {short(pairs[row].query)}")
         _, rows = search.rank(queries, self._passage_vectors(), max(search.TOP))
         row_of = self.pairs.row_of
         relevant = [{row_of[name]: grade for name, grade in (p.relevant or {p.passage_id: 1}).items()} for p in pairs]
@@ -318,6 +326,7 @@ class Run:
         if k < 1:
             raise ValueError(f"k is {k}: it must be 1 or more.")
         vector = self._encode(self.query_tower, self.query_tower.tokenize([query], length=self.settings.query_tokens))
+        search.finite(vector, lambda row: f"query {short(query)}")
         scores, rows = search.rank(vector, self._passage_vectors(), k)
         found = [self.pairs.passages[row] for row in rows[0]]
         return search.Hits(search.Hit(float(score), p.id, p.title, p.text) for score, p in zip(scores[0], found))
@@ -343,7 +352,9 @@ class Run:
             else:
                 tokens = _tokenize_passages(self.passage_tower, passages[first:first + 10_000], self.settings)
             for rows, part in vectors_of(self.passage_tower, tokens, self.settings):
-                vectors[first + rows] = part.float().cpu().numpy()
+                part = part.float().cpu().numpy()
+                search.finite(part, lambda n: f"passage {short(passages[first + rows[n]].id)}")
+                vectors[first + rows] = part
                 yield first + len(rows)
                 if step != self.step_count:
                     return
