@@ -164,7 +164,9 @@ class Run:
         return dict(self.learner.encodes)
 
     def __repr__(self):
-        return f"Run({self.settings.share()!r} on {self.pairs.name}, {self.step_count} of {self.settings.updates} updates made)"
+        name = search.one_line(self.pairs.name)
+        return (f"Run({self.settings.share()!r} on {name}, {self.step_count} of "
+                f"{self.settings.updates} updates made)")
 
     @property
     def query_tower(self):
