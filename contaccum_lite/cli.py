@@ -15,6 +15,7 @@ import re
 import shlex
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from .search import CONTROL, one_line
@@ -225,6 +226,14 @@ def _bar(total: int | None, start: int = 0, unit: str = "update"):
 
 def train(given) -> int:
     """Train to the end, or until a signal; the folder always holds the last checkpoint whole."""
+    from .folders import alone_in
+
+    with alone_in(Path(given.out)) if leads() else nullcontext():     # one of several processes
+        return _train_alone(given)
+
+
+def _train_alone(given) -> int:
+    """Train in a folder that no other run is writing into."""
     from . import measure
 
     _quiet()
@@ -235,14 +244,8 @@ def train(given) -> int:
         measure.cap_memory(given.memory_cap, settings.device)
     pairs = _pairs(given)
     run = make_run(pairs, settings, folder, goes_on)
-    made = not folder.exists()
     if not goes_on:
-        try:
-            run.save(folder)                       # so that there is a run to go on with from the first moment on, and a full disk is known
-        except BaseException:
-            if made and folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-            raise
+        run.save(folder)     # there is a run to resume from now on, and a full disk is known
     log = Log(folder, run.step_count)
     if leads():
         write_settings(folder, run.settings)
@@ -276,19 +279,18 @@ def leads() -> bool:
 
 def _settings(given, folder: Path, fields: dict, goes_on: bool) -> Settings:
     """The settings to train with. Raises `ValueError` where the folder holds another run, or something else."""
-    from .train import check_device, read_run
+    from .train import check_device, other_files, read_run, saved_settings
 
+    if not goes_on and given.resume:
+        raise ValueError(f"{folder} holds no run to go on with: leave --resume out to begin one.")
+    if other := other_files(folder, goes_on):
+        raise ValueError(f"{folder} holds something else ({one_line(other[0])}): give a new or an "
+                         "empty folder as --out.")
     if not goes_on:
-        if given.resume:
-            raise ValueError(f"{folder} holds no run to go on with: leave --resume out to begin one.")
-        ours = ("settings.yaml", "log.jsonl", "tensorboard", "update-", ".run.json-", ".settings.yaml-", ".log.jsonl-")
-        other = [path.name for path in folder.iterdir() if not path.name.startswith(ours)] if folder.is_dir() else []
-        if other or folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} holds something else ({(other or ['it is a file'])[0]}): give a new or an empty folder as --out.")
         settings = Settings(**fields)
         check_device(settings)
         return settings
-    saved = Settings.preset(**read_run(folder)[0]["settings"])
+    saved = saved_settings(folder, read_run(folder)[0])
     for name, value in fields.items():
         if value is not None and (held := getattr(saved, name)) != value:
             raise ValueError(f"{folder} holds a run with {name} {held!r}, and {value!r} is given: give another folder as --out to begin a new run, or leave {name} "
@@ -374,7 +376,7 @@ class Log:
             try:
                 if line.endswith(b"\n") and json.loads(line)["step"] <= step:
                     kept.append(line)
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 pass
         if kept != lines:
             write_atomically(self.path, b"".join(kept))

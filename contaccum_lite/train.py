@@ -369,39 +369,56 @@ class Run:
     # --- save and resume -----------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
-        """Write all that the run needs to go on into the folder: safetensors and JSON.
+        """Write all that the run needs to resume into the folder: safetensors and JSON.
 
-        A crash at any moment leaves the folder with the state saved before or with this one, never a mixture. An update
-        under way is taken back first. Of several processes, the first one writes.
+        A crash at any moment leaves the folder with the state saved before or with this one,
+        never a mixture. An update under way is taken back first. Of several processes, the first
+        one writes. An earlier run in the folder is replaced; files that no run wrote stay. Raises
+        `ValueError` where run.json is another kind of file, or another process is writing here.
         """
-        from safetensors.torch import save_file
-
         self._take_back()
         if self.learner.share.rank:
             return
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        with alone_in(folder):
+            self._write(folder)
+
+    def _write(self, folder: Path) -> None:
+        """Write a new state, switch to it, and remove the old one."""
+        if (folder / "run.json").exists() and not _saved(folder):
+            raise ValueError(f"{folder / 'run.json'} is not a run's: save into another folder, "
+                             "or move that file.")
         place = folder / f"update-{self.step_count:06d}-{secrets.token_hex(4)}"
         try:
             place.mkdir()
-            for name, tower in (("query_tower", self.query_tower), ("passage_tower", self.passage_tower))[:len(self.learner.towers)]:
-                tower.save_pretrained(place / name)
-            save_file(self._tensors(), place / "state.safetensors")
-            sync(place)
+            self._write_state(place)
             scale = self.learner.loss_scale
-            state = dict(format=_FORMAT, state=place.name, settings=dataclasses.asdict(self.settings), step=self.step_count, pairs=self.pairs.name,
-                         fingerprint=self.pairs.fingerprint,
+            state = dict(format=_FORMAT, state=place.name,
+                         settings=dataclasses.asdict(self.settings), step=self.step_count,
+                         pairs=self.pairs.name, fingerprint=self.pairs.fingerprint,
                          texts=_fingerprint_of_texts(self.pairs, self.settings),
                          loss_scale=[scale.value, scale.fine], history=self.history,
-                         encodes=self.encodes)
+                         encodes=self.encodes, digests=digests_of(place))
             write_atomically(folder / "run.json", json.dumps(state).encode())
         except BaseException:
             if _saved(folder).get("state") != place.name:     # interrupted after the switch, the new state is the one that counts
                 shutil.rmtree(place, ignore_errors=True)
             raise
-        for old in (*folder.glob("update-*"), *folder.glob(".run.json-*")):    # older states, and what a killed save left
-            if old != place:
-                shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink(missing_ok=True)
+        for path in folder.iterdir():            # older states, and what a killed save left
+            if is_temporary(path.name, "run.json") and path.is_file():
+                path.unlink(missing_ok=True)
+            elif path != place and _STATE.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _write_state(self, place: Path) -> None:
+        """Towers, optimiser and banks, brought to the disk."""
+        from safetensors.torch import save_file
+
+        self.query_tower.save_pretrained(place / "query_tower")
+        if len(self.learner.towers) > 1:
+            self.passage_tower.save_pretrained(place / "passage_tower")
+        save_file(self._tensors(), place / "state.safetensors")
+        sync(place)
 
     @classmethod
     def load(cls, folder: str | Path, pairs: Pairs, accelerator=None) -> Run:
@@ -410,26 +427,41 @@ class Run:
 
     @classmethod
     def _load(cls, folder: str | Path, state: dict, place: Path, pairs: Pairs, accelerator) -> Run:
-        from safetensors.torch import load_file
-
         if state["fingerprint"] != pairs.fingerprint:
-            raise ValueError(f"{folder} was trained on other pairs ({state['pairs']}, {state['fingerprint']}) than the ones given "
-                             f"({pairs.name}, {pairs.fingerprint}): give the same data; python-docs changes with the installed packages.")
-        settings = Settings.preset(**state["settings"])
+            trained = search.one_line(f"{state['pairs']}, {state['fingerprint']}")
+            other = search.one_line(f"{pairs.name}, {pairs.fingerprint}")
+            raise ValueError(f"{folder} was trained on other pairs ({trained}) than the ones given "
+                             f"({other}): give the same data; python-docs changes with the "
+                             "installed packages.")
+        settings = saved_settings(folder, state)
         seen = _fingerprint_of_texts(pairs, settings)
         if state.get("texts") not in (None, seen):    # older versions saved none
             texts = "passages" if settings.cache_negatives else "hard negatives"
-            raise ValueError(f"{folder} was trained on {pairs.name} with other texts of its "
-                             f"{texts} than it has now: give the same data.")
-        towers = [load_tower(place / name, settings.pooling) for name in ("query_tower", "passage_tower")[:2 - settings.shared]]
-        towers = [tower.to(device=settings.device, dtype=getattr(torch, settings.dtype)) for tower in towers]
+            raise ValueError(f"{folder} was trained on {search.one_line(pairs.name)} with other "
+                             f"texts of its {texts} than it has now: give the same data.")
+        check_digests(place, state.get("digests", {}))
+        towers = saved_towers(place, settings)
         run = cls(pairs, settings, towers=(towers[0], towers[-1]), accelerator=accelerator)
-        run._set_tensors(load_file(place / "state.safetensors", device=settings.device))
+        run._read_state(place / "state.safetensors")
         run.step_count = state["step"]
         run.learner.loss_scale.value, run.learner.loss_scale.fine = state.get("loss_scale", [1.0, 0])
         run.history = [Update(*update) for update in state["history"]]
         run.learner.encodes.update(state.get("encodes", {}))
         return run
+
+    def _read_state(self, path: Path) -> None:
+        """Take optimiser, banks and slow towers from a file; `ValueError` where it is damaged."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            self._set_tensors(load_file(path, device=self.settings.device))
+        except (SafetensorError, OSError, ValueError, KeyError, IndexError, AttributeError,
+                TypeError, RuntimeError) as error:       # tensors of any name and shape
+            if "memory" in str(error):                   # it ran out
+                raise
+            raise ValueError(f"{path} does not hold this run's state ({type(error).__name__}: "
+                             f"{search.one_line(str(error))}). {DAMAGED}") from error
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Optimiser, banks and slow towers as named tensors."""
@@ -450,6 +482,10 @@ class Run:
             groups.setdefault((kind, int(number)), {})[rest] = value
         state = self.optimizer.state_dict()
         state["state"] = {n: slots for (kind, n), slots in groups.items() if kind == "optimizer"}
+        for n, slots in state["state"].items():
+            shape = self.optimizer.param_groups[0]["params"][n].shape
+            if not shape == slots["exp_avg"].shape == slots["exp_avg_sq"].shape:
+                raise ValueError(f"weight {n} is {tuple(shape)}, and the optimiser's is not")
         self.optimizer.load_state_dict(state)
         for n, bank in enumerate(self.learner.banks):
             bank.load_state_dict(groups["bank", n])
@@ -502,33 +538,124 @@ def _tokenize_passages(tower, passages: Sequence[Passage], settings: Settings) -
 def read_run(folder: str | Path) -> tuple[dict, Path]:
     """(what its run.json says, the folder of its state) of a saved run. Raises `ValueError` where there is none that this version reads."""
     folder = Path(folder)
+    path = folder / "run.json"
     try:
-        state = json.loads((folder / "run.json").read_bytes())
-        fine, place = state["format"] == _FORMAT, folder / state["state"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        state = json.loads(path.read_bytes())
+        version = state["format"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{folder} holds no saved run ({type(error).__name__}: {error}): expected a folder that run.save wrote.") from None
-    if not fine:
-        raise ValueError(f"{folder} was saved in format {state['format']!r}; this version reads format {_FORMAT}.")
-    return state, place
+    if version != _FORMAT:
+        raise ValueError(f"{folder} was saved in format {short(version)}; this version reads "
+                         f"format {_FORMAT}.")
+    check_record(path, state, _NEEDED, _OPTIONAL)
+    if not _STATE.fullmatch(state["state"]):
+        raise ValueError(f"{path} has {short(state['state'])} as 'state': expected the name of a "
+                         f"folder beside it, such as 'update-000100-1a2b3c4d'. {DAMAGED}")
+    for name, fine in _PARTS.items():
+        if name in state and not fine(state[name]):
+            raise ValueError(f"{path} has {short(state[name])} as {name!r}, which no run wrote. "
+                             f"{DAMAGED}")
+    if state["step"] != len(state["history"]):
+        raise ValueError(f"{path} has {state['step']} as 'step', and a history of "
+                         f"{len(state['history'])} updates. {DAMAGED}")
+    return state, folder / state["state"]
+
+
+def _is_number(value) -> bool:
+    return type(value) in (int, float)
+
+
+#: what must hold of a list or an object in run.json
+_PARTS = {
+    "history": lambda updates: all(type(update) is list and len(update) == len(Update._fields)
+                                   and all(map(_is_number, update)) for update in updates),
+    "loss_scale": lambda scale: (len(scale) == 2 and all(map(_is_number, scale))
+                                 and 0 < scale[0] < math.inf),
+    "encodes": lambda counts: all(type(count) is int for count in counts.values()),
+    "digests": lambda digests: all(type(digest) is str for digest in digests.values()),
+}
+
+
+def saved_settings(folder: str | Path, state: dict, **changes) -> Settings:
+    """The settings in a run.json, some of them changed. Raises `ValueError` for what are none."""
+    try:
+        return Settings.preset(**{**state["settings"], **changes})
+    except (ValueError, TypeError, OverflowError) as error:      # TypeError: 'method' is not there
+        raise ValueError(f"{Path(folder) / 'run.json'}: {error}") from None
+
+
+def saved_towers(place: Path, settings: Settings) -> list:
+    """The query tower and the passage tower of a saved state, or the one that is both."""
+    towers = []
+    for name in ("query_tower", "passage_tower")[:2 - settings.shared]:
+        if not (place / name).is_dir():            # a name alone would be looked up on the hub
+            raise ValueError(f"{place} has no folder {name!r}. {DAMAGED}")
+        tower = load_tower(place / name, settings.pooling)
+        towers.append(tower.to(device=settings.device, dtype=getattr(torch, settings.dtype)))
+    return towers
 
 
 def while_it_stands(folder: str | Path, load):
     """What load(state, place) makes of a saved run; made again where a training process has replaced that state in the meantime."""
-    while True:
+    for _ in range(_TRIES):
         state, place = read_run(folder)
         try:
             return load(state, place)
-        except Exception:
+        except Exception as error:
             if _saved(Path(folder)).get("state") == place.name:
                 raise
+            last = error
+    raise ValueError(f"{folder} was replaced by a training process {_TRIES} times while it was "
+                     "read: try again when that process saves less often.") from last
 
 
 def _saved(folder: Path) -> dict:
-    """What the folder's run.json says; nothing where there is none that can be read."""
+    """What the folder's run.json says; nothing where there is none, or none that a run wrote."""
     try:
-        return json.loads((folder / "run.json").read_bytes())
-    except (OSError, ValueError):
+        state = json.loads((folder / "run.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
         return {}
+    return state if isinstance(state, dict) and {"format", "state"} <= state.keys() else {}
+
+
+def other_files(folder: Path, resumes: bool) -> list[str]:
+    """Names in the folder that training would overwrite, or that no run wrote.
+
+    resumes: the folder holds a run. What else is in there is then left alone, and only the names
+    that training writes are looked at.
+    """
+    if not folder.is_dir():
+        return []
+    others = [path.name for path in sorted(folder.iterdir()) if not _is_ours(path)]
+    return [name for name in others if not resumes or name in _WRITES]
+
+
+_WRITES = ("settings.yaml", "log.jsonl", "tensorboard")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether this is a file or folder that a training run wrote, by its exact name and kind."""
+    name = path.name
+    begins = {"settings.yaml": b"# method=", "log.jsonl": b'{"step": '}.get(name)
+    if begins is not None:
+        head = _head(path, len(begins))
+        return head is not None and begins.startswith(head)       # less, where it was killed
+    if name == "run.json":
+        return bool(_saved(path.parent))
+    if name == "tensorboard" or _STATE.fullmatch(name):
+        return path.is_dir()
+    temporary = any(is_temporary(name, target)
+                    for target in ("run.json", "settings.yaml", "log.jsonl"))
+    return name == LOCK or temporary and path.is_file()
+
+
+def _head(path: Path, size: int) -> bytes | None:
+    """The first bytes of a file; None where it is none that can be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(size)
+    except OSError:
+        return None
 
 
 def sync(folder: Path) -> None:

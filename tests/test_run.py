@@ -306,6 +306,7 @@ def test_loading_what_is_not_there(toy, tmp_path):
     (tmp_path / "run.json").write_text("{broken")
     with pytest.raises(ValueError, match="holds no saved run"):
         cl.Run.load(tmp_path, toy)
+    (tmp_path / "run.json").unlink()
     run = cl.Run(toy, settings())
     run.save(tmp_path)
     with pytest.raises(ValueError, match="was trained on other pairs"):
