@@ -2,7 +2,8 @@
 
     index.json         what it was made with, and how many passages it holds once it is finished
     query_tower/       so that a search needs nothing else
-    shard-00000/       vectors.npy (read by memory map) · passages.jsonl · starts.npy, where each passage's line starts
+    shard-00000/       vectors.npy (read by memory map) · passages.jsonl · starts.npy, where each
+                       passage's line starts · digest.txt, of the passages
 
 A shard is written under another name and takes its own when it is whole: a build that was killed goes on with the next one.
 Notebook 09.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,14 +23,20 @@ from pathlib import Path
 import numpy as np
 
 from .data import Pair, Pairs, Passage, write_atomically
-from .search import Hit, Hits, answer_measures, ranking_measures, TOP
+from .folders import (DAMAGED, alone_in, check_digests, check_record, digests_of, is_temporary,
+                      short)
+from .search import Hit, Hits, answer_measures, finite, one_line, ranked, ranking_measures, TOP
 from .settings import Settings
 from .towers import array_of, load_tower
-from .train import check_device, sync, while_it_stands
+from .train import check_device, saved_settings, saved_towers, sync, while_it_stands
 
 SHARD = 50_000          # passages in a shard
 _BLOCK = 32_768         # vectors that a search compares at a time
 _FORMAT = 1
+_SHARD = re.compile(r"shard-(\d{5,})")
+_NEEDED = dict(run=str, towers=str, source=str, shard=int, dtype=str, dim=int, pooling=str,
+               query_tokens=int, passage_tokens=int, precision=str)
+_OPTIONAL = dict(passages=int, finished=bool, digests=dict)
 
 
 # --- towers of a saved run ---------------------------------------------------------------------------------------------
@@ -42,13 +50,11 @@ class Retriever:
     @classmethod
     def load(cls, folder: str | Path, device: str | None = None) -> Retriever:
         """The towers that `Run.save` wrote; device: where to encode, left out where the run trained."""
-        import torch
-
         def load(state, place):
-            settings = Settings.preset(**{**state["settings"], **({"device": device} if device else {})})
+            settings = saved_settings(folder, state, **({"device": device} if device else {}))
             check_device(settings)
-            towers = [load_tower(place / name, settings.pooling) for name in ("query_tower", "passage_tower")[:2 - settings.shared]]
-            towers = [tower.to(device=settings.device, dtype=getattr(torch, settings.dtype)) for tower in towers]
+            check_digests(place, state.get("digests", {}), skip="state.safetensors")
+            towers = saved_towers(place, settings)
             return cls(towers[0], towers[-1], settings, f"{state['pairs']}, {state['step']} updates")
         return while_it_stands(folder, load)
 
@@ -58,13 +64,17 @@ class Retriever:
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:
         """(texts, d) float32."""
-        tower = self.query_tower
-        return self._vectors(tower, tower.tokenize(list(texts), length=self.settings.query_tokens))
+        texts, tower = list(texts), self.query_tower
+        vectors = self._vectors(tower, tower.tokenize(texts, length=self.settings.query_tokens))
+        return finite(vectors, lambda row: f"query {short(texts[row])}")
 
     def passages(self, passages: Sequence[Passage]) -> np.ndarray:
         """(passages, d) float32."""
         tower = self.passage_tower
-        return self._vectors(tower, tower.tokenize([p.text for p in passages], [p.title for p in passages], self.settings.passage_tokens))
+        texts, titles = [p.text for p in passages], [p.title for p in passages]
+        tokens = tower.tokenize(texts, titles, self.settings.passage_tokens)
+        vectors = self._vectors(tower, tokens)
+        return finite(vectors, lambda row: f"passage {short(passages[row].id)}")
 
     def _vectors(self, tower, tokens) -> np.ndarray:
         return array_of(tower, tokens, self.settings)
@@ -96,7 +106,9 @@ def search_shards(queries: np.ndarray, shards: Iterable[np.ndarray], k: int) -> 
     for shard in shards:
         for start in range(0, len(shard), _BLOCK):
             block = np.ascontiguousarray(shard[start:start + _BLOCK], dtype=np.float32)
-            found, places = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+            nearest = faiss.knn(queries, block, min(k, len(block)),
+                                metric=faiss.METRIC_INNER_PRODUCT)
+            found, places = ranked(*nearest)
             scores, rows = np.concatenate([scores, found], 1), np.concatenate([rows, places + (first + start)], 1)
             best = np.lexsort((rows, -scores), axis=1)[:, :k]
             scores, rows = np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
@@ -117,10 +129,12 @@ class Index:
         if not self.about.get("finished"):
             raise ValueError(f"{folder} holds an index that is not finished ({len(_shards(self.folder))} shards so far): run `contaccum index` again, as before.")
         self.shards = _shards(self.folder)
-        self.starts = np.cumsum([0, *(len(vectors) for vectors in self.vectors())])
+        self.starts = np.cumsum([0, *map(len, self.vectors())])
         self._tower = None
         if len(self) != self.about["passages"]:
             raise ValueError(f"{folder} should hold {self.about['passages']:,} passages, and its shards hold {len(self):,}: make it anew.")
+        for shard, rows in zip(self.shards, np.diff(self.starts)):
+            _array(shard / "starts.npy", _WHOLE, (int(rows),))
 
     def __len__(self):
         return int(self.starts[-1])
@@ -130,8 +144,9 @@ class Index:
 
     def vectors(self) -> Iterator[np.ndarray]:
         """Each shard's vectors, by memory map."""
-        for shard in self.shards:
-            yield np.load(shard / "vectors.npy", mmap_mode="r", allow_pickle=False)
+        for number, shard in enumerate(self.shards):
+            rows = min(self.about["shard"], self.about["passages"] - number * self.about["shard"])
+            yield _array(shard / "vectors.npy", (self.about["dtype"],), (rows, self.about["dim"]))
 
     def rank(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """(scores, rows) of the k best passages for each query vector, exactly."""
@@ -139,18 +154,37 @@ class Index:
 
     def passage(self, row: int) -> Passage:
         """The passage of this row, read from its shard."""
-        shard = int(np.searchsorted(self.starts, row, side="right")) - 1
-        starts = np.load(self.shards[shard] / "starts.npy", mmap_mode="r", allow_pickle=False)
-        with open(self.shards[shard] / "passages.jsonl", "rb") as file:
-            file.seek(int(starts[row - self.starts[shard]]))
-            return Passage(*json.loads(file.readline()))
+        number = int(np.searchsorted(self.starts, row, side="right")) - 1
+        rows = int(self.starts[number + 1] - self.starts[number])
+        starts = _array(self.shards[number] / "starts.npy", _WHOLE, (rows,))
+        path, row = self.shards[number] / "passages.jsonl", int(row - self.starts[number])
+        columns = None
+        try:
+            end = int(starts[row + 1]) if row + 1 < rows else path.stat().st_size
+            with open(path, "rb") as file:
+                file.seek(int(starts[row]))
+                line = file.readline()
+            if len(line) == end - int(starts[row]):
+                columns = json.loads(line)
+        except (OSError, ValueError, RecursionError):
+            pass
+        if not _is_passage(columns):
+            raise ValueError(f"{path} or starts.npy beside it is not as it was written: passage "
+                             f"{row} cannot be read. {DAMAGED}")
+        return Passage(*columns)
 
     def encode(self, queries: Sequence[str]) -> np.ndarray:
         """(queries, d) by the query tower that is kept beside the shards."""
         if self._tower is None:
-            self._tower = load_tower(self.folder / "query_tower", self.about["pooling"]).eval()
-        tokens = self._tower.tokenize(list(queries), length=self.about["query_tokens"])
-        return array_of(self._tower, tokens, Settings())
+            place = self.folder / "query_tower"
+            check_digests(place, self.about.get("digests", {}))
+            if not place.is_dir():                 # a name alone would be looked up on the hub
+                raise ValueError(f"{self.folder} has no folder 'query_tower'. {DAMAGED}")
+            self._tower = load_tower(place, self.about["pooling"]).eval()
+        queries = list(queries)
+        tokens = self._tower.tokenize(queries, length=self.about["query_tokens"])
+        vectors = array_of(self._tower, tokens, Settings())
+        return finite(vectors, lambda row: f"query {short(queries[row])}")
 
     def search(self, query: str, k: int = 5) -> Hits:
         """The k passages nearest to the query: hits with score, id, title, passage."""
@@ -168,7 +202,8 @@ def build(run: str | Path, passages: Callable[[], Iterable[Passage]] | Sequence[
 
     run: a folder that `Run.save` wrote. passages: a list, or a function that gives them anew as a stream, of which one shard is held
     at a time. dtype: "float32", or "float16" for half the disk. progress: called with the passages done. Raises `ValueError` where
-    the folder holds something else, or an index made with another run, other passages or another shard size.
+    the folder holds something else, or an index made with another run, other passages or another shard size. The passages of
+    a finished index are compared too. Where another process is making the index, this one is refused.
     """
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype is {dtype!r}: choose 'float32' or 'float16'.")
@@ -178,48 +213,95 @@ def build(run: str | Path, passages: Callable[[], Iterable[Passage]] | Sequence[
     s = retriever.settings
     about = dict(format=_FORMAT, run=retriever.name, towers=retriever.fingerprint, source=source, shard=shard, dtype=dtype, dim=retriever.dim, pooling=s.pooling,
                  query_tokens=s.query_tokens, passage_tokens=s.passage_tokens, precision=s.precision)
-    before = _about(folder)
-    if before is None and folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise ValueError(f"{folder} holds other files: give a new or an empty folder for the index.")
-    if before is not None:
-        different = [name for name in about if before.get(name) != about[name]]
-        if different:
-            raise ValueError(f"{folder} holds an index made with another {different[0]} ({before.get(different[0])!r}, now {about[different[0]]!r}): give another folder.")
-        if before.get("finished"):
-            return Index(folder)
-    stream = iter(passages() if callable(passages) else passages)
-    start = next(stream, None)                     # a source that cannot be read says so before anything is written
-    if start is None:
-        raise ValueError(f"{source or 'the source'} has no passages: there is nothing to index.")
+    with alone_in(folder):
+        before = _about(folder)
+        _check_same(folder, before, about)
+        stream = iter(passages() if callable(passages) else passages)
+        start = next(stream, None)     # what cannot be read says so before anything is written
+        if start is None:
+            raise ValueError(f"{source or 'the source'} has no passages: there is nothing to "
+                             "index.")
+        if before is None:
+            _place(folder / "query_tower", retriever.query_tower.save_pretrained)
+            about["digests"] = digests_of(folder / "query_tower")
+            write_atomically(folder / "index.json", json.dumps(about, indent=1).encode())
+        finished = before is not None and before.get("finished", False)
+        stream = itertools.chain([start], stream)
+        done = _write_shards(folder, retriever, stream, about, finished, progress)
+        if not finished:
+            about = {**(before or about), "passages": done, "finished": True}
+            write_atomically(folder / "index.json", json.dumps(about, indent=1).encode())
+        return Index(folder)
+
+
+def _check_same(folder: Path, before: dict | None, about: dict) -> None:
+    """Raise `ValueError` where the folder holds something else, or an index made otherwise."""
     if before is None:
-        _place(folder / "query_tower", retriever.query_tower.save_pretrained)
-        write_atomically(folder / "index.json", json.dumps(about, indent=1).encode())
-    stream, done = itertools.chain([start], stream), 0
+        if any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise ValueError(f"{folder} holds other files: give a new or an empty folder for the "
+                             "index.")
+        return
+    for name, value in about.items():
+        if before[name] != value:
+            raise ValueError(f"{folder} holds an index made with another {name} "
+                             f"({short(before[name])}, now {short(value)}): give another folder.")
+
+
+def _write_shards(folder: Path, retriever: Retriever, stream: Iterator[Passage], about: dict,
+                  finished: bool, progress: Callable[[int], None]) -> int:
+    """Write the shards that are not there yet, compare the others; how many passages there are."""
+    source, done = about["source"] or "those given", 0
+    begun = "is finished, and holds" if finished else "was begun with"
     for number in itertools.count():
-        part = list(itertools.islice(stream, shard))
+        part = list(itertools.islice(stream, about["shard"]))
         if not part:
             break
         lines = [json.dumps(list(passage), ensure_ascii=False).encode() + b"\n" for passage in part]
         place = folder / f"shard-{number:05d}"
         if place.is_dir():
-            if _digest(lines) != (place / "digest.txt").read_text():
-                raise ValueError(f"{folder} was begun with other passages than {source or 'those given'} (shard {number} differs): give another folder.")
+            if _digest(lines) != _read_digest(place):
+                raise ValueError(f"{folder} {begun} other passages than {source} (shard {number} "
+                                 "differs): give another folder.")
+        elif finished:
+            raise ValueError(f"{folder} {begun} fewer passages than {source} (there is no "
+                             f"{place.name}): give another folder.")
         else:
-            _place(place, lambda new: _write_shard(new, retriever.passages(part).astype(dtype), lines))
+            vectors = _as_type(retriever.passages(part), about["dtype"], part)
+            _place(place, lambda new: _write_shard(new, vectors, lines))
         done += len(part)
         progress(done)
     for path in _shards(folder)[number:]:
-        raise ValueError(f"{folder} was begun with more passages than {source or 'those given'} ({path.name} is beyond the end): give another folder.")
-    write_atomically(folder / "index.json", json.dumps({**about, "passages": done, "finished": True}, indent=1).encode())
-    return Index(folder)
+        raise ValueError(f"{folder} {begun} more passages than {source} ({path.name} is beyond the "
+                         "end): give another folder.")
+    return done
+
+
+def _as_type(vectors: np.ndarray, dtype: str, passages: Sequence[Passage]) -> np.ndarray:
+    """The vectors as they are stored. Raises `ValueError` where float16 cannot hold one."""
+    with np.errstate(over="ignore"):
+        stored = vectors.astype(dtype)
+    good = np.isfinite(stored).all(1)
+    if not good.all():
+        raise ValueError(f"the vector of passage {short(passages[int(good.argmin())].id)} has a "
+                         "number above 65,504, the largest of float16: choose --dtype float32.")
+    return stored
 
 
 def _write_shard(folder: Path, vectors: np.ndarray, lines: list[bytes]) -> None:
     np.save(folder / "vectors.npy", vectors, allow_pickle=False)
-    np.save(folder / "starts.npy", np.cumsum([0, *map(len, lines)])[:-1], allow_pickle=False)
+    starts = np.cumsum([0, *map(len, lines)], dtype=np.int64)[:-1]
+    np.save(folder / "starts.npy", starts, allow_pickle=False)
     with open(folder / "passages.jsonl", "wb") as file:
         file.writelines(lines)
     (folder / "digest.txt").write_text(_digest(lines))
+
+
+def _read_digest(shard: Path) -> str:
+    path = shard / "digest.txt"
+    try:
+        return path.read_text()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}). {DAMAGED}") from None
 
 
 def _digest(lines: list[bytes]) -> str:
@@ -233,9 +315,9 @@ def _place(folder: Path, write: Callable[[Path], None]) -> None:
     """A folder that is there whole or not at all: filled under another name, brought to the disk, and renamed."""
     if folder.is_dir():
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for old in folder.parent.glob(f".{folder.name}-*"):        # what a killed build left
-        shutil.rmtree(old, ignore_errors=True)
+    for old in folder.parent.iterdir():                        # what a killed build left
+        if is_temporary(old.name, folder.name):
+            shutil.rmtree(old, ignore_errors=True)
     new = folder.parent / f".{folder.name}-{secrets.token_hex(4)}"
     try:
         new.mkdir()
@@ -244,27 +326,63 @@ def _place(folder: Path, write: Callable[[Path], None]) -> None:
         new.rename(folder)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
-        if not any(folder.parent.iterdir()):
-            folder.parent.rmdir()
         raise
 
 
 def _about(folder: Path) -> dict | None:
+    """What index.json says; None where there is none. Raises `ValueError` for a damaged one."""
     path = folder / "index.json"
     try:
         about = json.loads(path.read_bytes())
-        fine = about["format"] == _FORMAT
+        version = about["format"]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}): expected what `contaccum index` wrote.") from None
-    if not fine:
-        raise ValueError(f"{folder} was made in format {about['format']!r}; this version reads format {_FORMAT}.")
+    if version != _FORMAT:
+        raise ValueError(f"{folder} was made in format {short(version)}; this version reads format "
+                         f"{_FORMAT}.")
+    check_record(path, about, _NEEDED, _OPTIONAL)
+    wrong = [name for name in ("shard", "dim", "query_tokens", "passages")
+             if about.get(name, 1) < 1]
+    if about["dtype"] not in ("float32", "float16"):
+        wrong.append("dtype")
+    if about.get("finished") and "passages" not in about:
+        wrong.append("passages")
+    if wrong:
+        raise ValueError(f"{path} has {short(about.get(wrong[0]))} as {wrong[0]!r}, which no index "
+                         f"has. {DAMAGED}")
     return about
 
 
 def _shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob("shard-*"))
+    """The folders of shards, in order; what else is there is not ours."""
+    numbers = {}
+    for path in folder.iterdir():
+        match = _SHARD.fullmatch(path.name)
+        if match and path.is_dir():
+            numbers[path] = int(match[1])
+    return sorted(numbers, key=numbers.get)
+
+
+_WHOLE = ("int64", "int32")      # the second one is of older versions, on Windows
+
+
+def _array(path: Path, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """A file's array by memory map. Raises `ValueError` where it is not of this type and shape."""
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:       # the bytes of a header can be anything, and so can the error
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}). {DAMAGED}") from error
+    if array.dtype not in dtypes or array.shape != shape or not array.flags.c_contiguous:
+        raise ValueError(f"{path} holds {array.shape} numbers of {array.dtype}: expected {shape} "
+                         f"of {dtypes[0]}. {DAMAGED}")
+    return array
+
+
+def _is_passage(columns) -> bool:
+    return (isinstance(columns, list) and len(columns) == 3
+            and all(isinstance(column, str) for column in columns))
 
 
 # --- evaluation --------------------------------------------------------------------------------------------------------
@@ -286,7 +404,8 @@ def evaluate(retriever: Retriever, pairs: Pairs, split: str = "test", index: Ind
         relevant = [{pairs.row_of[name]: grade for name, grade in _grades(pair).items()} for pair in asked]
     else:
         if index.about["dim"] != retriever.dim or index.about["towers"] != retriever.fingerprint:
-            raise ValueError(f"{index.folder} was made by other towers ({index.about['run']}): make an index with this run.")
+            raise ValueError(f"{index.folder} was made by other towers "
+                             f"({one_line(index.about['run'])}): make an index with this run.")
         _, rows = index.rank(queries, max(TOP))
         texts = {int(row): index.passage(int(row)) for row in np.unique(rows)}
         relevant = [_rows_of(pair, found, pairs, texts) for pair, found in zip(asked, rows)]

@@ -218,3 +218,96 @@ def test_faiss_takes_an_index_from_here(trained, toy, tmp_path):
     again = np.stack([found[np.argsort(-(true[found] @ query))][:5] for query, found in zip(queries, rows)])
     exact = made.rank(queries, 5)[1]
     assert np.mean([len(set(a) & set(b)) / 5 for a, b in zip(again, exact)]) > 0.9
+
+
+# --- a corpus that has changed, vectors that are not finite ---------------------------------------
+
+def _rows(count):
+    return [Passage(f"id{n}", f"title {n}", f"text of number {n}") for n in range(count)]
+
+
+def test_a_finished_index_of_a_changed_corpus_is_refused(trained, tmp_path):
+    """A text changed, passages added within the last shard and beyond it, passages gone."""
+    made, rows = tmp_path / "index", _rows(40)
+    build(trained[0], rows, made, shard=20, source="corpus")
+    stamps = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
+    assert len(build(trained[0], rows, made, shard=20, source="corpus")) == 40
+    changed = [rows[0], rows[1]._replace(text="another"), *rows[2:]]
+    for other, words in ((changed, r"other passages than corpus \(shard 0 differs\)"),
+                         (_rows(41), "fewer passages than corpus"),
+                         (_rows(70), "fewer passages than corpus"),
+                         (rows[:35], r"other passages than corpus \(shard 1 differs\)"),
+                         (rows[:20], "more passages than corpus")):
+        with pytest.raises(ValueError, match=f"is finished, and holds {words}"):
+            build(trained[0], other, made, shard=20, source="corpus")
+    assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == stamps
+    build(trained[0], rows[:35], tmp_path / "ragged", shard=20)
+    with pytest.raises(ValueError, match="shard 1 differs"):
+        build(trained[0], rows, tmp_path / "ragged", shard=20)
+
+
+def _with_bad_weights(run, folder, value):
+    """(folder, run): the run with the weights of its towers' LayerNorm set to this value."""
+    import torch
+
+    again = cl.Run.load(run, cl.load_pairs("toy"))
+    for tower in again.learner.towers:
+        with torch.no_grad():
+            tower.norm.weight.fill_(value)
+    again.save(folder)
+    return folder, again
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_vectors_that_are_not_finite_are_a_sentence(trained, toy, tmp_path, value):
+    made = build(trained[0], toy.passages[:50], tmp_path / "fine", shard=20)
+    folder, run = _with_bad_weights(trained[0], tmp_path / "run", value)
+    retriever = Retriever.load(folder)
+    for call in (run.evaluate, lambda: run.search("baba"), lambda: evaluate(retriever, toy),
+                 lambda: retriever.queries(["baba"])):
+        with pytest.raises(ValueError, match="the vector of query '.*' is not finite"):
+            call()
+    with pytest.raises(ValueError, match="the vector of passage 'p[0-9]+' is not finite"):
+        list(run.encode_passages())
+    with pytest.raises(ValueError, match="the vector of passage 'p[0-9]+' is not finite"):
+        build(folder, toy.passages[:50], tmp_path / "index", shard=20)
+    assert not list((tmp_path / "index").glob("*shard*"))
+    for queries in (np.full((2, 16), np.nan, "f4"), np.full((1, 16), 1e38, "f4")):
+        with pytest.raises(ValueError, match="query 1 and a passage have a score that is not fin"):
+            made.rank(queries, 5)
+
+
+def test_a_vector_that_is_not_finite_never_becomes_a_row(tmp_path):
+    """FAISS gives the row -1 for it: on both ways to search."""
+    passages, queries = np.ones((9, 4), "f4"), np.ones((3, 4), "f4")
+    queries[1, 2] = np.nan
+    for search in (lambda: search_shards(queries, [passages, passages], 4),
+                   lambda: rank(queries, passages, 4)):
+        with pytest.raises(ValueError, match="query 2 and a passage"):
+            search()
+    passages[5] = np.nan
+    for search in (lambda: search_shards(queries[:1], [passages[:3], passages[3:]], 12),
+                   lambda: rank(queries[:1], passages, 12)):
+        with pytest.raises(ValueError, match="query 1 and a passage"):
+            search()
+
+
+def test_what_float16_cannot_hold_is_refused_with_advice(trained, toy, tmp_path, recwarn):
+    folder, _ = _with_bad_weights(trained[0], tmp_path / "run", 1e5)
+    words = "passage 'p[0-9]+' has a number above 65,504.*choose --dtype float32"
+    with pytest.raises(ValueError, match=words):
+        build(folder, toy.passages[:50], tmp_path / "half", shard=20, dtype="float16")
+    assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
+    made = build(folder, toy.passages[:50], tmp_path / "whole", shard=20)
+    assert len(made.search("baba", 3)) == 3
+
+
+def test_an_index_of_before_is_read(trained, toy, tmp_path):
+    """Its index.json has no digests."""
+    made = tmp_path / "index"
+    hits = build(trained[0], toy.passages[:50], made, shard=20).search("baba", 3)
+    about = json.loads((made / "index.json").read_text())
+    del about["digests"]
+    (made / "index.json").write_text(json.dumps(about))
+    assert Index(made).search("baba", 3) == hits
+    assert len(build(trained[0], toy.passages[:50], made, shard=20)) == 50
