@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -38,6 +39,12 @@ def turn(page, number: int) -> bool:
       const last = [...panel.querySelectorAll('.jp-Cell')].at(-1);          // below the last cell there is only room to scroll
       if (to > last.getBoundingClientRect().bottom - panel.getBoundingClientRect().top + panel.scrollTop) return false;
       panel.scrollTop = to; return true; }}""")
+
+
+def pictures(stem: str) -> list[Path]:
+    """The pictures of a notebook that are there, by their exact names: nothing else is removed."""
+    name = re.compile(rf"{stem[:2]}-(light|dark)-\d+-\d+\.png")
+    return [path for path in OUT.iterdir() if name.fullmatch(path.name)]
 
 
 def look(page, stem: str) -> list[str]:
@@ -76,11 +83,11 @@ def main(names: list[str]) -> None:
         searched = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         with browser.server(folder, JUPYTERLAB_SETTINGS_DIR=str(folder / "settings"), PYTHONPATH=searched) as address:
             for path in notebooks(names):
-                for old in OUT.glob(f"{path.stem[:2]}-*.png"):
+                for old in pictures(path.stem):
                     old.unlink()
                 with browser.browser(address, WIDTHS[0], HEIGHT) as page:
                     found = look(page, path.stem)
-                print(f"{path.stem}: {len(list(OUT.glob(path.stem[:2] + '-*.png')))} pictures; " + ("; ".join(found) or "nothing met"), flush=True)
+                print(f"{path.stem}: {len(pictures(path.stem))} pictures; " + ("; ".join(found) or "nothing met"), flush=True)
 
 
 if __name__ == "__main__":
