@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from urllib.parse import parse_qsl, urlencode
@@ -171,10 +172,9 @@ class Settings:
     def __post_init__(self):
         preset = PRESETS.get(self.method) if isinstance(self.method, str) else None
         if preset is None:
-            raise ValueError(f"method is {self.method!r}: choose one of {', '.join(PRESETS)}.")
+            raise ValueError(f"method is {shown(self.method)}: choose one of {', '.join(PRESETS)}.")
         tower = TOWERS.get(self.tower, TOWERS["folder"]) if isinstance(self.tower, str) else {}
-        starts = {"temperature": math.sqrt(self.dim) if isinstance(self.dim, int) and self.dim > 0 else 1.0,
-                  **tower, **preset["starts"], **preset["fixes"]}
+        starts = {"temperature": self._root_of_dim, **tower, **preset["starts"], **preset["fixes"]}
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             if value is None and f.name == "similarity":
@@ -227,7 +227,7 @@ class Settings:
         known = {f.name for f in dataclasses.fields(cls)}
         unknown = [name for name in fields if name not in known]
         if unknown:
-            raise ValueError(f"{unknown[0]!r} is not a setting: the settings are {', '.join(sorted(known))}.")
+            raise ValueError(f"{shown(unknown[0])} is not a setting: the settings are {', '.join(sorted(known))}.")
         return cls(**fields)
 
     def share(self) -> str:
@@ -244,6 +244,12 @@ class Settings:
         if self.similarity == self._usual_similarity:
             own["similarity"] = None                   # it follows the other settings
         return Settings._from_names({**own, **changes})
+
+    @property
+    def _root_of_dim(self) -> float:
+        """√dim, and 1 for a dim that is refused in its turn."""
+        dim = self.dim
+        return math.sqrt(dim) if isinstance(dim, Real) and 0 < dim < 10**9 else 1.0
 
     @property
     def _usual_similarity(self) -> str:
@@ -268,24 +274,24 @@ class Settings:
 
 def checked(f, value):
     """The value in its field's type and range, or a `ValueError` that says what was given and what may be."""
-    low, high, choices = (f.metadata[k] for k in ("low", "high", "choices"))
-    kind = str(f.type)
+    choices, kind = f.metadata["choices"], str(f.type)
     if value is None and "None" in kind:
         return None
     wanted = kind.split(" |")[0]
-    if not isinstance(value, bool):
-        if wanted == "float" and isinstance(value, Real):
-            value = float(value)
-        elif wanted == "int" and isinstance(value, Integral):
-            value = int(value)
-    if type(value).__name__ != wanted:
-        raise ValueError(f"{f.name} is {value!r}, a {type(value).__name__}: it must be {_KINDS[wanted]}, {range_of(f)}.")
+    is_number = isinstance(value, {"int": Integral, "float": Real}.get(wanted, ()))
+    is_number = is_number and not isinstance(value, bool)
+    if not is_number and type(value).__name__ != wanted:
+        raise ValueError(f"{f.name} is {shown(value)}, a {type(value).__name__}: it must be {_KINDS[wanted]}, {range_of(f)}.")
     if choices and value not in choices:
-        raise ValueError(f"{f.name} is {value!r}: choose one of {', '.join(choices)}.")
-    if wanted in ("int", "float") and not (math.isfinite(value) and low <= value <= high):
-        raise ValueError(f"{f.name} is {value!r}: it must be {range_of(f)}.")
-    if wanted == "str" and not value:
-        raise ValueError(f"{f.name} is empty: {f.metadata['help']}.")
+        raise ValueError(f"{f.name} is {shown(value)}: choose one of {', '.join(choices)}.")
+    if is_number:
+        if not f.metadata["low"] <= value <= f.metadata["high"]:
+            raise ValueError(f"{f.name} is {shown(value)}: it must be {range_of(f)}.")
+        return {"int": int, "float": float}[wanted](value)
+    if wanted == "str":
+        if not value:
+            raise ValueError(f"{f.name} is empty: {f.metadata['help']}.")
+        check_text(value, f.name)
     return value
 
 
@@ -296,7 +302,32 @@ def range_of(f) -> str:
     return f"from {low} to {high}" if low is not None else f.metadata["help"]
 
 
+class _Short(reprlib.Repr):
+    """`repr`, shortened where it is long; also of a list that holds one list a billion times."""
+
+    def __init__(self):
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxdict, self.maxtuple = 2, 4, 4, 4
+        self.maxstring, self.maxother = 200, 200
+
+    def repr_int(self, number: int, level: int) -> str:
+        return repr(number) if abs(number) < 10**40 else "a number of more than 40 digits"
+
+
+#: What a sentence about a bad value says of it.
+shown = _Short().repr
+
 _KINDS = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false"}
+
+
+def check_text(text: str, name: str, remedy: str = "write it in UTF-8") -> None:
+    """Raise `ValueError` for half a surrogate pair: bytes that are not UTF-8 become that."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        wrong = text[error.start]
+        raise ValueError(
+            f"{name} is {shown(text)}, and {wrong!r} is no character: {remedy}.") from None
 
 
 def read(f, text: str):
@@ -309,4 +340,4 @@ def read(f, text: str):
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         return {"int": int, "float": float, "str": str}[kind.split(" |")[0]](text)
     except (ValueError, KeyError):
-        raise ValueError(f"{f.name} is {text!r}: it must be {_KINDS[kind.split(' |')[0]]}, {range_of(f)}.") from None
+        raise ValueError(f"{f.name} is {shown(text)}: it must be {_KINDS[kind.split(' |')[0]]}, {range_of(f)}.") from None
