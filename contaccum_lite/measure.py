@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .settings import shown
+
 
 def grad_norm(tower: nn.Module) -> float:
     """‖∂loss/∂weights‖₂ of one tower; 0 where it has no gradient."""
@@ -134,10 +136,10 @@ def cap_memory(size: str | int, device: str = "cpu") -> int:
 
     On a GPU by PyTorch's share of the device's memory, as the paper does it. On the CPU (Linux) by the address space, which may
     still grow by what the cap leaves above the memory that is held now. Beyond it PyTorch raises `RuntimeError`, Python `MemoryError`.
-    Raises `ValueError` for a size that cannot be read, or that is less than is held or more than the GPU has. Notebook 09.
+    Raises `ValueError` for a size that cannot be read, or that is less than is held or more than there can be. Notebook 09.
     """
     cap = _bytes(size)
-    if torch.device(device).type == "cuda":
+    if device_here(device).type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         if cap > total:
             raise ValueError(f"the memory cap is {size}, and {device} has {total / 1e9:.1f} GB: give a smaller cap.")
@@ -152,15 +154,45 @@ def cap_memory(size: str | int, device: str = "cpu") -> int:
         raise ValueError(f"the memory cap is {size}, and the process holds {held / 1e9:.2f} GB before it has begun: give a larger cap.")
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     limit = space + cap - held
+    if limit > sys.maxsize:
+        raise ValueError(_TOO_LARGE.format(shown(size)))
     resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
     return cap
+
+
+_TOO_LARGE = "the memory cap is {}, more than a process can hold: give a smaller cap, as in 11GB."
+
+
+def device_here(name: str) -> torch.device:
+    """The device of this name. Raises `ValueError` where it is not there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device is {shown(name)}: choose 'cpu', 'cuda' or 'cuda:1'.") from None
+    if device.type == "cpu":
+        return device
+    there = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    kind = torch.accelerator.current_accelerator().type if there else None
+    if device.type != kind:
+        choices = f"'cpu' or {kind!r}" if kind else "'cpu'"
+        wanted = device.type.upper()
+        raise ValueError(
+            f"device is {name!r}, and PyTorch finds no {wanted} device here: choose {choices}.")
+    if (device.index or 0) >= there:
+        last = f"{kind}:{there - 1}"
+        raise ValueError(
+            f"device is {name!r}, and the last one here is {last!r}: choose it or one before it.")
+    return device
 
 
 def _bytes(size: str | int) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT])(i?)B\s*", str(size), re.IGNORECASE)
     if found:
         number, unit, binary = found.groups()
-        return int(float(number) * (1024 if binary else 1000) ** ("KMGT".index(unit.upper()) + 1))
+        count = float(number) * (1024 if binary else 1000) ** ("KMGT".index(unit.upper()) + 1)
+        if count > sys.maxsize:
+            raise ValueError(_TOO_LARGE.format(shown(size)))
+        return int(count)
     if isinstance(size, int) and size > 0:
         return size
-    raise ValueError(f"the memory cap is {size!r}: write a number and a unit, as in 11GB or 512MiB.")
+    raise ValueError(f"the memory cap is {shown(size)}: write a number and a unit, as in 11GB or 512MiB.")

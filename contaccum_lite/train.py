@@ -505,12 +505,7 @@ def _fingerprint_of_texts(pairs: Pairs, settings: Settings) -> str | None:
 
 def check_device(settings: Settings) -> None:
     """Raise `ValueError` where the device is not there."""
-    try:
-        kind = torch.device(settings.device).type
-    except RuntimeError:
-        raise ValueError(f"device is {settings.device!r}: choose 'cpu', 'cuda' or 'cuda:1'.") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {settings.device!r}, and PyTorch finds no CUDA device here: choose 'cpu'.")
+    measure.device_here(settings.device)
 
 
 def _among(accelerator, settings: Settings):
