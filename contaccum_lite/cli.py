@@ -11,15 +11,14 @@ import dataclasses
 import errno
 import json
 import os
-import re
 import shlex
 import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from .search import CONTROL, one_line
-from .settings import Settings, range_of, read
+from .search import acts, one_line, plain
+from .settings import Settings, check_text, range_of, read, shown
 
 FIELDS = {f.name: f for f in dataclasses.fields(Settings)}
 _NO_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory", "not enough memory", "bad_alloc", "failed to allocate")
@@ -70,7 +69,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one sentence."""
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help.\n")
+        self.exit(2, f"{self.prog}: {one_line(message)}; see {self.prog} --help.\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -428,7 +427,7 @@ def write_settings(folder: Path, settings: Settings) -> None:
 
 def _say(text: str) -> None:
     if leads():
-        print(text, flush=True)
+        print(plain(text), flush=True)
 
 
 # --- evaluate, index, search, ledger -----------------------------------------------------------------------------------
@@ -468,8 +467,13 @@ def index(given) -> int:
 
 
 def _json(values: dict) -> str:
-    """A line of JSON, readable in any script; what a terminal would act on is written as \\uXXXX."""
-    return re.sub(f"[{CONTROL}]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(values, ensure_ascii=False))
+    """A line of JSON in any script, with \\uXXXX for what a terminal acts on or cannot show."""
+    line = json.dumps(values, ensure_ascii=False)
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(values)
+    return "".join(json.dumps(c)[1:-1] if acts(c) else c for c in line)
 
 
 def search(given) -> int:

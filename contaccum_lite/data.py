@@ -115,7 +115,9 @@ def load_pairs(source: str, **options) -> Pairs:
     `progress=False` hides the bar. Raises `ValueError` that says what was found, where, and what was expected.
     """
     from . import formats
+    from .settings import check_text
 
+    check_text(source, "the source", "rename the file in UTF-8")
     kind, colon, place = source.partition(":")
     if not colon:
         makers = {"python-docs": python_docs_pairs, "toy": toy_pairs}

@@ -25,7 +25,7 @@ import numpy as np
 from .data import Pair, Pairs, Passage, write_atomically
 from .folders import (DAMAGED, alone_in, check_digests, check_record, digests_of, is_temporary,
                       short)
-from .search import Hit, Hits, answer_measures, finite, one_line, ranked, ranking_measures, TOP
+from .search import Hit, Hits, answer_measures, check_query, finite, one_line, ranked, ranking_measures, TOP
 from .settings import Settings
 from .towers import array_of, load_tower
 from .train import check_device, saved_settings, saved_towers, sync, while_it_stands
@@ -188,10 +188,7 @@ class Index:
 
     def search(self, query: str, k: int = 5) -> Hits:
         """The k passages nearest to the query: hits with score, id, title, passage."""
-        if not isinstance(query, str) or not query.strip():
-            raise ValueError(f"the query is {query!r}: it must be a text.")
-        if k < 1:
-            raise ValueError(f"k is {k}: it must be 1 or more.")
+        check_query(query, k)
         scores, rows = self.rank(self.encode([query]), k)
         return Hits(Hit(float(score), *self.passage(int(row))) for score, row in zip(scores[0], rows[0]))
 

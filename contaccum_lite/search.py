@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .settings import check_text, shown
+
 TOP = (1, 5, 20, 100)
 
 
@@ -31,18 +33,54 @@ class Hits(list):
         return "\n".join(map(repr, self)) or "(nothing found)"
 
 
-#: What a terminal would act on instead of showing it: control characters (C0 but tab and newline, C1) and marks that turn the direction of writing.
-CONTROL = "\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069"
+#: Joiners of letters, which Persian, the scripts of India and emoji are written with.
+_JOINERS = "\u200c\u200d"
+_TERMINAL_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+def acts(character: str) -> bool:
+    """Whether a terminal would act on this character instead of showing it.
+
+    That is a control character other than tab and newline, a mark that is not seen (such as one of
+    the direction of writing), another separator of lines, or half of a surrogate pair.
+    """
+    if character in "\t\n" or character in _JOINERS:
+        return False
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+class _Shown(dict):
+    """What `plain` shows for a character, by its number: made when it is first met."""
+
+    def __missing__(self, number: int) -> str:
+        character = chr(number)
+        if acts(character):
+            instead = {"Zl": "\n", "Zp": "\n", "Cs": "\ufffd"}
+            character = instead.get(unicodedata.category(character), "")
+        self[number] = character
+        return character
+
+
+_SHOWN = _Shown()
 
 
 def plain(text: str) -> str:
     """Text of a data set without terminal codes and control characters, for where it is printed."""
-    return re.sub(rf"\x1b\[[0-9;]*[A-Za-z]|[{CONTROL}]", "", text)
+    return _TERMINAL_CODE.sub("", text).translate(_SHOWN)
 
 
 def one_line(text: str) -> str:
     """`plain` text in one line."""
     return " ".join(plain(text).split())
+
+
+def check_query(query: str, k: int) -> None:
+    """Raise `ValueError` where no search can be made for this query and this number of hits."""
+    if not isinstance(query, str) or not query.strip():
+        raise ValueError(f"the query is {shown(query)}: it must be a text.")
+    check_text(query, "the query")
+    if k < 1:
+        raise ValueError(f"k is {k}: it must be 1 or more.")
 
 
 def rank(queries: np.ndarray, passages: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

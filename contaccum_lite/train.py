@@ -323,10 +323,7 @@ class Run:
 
     def search(self, query: str, k: int = 5) -> search.Hits:
         """The k passages that the towers, as they are now, find nearest to the query: hits with score, id, title, passage."""
-        if not isinstance(query, str) or not query.strip():
-            raise ValueError(f"the query is {query!r}: it must be a text.")
-        if k < 1:
-            raise ValueError(f"k is {k}: it must be 1 or more.")
+        search.check_query(query, k)
         vector = self._encode(self.query_tower, self.query_tower.tokenize([query], length=self.settings.query_tokens))
         search.finite(vector, lambda row: f"query {short(query)}")
         scores, rows = search.rank(vector, self._passage_vectors(), k)

@@ -393,7 +393,12 @@ class SearchBox:
         runs = {self.lab.tracks()[-1][0]: self.lab.training} if self.lab else self.runs
         self.found.value = ""
         if self.box.value.strip():
-            self.hits = {name: run.search(self.box.value, self.k) for name, run in runs.items()}
+            try:
+                self.hits = {name: run.search(self.box.value, self.k) for name, run in runs.items()}
+            except ValueError as error:      # text that was pasted may hold what is no character
+                self.hits = {}
+                self.found.value = f"<p role='alert'>{plain_text(str(error))}</p>"
+                return
             self.found.value = "<div style='display:flex;gap:2em;line-height:1.35'>" + "".join(map(self._column, self.hits)) + "</div>"
 
     def _column(self, name: str) -> str:

@@ -5,7 +5,9 @@ import pytest
 import pytrec_eval
 from hypothesis import given, settings, strategies as st
 
-from contaccum_lite.search import answer_measures, has_answer, rank, ranking_measures
+import contaccum_lite as cl
+from contaccum_lite.index import build
+from contaccum_lite.search import acts, answer_measures, has_answer, one_line, plain, rank, ranking_measures
 
 
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(3, 150))
@@ -63,3 +65,81 @@ def test_answer_measures():
 def test_no_queries():
     with pytest.raises(ValueError, match="no test queries"):
         ranking_measures(np.zeros((0, 3)), [])
+
+
+# --- text ---------------------------------------------------------------------------------------------------------------
+
+@given(
+    st.text(
+        st.one_of(
+            st.characters(),
+            st.sampled_from(
+                "\t\n\r\x85\x9b\u061c\u200b\u200e\u200f\u2028\u2029\u202e\u2066\ufeff\U000e0041\ud800\x1b["
+            ),
+        )
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_nothing_of_a_text_acts_on_a_terminal(text):
+    assert not any(map(acts, plain(text))) and not any(map(acts, one_line(text)))
+    assert len(one_line(text).splitlines()) <= 1
+
+
+def test_what_a_reader_needs_is_shown():
+    for text in (
+        "Zürich → 山\tx\ny",
+        "می\u200cخواهم",
+        "👩\u200d💻",
+        "e\u0301",
+        "\ue0a0",
+        "a\u00a0b",
+    ):
+        assert plain(text) == text
+    assert (
+        plain("one\u2028two\u2029three") == "one\ntwo\nthree"
+        and one_line("one\u2028two\n three") == "one two three"
+    )
+    assert plain("\x1b[31mred\x1b[0m \u200fabc\u061c \ud800 \U000e0041tag") == "red abc \ufffd tag"
+
+
+def test_a_query_is_a_text(toy, tmp_path):
+    run = cl.Run(
+        toy, dim=8, local_batch=4, accumulation_steps=1, memory_size=8, updates=1, warmup=0
+    )
+    run.save(tmp_path / "run")
+    index = build(tmp_path / "run", toy.passages, tmp_path / "index")
+    for query, words in (
+        (3, "the query is 3: it must be a text"),
+        (" ", "it must be a text"),
+        ("caf\udce9", r"'\\udce9' is no character: write it in UTF-8"),
+        ("\ud800" * 10_000, "is no character"),
+    ):
+        for search in (run.search, index.search):
+            with pytest.raises(ValueError, match=words) as error:
+                search(query)
+            assert len(str(error.value)) < 400
+    with pytest.raises(ValueError, match="k is 0: it must be 1 or more"):
+        run.search("words", 0)
+
+
+def test_the_search_box_says_what_is_wrong_with_a_query(toy):
+    run = cl.Run(
+        toy, dim=8, local_batch=4, accumulation_steps=1, memory_size=8, updates=1, warmup=0
+    )
+    box = cl.SearchBox({"run": run}, query=toy.test[0].query)
+    box.box.value = "caf\ud800"
+    assert "is no character" in box.found.value and "alert" in box.found.value and not box.hits
+    box.box.value = toy.test[1].query
+    assert "toy." in box.found.value and box.hits["run"]
+
+
+def test_a_name_of_a_file_is_a_text():
+    with pytest.raises(ValueError, match=r"'\\udce9' is no character: rename the file in UTF-8"):
+        cl.load_pairs("jsonl:caf\udce9.jsonl")
+    pairs = cl.data.Pairs(
+        "jsonl:\x1b[2Jx\u202e.jsonl",
+        cl.load_pairs("toy").train[:8],
+        [],
+        cl.load_pairs("toy").passages,
+    )
+    assert not any(map(acts, repr(cl.Run(pairs, dim=8, local_batch=4, accumulation_steps=1, memory_size=8, updates=1, warmup=0))))
