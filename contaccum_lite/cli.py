@@ -169,22 +169,44 @@ def chosen(given) -> dict:
 
 def read_config(path: Path) -> dict:
     """Settings from a YAML file. Raises `ValueError` that names the file and what is wrong with it."""
-    import yaml
-
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): give a YAML file of settings.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML ({error}): give settings as in 'local_batch: 8', one a line.") from None
+    fields = _read_yaml(path)
     if not isinstance(fields, dict):
         raise ValueError(f"{path} holds a {type(fields).__name__}: give settings as in 'local_batch: 8', one a line.")
     if unknown := [name for name in fields if name not in FIELDS]:
-        raise ValueError(f"{path}: {unknown[0]!r} is not a setting: the settings are {', '.join(sorted(FIELDS))}.")
+        raise ValueError(f"{path}: {shown(unknown[0])} is not a setting: the settings are {', '.join(sorted(FIELDS))}.")
     try:    # YAML takes 2e-5 for a text: a text is read as an option would be
         return {name: read(FIELDS[name], value) if isinstance(value, str) else value for name, value in fields.items()}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _read_yaml(path: Path):
+    """What a YAML file says, without aliases: a short file of them can be a value of any size."""
+    import yaml
+    from yaml.composer import ComposerError
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent, index):
+            if self.check_event(yaml.AliasEvent):
+                raise ComposerError(
+                    problem="an alias, *name, where a value is expected",
+                    problem_mark=self.peek_event().start_mark)
+            return super().compose_node(parent, index)
+
+    as_in = "give settings as in 'local_batch: 8', one a line."
+    # What PyYAML raises for a value that does not fit its tag: !!int x, the date 2026-13-01.
+    misfits = (ValueError, ArithmeticError, LookupError, AttributeError, TypeError)
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be read ({error.strerror}): give a YAML file of settings.") from None
+    except RecursionError:
+        raise ValueError(f"{path} has values inside values, too deep to be read: {as_in}") from None
+    except ComposerError as error:
+        raise ValueError(f"{path} is not YAML of settings ({error}): {as_in}") from None
+    except (yaml.YAMLError, *misfits) as error:
+        raise ValueError(f"{path} is not YAML ({error}): {as_in}") from None
 
 
 def _command(given) -> str:

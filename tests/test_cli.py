@@ -72,13 +72,43 @@ def test_a_configuration_is_written_and_read_back(tmp_path):
 
 @pytest.mark.parametrize("content, words", [("a: [1", "is not YAML"), ("- 1", "holds a list"), ("batch: 3", "'batch' is not a setting"), ("seed: abc", "seed is 'abc'"),
                                             ("seed: [1]", "seed is \\[1\\], a list"), ("local_batch: 0", "local_batch is 0: it must be from 1 to 4096"),
-                                            ("!!python/object/apply:os.system ['true']", "is not YAML")])
+                                            ("!!python/object/apply:os.system ['true']", "is not YAML"),
+                                            ("seed: &a 3\nlocal_batch: *a", "an alias, \\*name, where a value is expected.*line 2"),
+                                            ("seed: " + "[" * 2000 + "]" * 2000, "too deep to be read"),
+                                            ("seed: [" + "1, " * 5000 + "]", r"seed is \[1, 1, 1, 1, \.\.\.\], a list"),
+                                            ("seed: 0x" + "f" * 9000, "seed is a number of more than 40 digits"), ("dim: " + "9" * 400, "dim is a number of more"),
+                                            ("seed: " + "9" * 5000, "is not YAML"), ("temperature: " + "9" * 400, "temperature is a number of more"),
+                                            ("seed: 2026-13-01", "is not YAML"), ("shared: !!bool perhaps", "is not YAML"), ("tower: !!timestamp x", "is not YAML"),
+                                            ('tower: "a\\ud800"', "is no character")])
 def test_a_bad_configuration_is_a_sentence(capsys, tmp_path, content, words):
     (tmp_path / "bad.yaml").write_text(content)
     status, _, err = call(capsys, "train", "toy", "--out", tmp_path / "run", "--config", tmp_path / "bad.yaml")
     with pytest.raises(AssertionError, match=words):
         raise AssertionError(err)
-    assert status == 2 and err.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert status == 2 and err.count("\n") == 1 and len(err) < 1500 and not (tmp_path / "run").exists()
+
+
+def test_a_short_file_stands_for_no_large_value(capsys, tmp_path):
+    """Nine nines of nines: as a value, and as what is merged into a mapping. Each would need more memory than there is."""
+    names = "abcdefghi"
+    nested = (
+        "["
+        + ", ".join(
+            ["&a [1]"]
+            + [f"&{new} [{', '.join([f'*{old}'] * 9)}]" for old, new in zip(names, names[1:])]
+        )
+        + "]"
+    )
+    merged = "a: &a {x: 1}\n" + "".join(
+        f"{new}: &{new} {{<<: [{', '.join([f'*{old}'] * 9)}]}}\n"
+        for old, new in zip(names, names[1:])
+    )
+    for content in (f"seed: {nested}", merged):
+        (tmp_path / "bomb.yaml").write_text(content)
+        status, _, err = call(
+            capsys, "train", "toy", "--out", tmp_path / "run", "--config", tmp_path / "bomb.yaml"
+        )
+        assert status == 2 and "an alias, *name" in err and len(err) < 1000
 
 
 # --- one sentence, exit status 2, nothing half-written ------------------------------------------------------------------
