@@ -23,6 +23,7 @@ from .settings import Settings, check_text, range_of, read, shown
 FIELDS = {f.name: f for f in dataclasses.fields(Settings)}
 _NO_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory", "not enough memory", "bad_alloc", "failed to allocate")
 _FULL = ("No space left", "File too large", "quota exceeded")
+_LARGEST = 1_000_000_000     # of a number that counts passages, updates or hits
 PAIRS = "'python-docs', 'toy', 'dpr:FILE', 'beir:FOLDER' or 'jsonl:FILE'"
 
 
@@ -84,38 +85,38 @@ def parser() -> argparse.ArgumentParser:
         return one
 
     one = command("train", train, "Train a retriever; a folder that holds a run goes on with it.")
-    one.add_argument("pairs", metavar="PAIRS", help=PAIRS)
-    one.add_argument("--out", metavar="FOLDER", required=True, help="where the run is kept: checkpoints, settings.yaml, log.jsonl")
-    one.add_argument("--test", metavar="FILE", help="test pairs, in the format of PAIRS (dpr and jsonl); left out, some are held out")
-    one.add_argument("--config", metavar="FILE", help="settings as YAML, such as a run's settings.yaml; options go before it")
+    one.add_argument("pairs", metavar="PAIRS", type=_text, help=PAIRS)
+    one.add_argument("--out", metavar="FOLDER", type=_text, required=True, help="where the run is kept: checkpoints, settings.yaml, log.jsonl")
+    one.add_argument("--test", metavar="FILE", type=_text, help="test pairs, in the format of PAIRS (dpr and jsonl); left out, some are held out")
+    one.add_argument("--config", metavar="FILE", type=_text, help="settings as YAML, such as a run's settings.yaml; options go before it")
     one.add_argument("--resume", action="store_true", help="insist that FOLDER holds a run to go on with")
-    one.add_argument("--save-every", metavar="N", type=_whole, default=100, help="updates between checkpoints (default 100)")
-    one.add_argument("--evaluate-every", metavar="N", type=_whole, default=0, help="updates between evaluations (default 0: only at the end)")
+    one.add_argument("--save-every", metavar="N", type=_whole(0), default=100, help="updates between checkpoints (default 100)")
+    one.add_argument("--evaluate-every", metavar="N", type=_whole(0), default=0, help="updates between evaluations (default 0: only at the end)")
     _cap_option(one)
     settings = one.add_argument_group("settings")
     for f in FIELDS.values():
         _add_setting(settings, f)
 
     one = command("evaluate", evaluate, "Measure a trained retriever on test pairs, over all their passages or over an index.")
-    one.add_argument("folder", metavar="FOLDER", help="a folder that train wrote")
-    one.add_argument("pairs", metavar="PAIRS", help=PAIRS)
-    one.add_argument("--test", metavar="FILE", help="test pairs, in the format of PAIRS (dpr and jsonl)")
+    one.add_argument("folder", metavar="FOLDER", type=_text, help="a folder that train wrote")
+    one.add_argument("pairs", metavar="PAIRS", type=_text, help=PAIRS)
+    one.add_argument("--test", metavar="FILE", type=_text, help="test pairs, in the format of PAIRS (dpr and jsonl)")
     one.add_argument("--split", choices=("test", "dev"), default="test", help="which pairs to ask (default test)")
-    one.add_argument("--index", metavar="INDEX", help="rank the passages of this index in place of those of PAIRS")
+    one.add_argument("--index", metavar="INDEX", type=_text, help="rank the passages of this index in place of those of PAIRS")
     one.add_argument("--json", action="store_true", help="print JSON")
     _shard_options(one)
 
     one = command("index", index, "Encode passages in shards; stopped, it goes on after the last whole one.")
-    one.add_argument("folder", metavar="FOLDER", help="a folder that train wrote")
-    one.add_argument("passages", metavar="PASSAGES", help="a .jsonl file (_id, title, text), a .tsv file (id, text, title), either .gz, or " + PAIRS)
-    one.add_argument("--out", metavar="INDEX", required=True, help="a folder for the index")
+    one.add_argument("folder", metavar="FOLDER", type=_text, help="a folder that train wrote")
+    one.add_argument("passages", metavar="PASSAGES", type=_text, help="a .jsonl file (_id, title, text), a .tsv file (id, text, title), either .gz, or " + PAIRS)
+    one.add_argument("--out", metavar="INDEX", type=_text, required=True, help="a folder for the index")
     one.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="number format on disk (default float32)")
     _shard_options(one)
 
     one = command("search", search, "Find the passages of an index that are nearest to a query.")
-    one.add_argument("index", metavar="INDEX", help="a folder that index wrote")
+    one.add_argument("index", metavar="INDEX", type=_text, help="a folder that index wrote")
     one.add_argument("query", metavar="QUERY", nargs="+", help="a text, or several")
-    one.add_argument("-k", metavar="K", type=_whole, default=5, help="how many (default 5)")
+    one.add_argument("-k", metavar="K", type=_whole(1), default=5, help="how many (default 5)")
     one.add_argument("--json", action="store_true", help="print one JSON object a hit, with its text")
 
     command("ledger", ledger, "Print what holds of the paper, from the records of its runs.")
@@ -143,22 +144,38 @@ def _add_setting(group, f) -> None:
 
 
 def _cap_option(one) -> None:
-    one.add_argument("--memory-cap", metavar="SIZE", help="hold no more memory than this, as 11GB: the GPU's, or on the CPU the process's")
+    one.add_argument("--memory-cap", metavar="SIZE", type=_text, help="hold no more memory than this, as 11GB: the GPU's, or on the CPU the process's")
 
 
 def _shard_options(one) -> None:
-    one.add_argument("--shard", metavar="N", type=_whole, help="passages encoded at a time (default 50000)")
-    one.add_argument("--device", help="where to encode; left out, where the run trained")
+    one.add_argument("--shard", metavar="N", type=_whole(1), help="passages encoded at a time (default 50000)")
+    one.add_argument("--device", type=_text, help="where to encode; left out, where the run trained")
     _cap_option(one)
 
 
-def _whole(text: str) -> int:
+def _text(text: str) -> str:
+    """A name that is not empty, and that can be written in UTF-8."""
     try:
-        if (number := int(text)) >= 0:
-            return number
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+        check_text(text, "it", "rename the file or folder in UTF-8")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: give a name")
+    return text
+
+
+def _whole(lowest: int):
+    """A type of options: a whole number from `lowest` on."""
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = -1
+        if not lowest <= value <= _LARGEST:
+            raise argparse.ArgumentTypeError(
+                f"{shown(text)} is not a whole number from {lowest} to {_LARGEST}")
+        return value
+    return number
 
 
 def chosen(given) -> dict:

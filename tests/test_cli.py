@@ -138,7 +138,26 @@ def test_a_short_file_stands_for_no_large_value(capsys, tmp_path):
     (["evaluate", "OUT", "toy"], "holds no saved run"),
     (["index", "OUT", "toy", "--out", "OUT2"], "holds no saved run"),
     (["search", "OUT", "query"], "holds no index"),
-    (["frobnicate"], "invalid choice: 'frobnicate'")])
+    (["frobnicate"], "invalid choice: 'frobnicate'"),
+    (["train", "toy", "--out", "OUT", "--memory-cap", "9999999999TB"], "more than a process can hold"),
+    (["train", "toy", "--out", "OUT", "--memory-cap", "9" * 400 + "GB"], "more than a process can hold"),
+    (["index", "OUT", "toy", "--out", "OUT2", "--memory-cap", "1GB", "--device", "abacus"], "device is 'abacus'"),
+    (["index", "OUT", "toy", "--out", "OUT2", "--memory-cap", "1GB", "--device", "meta"], "finds no META device here"),
+    (["train", "toy", "--out", "OUT", "--seed", "9" * 4000], "seed is a number of more than 40 digits: it must be from 0 to"),
+    (["train", "toy", "--out", "OUT", "--dim", "9" * 4000], "dim is a number of more than 40 digits"),
+    (["train", "toy", "--out", "OUT", "--temperature", "1e999"], "temperature is inf"),
+    (["train", "toy", "--out", "OUT", "--save-every", "9" * 30], "is not a whole number from 0 to 1000000000"),
+    (["search", "OUT", "query", "-k", "0"], "'0' is not a whole number from 1"),
+    (["index", "OUT", "toy", "--out", "OUT2", "--shard", "0"], "'0' is not a whole number from 1"),
+    *[(["train", "toy", "--out", "OUT", "--device", device], f"finds no {device.upper()} device here: choose 'cpu'") for device in ("xpu", "vulkan", "meta", "hpu")],
+    (["train", "toy", "--out", ""], "argument --out: it is empty: give a name"), (["index", "OUT", "toy", "--out", ""], "argument --out: it is empty"),
+    (["train", "", "--out", "OUT"], "argument PAIRS: it is empty"), (["train", "toy", "--out", "OUT", "--config", ""], "argument --config: it is empty"),
+    (["train", "dpr:x", "--out", "OUT", "--test", ""], "argument --test: it is empty"), (["evaluate", "", "toy"], "argument FOLDER: it is empty"),
+    (["evaluate", "OUT", "toy", "--index", ""], "argument --index: it is empty"), (["search", "", "query"], "argument INDEX: it is empty"),
+    (["index", "OUT", "", "--out", "OUT2"], "argument PASSAGES: it is empty"), (["train", "toy", "--out", "OUT", "--tower", ""], "tower is empty"),
+    (["train", "jsonl:caf\udce9.jsonl", "--out", "OUT"], r"'\udce9' is no character: rename the file or folder in UTF-8"),
+    (["train", "toy", "--out", "caf\udce9"], r"'\udce9' is no character: rename the file"), (["train", "toy", "--out", "OUT", "--tower", "caf\udce9"], r"tower is 'caf\udce9'"),
+    (["train", "toy", "--out", "OUT", "\x1b[2J\n"], "unrecognized arguments")])
 def test_what_goes_wrong_is_one_sentence(capsys, tmp_path, monkeypatch, words, said):
     if words[-1] == "cuda:77" and torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
