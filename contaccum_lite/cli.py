@@ -286,7 +286,8 @@ def _train_alone(given) -> int:
         run.save(folder)     # there is a run to resume from now on, and a full disk is known
     log = Log(folder, run.step_count)
     if leads():
-        write_settings(folder, run.settings)
+        if not (goes_on and (folder / "settings.yaml").is_file()):
+            write_settings(folder, run.settings)
         _say(f"{pairs!r}")
         for note in run.notes:
             _say(note)
@@ -301,7 +302,7 @@ def make_run(pairs, settings: Settings, folder: Path, goes_on: bool):
     from .train import Run
 
     accelerator = None
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if (processes := _of_environment("WORLD_SIZE", 1)) > 1:
         try:
             from . import parallel
             accelerator = parallel.accelerator_here(settings.device)
@@ -311,8 +312,19 @@ def make_run(pairs, settings: Settings, folder: Path, goes_on: bool):
 
 
 def leads() -> bool:
-    """Whether this process is the one that speaks and writes logs."""
-    return int(os.environ.get("RANK", 0)) == 0
+    """Whether this process is the one that speaks and writes logs: any that trains alone."""
+    return _of_environment("WORLD_SIZE", 1) < 2 or _of_environment("RANK", 0) == 0
+
+
+def _of_environment(name: str, default: int) -> int:
+    """A number that torchrun or `accelerate launch` sets."""
+    text = os.environ.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(
+            f"the environment has {name}={shown(text)}: it must be a whole number, as torchrun has it."
+        ) from None
 
 
 def _settings(given, folder: Path, fields: dict, goes_on: bool) -> Settings:
@@ -329,12 +341,31 @@ def _settings(given, folder: Path, fields: dict, goes_on: bool) -> Settings:
         check_device(settings)
         return settings
     saved = saved_settings(folder, read_run(folder)[0])
+    _check_edited(folder / "settings.yaml", saved)
     for name, value in fields.items():
         if value is not None and (held := getattr(saved, name)) != value:
-            raise ValueError(f"{folder} holds a run with {name} {held!r}, and {value!r} is given: give another folder as --out to begin a new run, or leave {name} "
+            raise ValueError(f"{folder} holds a run with {name} {held!r}, and {shown(value)} is given: give another folder as --out to begin a new run, or leave {name} "
                              "out to go on with this one.")
     check_device(saved)
     return saved
+
+
+def _check_edited(path: Path, saved: Settings) -> None:
+    """Raise `ValueError` where a run's settings.yaml was edited: the run keeps its settings."""
+    if not path.is_file():
+        return
+    fields = read_config(path)
+    try:
+        written = Settings(**fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    for name in FIELDS:
+        held, edited = getattr(saved, name), getattr(written, name)
+        if held != edited:
+            raise ValueError(
+                f"{path} says {name} {edited!r}, and the run was begun with {held!r}, which it "
+                f"keeps: write {held!r} there to go on, or give the file as --config and another "
+                "folder as --out to begin a new run.")
 
 
 def _train(given, run, log: Log, folder: Path) -> int:
@@ -395,6 +426,7 @@ class Log:
 
     def __init__(self, folder: Path, step: int):
         self.path, self.board, self.file, self.step = folder / "log.jsonl", None, None, step
+        self.evaluated = set()      # updates after which an evaluation is logged
         if not leads():
             return
         self._cut(step)
@@ -412,8 +444,11 @@ class Log:
         kept = []
         for line in lines:
             try:
-                if line.endswith(b"\n") and json.loads(line)["step"] <= step:
+                values = json.loads(line)
+                if line.endswith(b"\n") and values["step"] <= step:
                     kept.append(line)
+                    if "evaluation" in values:
+                        self.evaluated.add(values["step"])
             except (ValueError, KeyError, TypeError, RecursionError):
                 pass
         if kept != lines:
@@ -426,7 +461,10 @@ class Log:
             self.step = update.step
 
     def evaluation(self, step: int, measures: dict[str, float]) -> None:
-        """What the towers reached after this update."""
+        """What the towers reached after this update; once, if the run is started again too."""
+        if step in self.evaluated:
+            return
+        self.evaluated.add(step)
         self._write({"step": step, "evaluation": measures})
 
     def _write(self, values: dict) -> None:
