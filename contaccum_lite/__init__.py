@@ -1,5 +1,9 @@
 """contaccum_lite: contrastive accumulation for dense retrievers, small enough to read, watch and take home."""
 
+from . import start as _start
+
+_start.quiet_interrupts()         # the imports below take seconds
+
 from .bank import MemoryBank, TableBank
 from .check import check          # (the function: its module has the same name)
 from .corrector import CORRECTORS, make_corrector
@@ -13,6 +17,8 @@ from .search import Hit
 from .settings import PRESETS, Settings
 from .towers import BagTower, TransformerTower, load_tower
 from .train import Run, Update
+
+_start.usual_interrupts()
 
 __version__ = "0.1.0"
 
