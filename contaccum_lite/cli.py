@@ -28,20 +28,87 @@ PAIRS = "'python-docs', 'toy', 'dpr:FILE', 'beir:FOLDER' or 'jsonl:FILE'"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command and return its exit status: 0, 2 with a sentence on stderr, 130 after Ctrl-C, 143 after SIGTERM."""
-    given = parser().parse_args(argv)
+    """Run a command and return its exit status.
+
+    0; 2 with a sentence on stderr; 130 after Ctrl-C; 143 after SIGTERM; 141 where nobody reads the
+    output any more, as in `contaccum search … | head`.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    debug = False
     try:
-        return given.command(given)
+        _open_streams()
+        given = parser().parse_args(words, argparse.Namespace(line=_line(words)))
+        debug = given.debug
+        status = given.command(given)
+        sys.stdout.flush()
+        return status
+    except SystemExit:          # of --help, and of an option that is wrong
+        if not _flush():
+            return 141
+        raise
     except KeyboardInterrupt:
-        print(f"contaccum: stopped; what is finished is kept. Go on with: {_command(given)}", file=sys.stderr)
+        _complain(f"contaccum: stopped. Go on with: {_line(words)}")
         return 130
+    except BrokenPipeError:
+        _flush()
+        return 141              # what a shell says of a command that SIGPIPE ended
     except Exception as error:
         sentence = _sentence(error)
-        if sentence is None or given.debug:
+        if sentence is None or debug:
             raise
         whole = "; ".join([sentence.rstrip("."), *getattr(error, "__notes__", [])]) + "."
-        print(f"contaccum: {one_line(whole)}", file=sys.stderr)
+        _complain(f"contaccum: {one_line(whole)}")
+        _flush()
         return 2
+
+
+def _open_streams() -> None:
+    """Let stdout and stderr take any text.
+
+    What they cannot encode is printed as \\uXXXX. One that the shell has closed (`2>&-`) drops all.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            nothing = open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
+            setattr(sys, name, nothing)
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush() -> bool:
+    """Whether all that was printed could be written.
+
+    What could not be is dropped: Python would complain about it when it exits.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
+def _complain(text: str) -> None:
+    """Print a line on stderr, if anybody reads it."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        pass
+
+
+def _line(words: list[str]) -> str:
+    """The command with these words, as it is typed into a shell."""
+    return " ".join(map(_quoted, ["contaccum", *words]))
+
+
+def _quoted(word: str) -> str:
+    """A word for a shell, with $'\\x..' for bytes that are no text or that a terminal acts on."""
+    if not any(acts(character) or character == "\n" for character in word):
+        return shlex.quote(word)
+    characters = (chr(byte) for byte in os.fsencode(word))
+    safe = (c if " " <= c <= "~" and c not in "'\\" else f"\\x{ord(c):02x}" for c in characters)
+    return f"$'{''.join(safe)}'"
 
 
 def _sentence(error: Exception) -> str | None:
@@ -80,7 +147,7 @@ def parser() -> argparse.ArgumentParser:
 
     def command(name: str, function, help: str) -> argparse.ArgumentParser:
         one = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
-        one.set_defaults(command=function, debug=False, name=name)
+        one.set_defaults(command=function, debug=False)
         one.add_argument("--debug", action="store_true", help="show where in the code an error came from")
         return one
 
@@ -226,16 +293,6 @@ def _read_yaml(path: Path):
         raise ValueError(f"{path} is not YAML ({error}): {as_in}") from None
 
 
-def _command(given) -> str:
-    """The command line that goes on where this one stopped."""
-    places = {"train": ("pairs",), "index": ("folder", "passages"), "evaluate": ("folder", "pairs")}.get(given.name, ())
-    words = ["contaccum", given.name, *(getattr(given, name) for name in places)]
-    for name in ("out", "test", "dtype", "shard", "device", "memory_cap"):
-        if getattr(given, name, None) is not None and (name, getattr(given, name)) != ("dtype", "float32"):
-            words += ["--" + name.replace("_", "-"), str(getattr(given, name))]
-    return shlex.join(words)
-
-
 def _pairs(given):
     from .data import load_pairs
 
@@ -307,7 +364,7 @@ def make_run(pairs, settings: Settings, folder: Path, goes_on: bool):
             from . import parallel
             accelerator = parallel.accelerator_here(settings.device)
         except ImportError:
-            raise ValueError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and accelerate is not installed: pip install \"contaccum-lite[scale]\", or start it without torchrun.") from None
+            raise ValueError(f"WORLD_SIZE is {processes}, and accelerate is not installed: pip install \"contaccum-lite[scale]\", or start it without torchrun.") from None
     return Run.load(folder, pairs, accelerator) if goes_on else Run(pairs, settings, accelerator=accelerator)
 
 
@@ -400,7 +457,8 @@ def _train(given, run, log: Log, folder: Path) -> int:
             log.updates(run)
             run.save(folder)
         if leads():
-            print(f"contaccum: stopped after update {run.step_count} of {total}, and saved. Go on with: {_command(given)}", file=sys.stderr)
+            _complain(f"contaccum: stopped after update {run.step_count} of {total}, and saved. "
+                      f"Go on with: {given.line}")
         return asked_to_stop[0] if asked_to_stop else 130
     except Exception as error:
         error.add_note(f"the run stands as it was saved after update {saved}")
@@ -577,5 +635,6 @@ def ledger(given) -> int:
     records = Path(__file__).parent.parent / "benchmarks" / "records"
     if not (records / "ledger.json").is_file() or not (records / "cost.json").is_file():
         raise ValueError("the records of the ledger's runs are not here: they are in the repository (benchmarks/records); run `contaccum ledger` from a checkout.")
-    print(table(*(json.loads((records / name).read_text()) for name in ("ledger.json", "cost.json"))))
+    texts = ((records / name).read_bytes() for name in ("ledger.json", "cost.json"))
+    print(table(*map(json.loads, texts)))
     return 0

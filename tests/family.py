@@ -30,17 +30,19 @@ class Family:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
         self.host = subprocess.Popen([sys.executable, __file__], cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def run(self, *words, after=None, grown=None, send=signal.SIGKILL, largest_file=None) -> Ended:
+    def run(self, *words, after=None, grown=None, send=signal.SIGKILL, largest_file=None, encoding="utf-8", closed=(), unread=False, environment=()) -> Ended:
         """Run a command to its end; `after` so many seconds it gets a signal, counted from when a file has `grown` to (path, bytes).
 
-        largest_file: bytes that a file may have (a disk that is full).
+        largest_file: bytes that a file may have (a disk that is full). encoding: of its stdout. closed: streams, "stdout" or "stderr",
+        that it has not got. unread: its stdout is a pipe that nobody reads. environment: {name: value} beside what there is.
         """
         with tempfile.TemporaryDirectory() as folder:
-            asked = dict(words=list(map(str, words)), folder=folder, after=after, grown=grown and [str(grown[0]), grown[1]], send=int(send), largest_file=largest_file)
+            asked = dict(words=list(map(str, words)), folder=folder, after=after, grown=grown and [str(grown[0]), grown[1]], send=int(send), largest_file=largest_file,
+                         encoding=encoding, closed=list(closed), unread=unread, environment=dict(environment))
             self.host.stdin.write(json.dumps(asked) + "\n")
             self.host.stdin.flush()
             answer = json.loads(self.host.stdout.readline())
-            return Ended(answer["status"], *(Path(folder, name).read_text() for name in ("out", "err")), answer["seconds"], answer["alive"])
+            return Ended(answer["status"], *(Path(folder, name).read_text(encoding) for name, encoding in (("out", encoding), ("err", "utf-8"))), answer["seconds"], answer["alive"])
 
     def close(self):
         self.host.stdin.close()
@@ -83,7 +85,16 @@ def _become(main, asked):
     try:
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(os.path.join(asked["folder"], name), os.O_WRONLY | os.O_CREAT), number)
-        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
+        if asked["unread"]:
+            reader, writer = os.pipe()
+            os.close(reader)
+            os.dup2(writer, 1)
+        sys.stdout = open(1, "w", closefd=False, encoding=asked["encoding"])
+        sys.stderr = open(2, "w", closefd=False, encoding="utf-8", errors="backslashreplace")
+        for name in asked["closed"]:
+            os.close({"stdout": 1, "stderr": 2}[name])
+            setattr(sys, name, None)
+        os.environ.update(asked["environment"])
         os.fsync = lambda handle: None              # for a power cut, which is not tried here; a shared disk can take seconds for it
         signal.signal(signal.SIGINT, signal.default_int_handler)       # ignored where the tests were started in the background
         if asked["largest_file"]:
@@ -96,7 +107,8 @@ def _become(main, asked):
         import traceback
         traceback.print_exc()
     finally:
-        sys.stdout.flush(), sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
         os._exit(status)
 
 

@@ -1,8 +1,9 @@
 """The command line: options, configuration, every command end to end on files of the field, and one sentence for whatever goes wrong."""
 
 import json
-import re
+import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hypothesis import given as drawn, settings as tries, strategies as st
 
 import contaccum_lite as cl
-from contaccum_lite import cli
+from contaccum_lite import cli, search
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--dim", "16", "--local-batch", "8", "--accumulation-steps", "2", "--memory-size", "32", "--passage-tokens", "16", "--learning-rate", "0.02", "--updates", "40"]
@@ -218,7 +220,7 @@ def test_a_stop_saves_and_says_how_to_go_on(family, toy, tmp_path, send, status)
     stopped = cl.Run.load(out, toy).step_count
     assert 0 < stopped < 600 and f"stopped after update {stopped} of 600, and saved" in ended.err
     words = shlex.split(ended.err.partition("Go on with: ")[2])
-    assert words == ["contaccum", "train", "toy", "--out", str(out)]
+    assert words == ["contaccum", "train", "toy", *TINY, "--updates", "600", "--out", str(out), "--save-every", "0"]
     assert family.run(*words[1:]).status == 0 and cl.Run.load(out, toy).step_count == 600
     steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert steps == [*range(1, 601), 600]
@@ -234,6 +236,188 @@ def test_the_same_line_again_goes_on_and_another_setting_is_refused(capsys, toy,
     status, out, _ = call(capsys, "train", "toy", "--out", tmp_path / "again", "--config", tmp_path / "run" / "settings.yaml")
     one, two = (cl.Run.load(tmp_path / name, toy) for name in ("run", "again"))
     assert status == 0 and all(torch.equal(p, q) for p, q in zip(one.query_tower.parameters(), two.query_tower.parameters()))
+
+
+WHOLE = [["train", "jsonl:pairs.jsonl", "--out", "my run", "--config", "mine.yaml", "--save-every", "7", "--evaluate-every", "3", "--test", "t.jsonl", "--memory-cap", "9GB", "--resume",
+          "--method", "grad_accum", "--seed", "7", "--shared", "--no-past-encoder"],
+         ["evaluate", "run", "toy", "--index", "ix", "--split", "dev", "--json", "--test", "t", "--shard", "5", "--device", "cpu", "--memory-cap", "9GB"],
+         ["index", "run", "a b.tsv", "--out", "ix", "--dtype", "float16", "--shard", "5", "--device", "cpu", "--memory-cap", "9GB"],
+         ["search", "ix", "--json", "-k", "9", "--", "what's $this?", "-x"], ["ledger"]]
+
+
+@pytest.mark.parametrize("words", WHOLE, ids=lambda words: words[0])
+def test_a_stopped_command_says_all_of_itself_and_claims_nothing(capsys, monkeypatch, words):
+    def interrupted(given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, words[0], interrupted)
+    status, out, err = call(capsys, *words)
+    said, _, line = err.partition("Go on with: ")
+    assert status == 130 and out == "" and said == "contaccum: stopped. " and shlex.split(line) == ["contaccum", *words]
+
+
+def test_a_stop_while_the_data_load(capsys, tmp_path, monkeypatch):
+    def interrupted(source, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cl.data, "load_pairs", interrupted)
+    words = [
+        "train",
+        "toy",
+        "--out",
+        str(tmp_path / "run"),
+        "--method",
+        "grad_accum",
+        "--seed",
+        "7",
+    ]
+    status, _, err = call(capsys, *words)
+    assert status == 130 and err == f"contaccum: stopped. Go on with: {shlex.join(['contaccum', *words])}\n" and not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash here")
+def test_the_line_is_safe_to_show_and_a_shell_reads_it_back():
+    words = [
+        "plain",
+        "",
+        "two words",
+        "it's $HOME",
+        "caf\udce9",
+        "\x1b[2J",
+        "a\nb",
+        "\u202e' \\",
+        "\x9b0f",
+        "ü",
+        "\udce9a1",
+        "-k",
+    ]
+    line = cli._line(words)
+    assert not any(search.acts(c) or c == "\n" for c in line)
+    read = subprocess.run(
+        [b"bash", b"-c", b"LC_ALL=C.UTF-8; printf '%s\\0' " + os.fsencode(line)],
+        capture_output=True,
+    ).stdout
+    assert read.split(b"\0")[:-1] == [os.fsencode(word) for word in ["contaccum", *words]]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("start", [["-m", "contaccum_lite"], ["contaccum"]])
+def test_a_stop_while_the_libraries_load(tmp_path, start):
+    """A torch whose import is interrupted stands for the seconds that it takes."""
+    (tmp_path / "torch.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    )
+    (tmp_path / "contaccum").write_text("from contaccum_lite.cli import main\n")
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    start = [str(tmp_path / word) if word == "contaccum" else word for word in start]
+    ended = subprocess.run(
+        [sys.executable, *start, "search", "x", "y"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "contaccum: stopped.\n")
+    (tmp_path / "other.py").write_text(
+        "try:\n    import contaccum_lite\nexcept KeyboardInterrupt:\n    print('mine')\n"
+    )  # a program of the user's
+    ended = subprocess.run(
+        [sys.executable, "other.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "mine\n", "")
+
+
+def test_edited_settings_of_a_run_are_refused(capsys, toy, tmp_path):
+    words = ["train", "toy", *TINY, "--updates", "2", "--warmup", "0", "--out", tmp_path / "run"]
+    assert call(capsys, *words)[0] == 0
+    path = tmp_path / "run" / "settings.yaml"
+    text = path.read_text()
+    for edited, said in (
+        (
+            text.replace("seed: 0", "seed: 3"),
+            "says seed 3, and the run was begun with 0, which it keeps",
+        ),
+        (text.replace("seed: 0", "seed: many"), "seed is 'many'"),
+        (
+            text.replace("drop_query_bank_at: null", "drop_query_bank_at: 1"),
+            "says drop_query_bank_at 1",
+        ),
+        (text.replace("updates: 2", ""), "says updates 400"),
+        ("]", "is not YAML"),
+    ):
+        path.write_text(edited)
+        for command in (words, words[:2] + words[-2:]):
+            status, out, err = call(capsys, *command)
+            assert (
+                status == 2
+                and out == ""
+                and f"{path}" in err
+                and said in err
+                and err.count("\n") == 1
+            ), err
+        assert path.read_text() == edited  # it stays as its writer left it
+    path.write_text("# a remark\n" + text)
+    assert call(capsys, *words)[0] == 0 and path.read_text().startswith("# a remark")
+    path.unlink()  # as after a crash between the first checkpoint and it
+    assert call(capsys, *words)[0] == 0 and path.read_text() == text
+
+
+def test_a_finished_run_is_not_logged_again(capsys, toy, tmp_path):
+    words = [
+        "train",
+        "toy",
+        *TINY,
+        "--updates",
+        "4",
+        "--warmup",
+        "0",
+        "--evaluate-every",
+        "2",
+        "--out",
+        tmp_path / "run",
+    ]
+    _, first, _ = call(capsys, *words)
+    log = (tmp_path / "run" / "log.jsonl").read_bytes()
+    status, again, _ = call(capsys, *words)
+    assert (
+        status == 0
+        and (tmp_path / "run" / "log.jsonl").read_bytes() == log
+        and first.splitlines()[-2:] == again.splitlines()[-2:]
+    )
+    lines = log.splitlines(keepends=True)
+    assert [("evaluation" in json.loads(line), json.loads(line)["step"]) for line in lines] == [
+        (False, 1),
+        (False, 2),
+        (True, 2),
+        (False, 3),
+        (False, 4),
+        (True, 4),
+    ]
+    (tmp_path / "run" / "log.jsonl").write_bytes(
+        b"".join(lines[:-1])
+    )  # killed before the last evaluation
+    assert call(capsys, *words)[0] == 0 and (tmp_path / "run" / "log.jsonl").read_bytes() == log
+
+
+def test_a_rank_without_a_world_trains_alone(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    words = ["train", "toy", *TINY, "--updates", "2", "--warmup", "0", "--out", tmp_path / "run"]
+    status, out, _ = call(capsys, *words)
+    assert (
+        status == 0
+        and "all 2 updates are made" in out
+        and {"log.jsonl", "settings.yaml", "run.json"}
+        <= {p.name for p in (tmp_path / "run").iterdir()}
+    )
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    status, _, err = call(capsys, *words)
+    assert status == 2 and "WORLD_SIZE='two': it must be a whole number" in err
 
 
 # --- what is logged -----------------------------------------------------------------------------------------------------
@@ -320,24 +504,141 @@ def test_beir_files_from_training_to_search(family, toy, tmp_path):
     assert ended.status == 0 and ended.out.count("toy.") == 8 and toy.test[1].query in ended.out
 
 
-HOSTILE = ["<script>alert(1)</script>", "\x1b[31mred\x1b[0m", "\x1b]0;a title\x07", "\x9b2Jgone", "\u202edesrever", "two\nlines\rover", "$x$"]
+HOSTILE = ["<script>alert(1)</script>", "\x1b[31mred\x1b[0m", "\x1b]0;a title\x07", "\x9b2Jgone", "\u202edesrever", "two\nlines\rover", "$x$",
+           "\u061cARABIC\u200f\u200e", "\U000e0041tag\U000e007f", "next\u2028line\u2029\x85\x1c\x0cpage", "\ufeffmark\u2066"]
 
 
-def test_hostile_text_is_text_in_terminal_and_log(family, tmp_path):
-    pair = lambda n, text: json.dumps({"query": f"what is {n} {text}", "passage": f"{text} is {n}", "title": f"{n} {text}", "passage_id": f"{n}{text}"})
-    (tmp_path / "pairs.jsonl").write_text("\n".join(pair(n, HOSTILE[n % len(HOSTILE)]) for n in range(40)))
-    acts = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
-    pairs = f"jsonl:{tmp_path / 'pairs.jsonl'}"
-    ended = [family.run("train", pairs, *TINY, "--updates", "2", "--warmup", "1", "--out", tmp_path / "run"), family.run("index", tmp_path / "run", pairs, "--out", tmp_path / "index"),
-             family.run("search", tmp_path / "index", *HOSTILE, "-k", "8"), family.run("search", tmp_path / "index", *HOSTILE, "-k", "8", "--json"),
-             family.run("train", "jsonl:" + HOSTILE[1], "--out", tmp_path / "other")]
+@pytest.fixture(scope="module")
+def hostile(family, tmp_path_factory):
+    """A folder with a run and an index of hostile text, and what their commands said."""
+    folder = tmp_path_factory.mktemp("hostile")
+    pair = lambda n, text: json.dumps(
+        {
+            "query": f"what is {n} {text}",
+            "passage": f"{text} is {n} Zürich → 山",
+            "title": f"{n} {text}",
+            "passage_id": f"{n}{text}",
+        }
+    )
+    (folder / "pairs.jsonl").write_text(
+        "\n".join(pair(n, HOSTILE[n % len(HOSTILE)]) for n in range(40))
+    )
+    pairs = f"jsonl:{folder / 'pairs.jsonl'}"
+    ended = [
+        family.run(
+            "train", pairs, *TINY, "--updates", "2", "--warmup", "1", "--out", folder / "run"
+        ),
+        family.run("index", folder / "run", pairs, "--out", folder / "index"),
+    ]
+    return folder, ended
+
+
+def test_hostile_text_is_text_in_terminal_and_log(family, hostile):
+    folder, ended = hostile
+    ended = [*ended, family.run("search", folder / "index", *HOSTILE, "-k", "8"), family.run("search", folder / "index", *HOSTILE, "-k", "8", "--json"),
+             family.run("train", "jsonl:" + HOSTILE[1], "--out", folder / "other")]
     assert [e.status for e in ended] == [0, 0, 0, 0, 2], ended
-    assert not any(acts.search(e.out + e.err) for e in ended) and ended[4].err.count("\n") == 1
+    assert not any(search.acts(c) for e in ended for c in e.out + e.err) and ended[4].err.count("\n") == 1
     assert "red" in ended[2].out and "<script>alert(1)</script>" in ended[2].out and len(ended[2].out.splitlines()) == len(HOSTILE) * (1 + 2 * 8)
     hits = [json.loads(text) for text in ended[3].out.splitlines()]
     assert len(hits) == 8 * len(HOSTILE) and [hit["query"] for hit in hits[::8]] == HOSTILE                # JSON keeps every character, escaped
-    log = (tmp_path / "run" / "log.jsonl").read_text()
-    assert "begins" in ended[0].out and not acts.search(log) and not acts.search((tmp_path / "run" / "settings.yaml").read_text())
+    log = (folder / "run" / "log.jsonl").read_text() + (folder / "run" / "settings.yaml").read_text()
+    assert "begins" in ended[0].out and not any(map(search.acts, log))
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_what_stdout_cannot_show_is_escaped(family, hostile, encoding):
+    folder, _ = hostile
+    run = lambda *words: family.run(*words, encoding=encoding)
+    ended = [
+        run("search", folder / "index", "Zürich 山", "-k", "3"),
+        run("search", folder / "index", "Zürich 山", "-k", "3", "--json"),
+        run("ledger"),
+        run("train", "--help"),
+        run(
+            "train",
+            f"jsonl:{folder / 'pairs.jsonl'}",
+            "--out",
+            folder / f"山 {encoding}",
+            *TINY,
+            "--updates",
+            "1",
+            "--warmup",
+            "0",
+        ),
+    ]
+    assert [(e.status, e.err) for e in ended] == [(0, "")] * 5, ended
+    assert (
+        r"\u5c71" in ended[0].out
+        and ("Zürich" if encoding == "cp1252" else r"Z\xfcrich") in ended[0].out
+    )
+    hits = [json.loads(line) for line in ended[1].out.splitlines()]
+    assert len(hits) == 3 and all(
+        hit["query"] == "Zürich 山" and "Zürich → 山" in hit["passage"] for hit in hits
+    )
+    assert r"\u2192" in ended[2].out and r"\u03c4" in ended[3].out and r"\u5c71" in ended[4].out
+
+
+def test_a_query_that_is_no_text_is_a_sentence(family, hostile):
+    for words in (["caf\udce9"], ["caf\udce9", "--json"], ["fine", "caf\udce9"]):
+        ended = family.run("search", hostile[0] / "index", *words)
+        assert ended.status == 2 and "is no character: write it in UTF-8" in ended.err and ended.err.count("\n") == 1, ended
+
+
+@drawn(
+    st.dictionaries(st.text(max_size=5), st.text(max_size=20), max_size=3),
+    st.sampled_from(["ascii", "cp1252", "utf-8", "utf-16"]),
+)
+@tries(max_examples=200, deadline=None)
+def test_json_is_one_safe_line_that_keeps_every_character(values, encoding):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", types.SimpleNamespace(encoding=encoding))
+        line = cli._json(values)
+    assert (
+        json.loads(line) == values
+        and len(line.splitlines()) == 1
+        and not any(map(search.acts, line))
+    )
+    line.encode(encoding)
+
+
+def test_nobody_reads_the_output(family, hostile, tmp_path):
+    for words in (
+        ["search", hostile[0] / "index", "red"],
+        ["evaluate", "--help"],
+        ["ledger"],
+        ["train", "toy", *TINY, "--updates", "1", "--warmup", "0", "--out", tmp_path / "run"],
+    ):
+        ended = family.run(*words, unread=True)
+        assert (ended.status, ended.err) == (141, ""), ended
+    shell = f"{shlex.quote(sys.executable)} -m contaccum_lite train --help | head -1; echo ${{PIPESTATUS[0]}}"
+    if shutil.which("bash"):  # and once as anyone would start it
+        ended = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
+        assert ended.stderr == "" and ended.stdout.startswith("usage: contaccum train") and ended.stdout.splitlines()[-1] in ("0", "141"), ended
+
+
+def test_streams_that_are_closed(family, tmp_path):
+    small = [*TINY, "--updates", "2", "--warmup", "0"]
+    assert (
+        family.run("train", "toy", *small, "--out", tmp_path / "run", closed=["stderr"]).status == 0
+    )
+    ended = family.run("evaluate", tmp_path / "run", "toy", closed=["stderr"])
+    assert ended.status == 0 and "top@20" in ended.out
+    assert (
+        family.run(
+            "index",
+            tmp_path / "run",
+            "toy",
+            "--out",
+            tmp_path / "index",
+            closed=["stdout", "stderr"],
+        ).status
+        == 0
+    )
+    assert (
+        family.run("search", tmp_path / "nothing", "words", closed=["stdout", "stderr"]).status == 2
+    )
+    assert len(cl.index.Index(tmp_path / "index")) == 640
 
 
 # --- ledger -------------------------------------------------------------------------------------------------------------
