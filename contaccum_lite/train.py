@@ -622,7 +622,7 @@ def other_files(folder: Path, resumes: bool) -> list[str]:
     return [name for name in others if not resumes or name in _WRITES]
 
 
-_WRITES = ("settings.yaml", "log.jsonl", "tensorboard")
+_WRITES = ("log.jsonl", "tensorboard")     # settings.yaml is read: the command line compares it
 
 
 def _is_ours(path: Path) -> bool:
