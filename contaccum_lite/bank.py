@@ -22,7 +22,7 @@ class MemoryBank:
         self._ids = torch.full((size,), -1, dtype=torch.int64)
         self._born = torch.zeros(size, dtype=torch.int64)
         self.next_slot = 0  # where the next vector goes
-        self.version = getattr(self, "version", 0) + 1  # grows whenever a vector in it changes
+        self.version = 1    # grows whenever a vector in it changes
         self._count = 0
 
     def __len__(self) -> int:
@@ -71,13 +71,26 @@ class MemoryBank:
         self.next_slot = self._count = 0
 
     def resize(self, size: int) -> None:
-        """Change the number of slots; the newest vectors stay."""
-        keep = self.order()[max(0, self._count - size):] if size else self.order()[:0]
-        vectors, ids, born = self._vectors[keep], self._ids[keep], self._born[keep]
-        self.__init__(size, self.dim, self._vectors.dtype, self._vectors.device)
-        n = self._count = len(keep)
-        self._vectors[:n], self._ids[:n], self._born[:n] = vectors, ids, born
-        self.next_slot = n % size if size else 0
+        """Change the number of slots; the newest vectors stay.
+
+        Where memory runs out, the bank is as it was.
+        """
+        self.become(self.resized(size))
+
+    def resized(self, size: int) -> MemoryBank:
+        """A copy with this number of slots and the newest vectors."""
+        copy = MemoryBank(size, self.dim, self._vectors.dtype, self._vectors.device)
+        newest = self.order()[max(0, self._count - size):]
+        n = copy._count = len(newest)
+        copy._vectors[:n] = self._vectors[newest]
+        copy._ids[:n] = self._ids[newest]
+        copy._born[:n] = self._born[newest]
+        copy.next_slot = n % size if size else 0
+        return copy
+
+    def become(self, other: MemoryBank) -> None:
+        """Hold what another bank holds. Nothing is copied, so this needs no memory."""
+        vars(self).update(vars(other), version=self.version + 1)
 
     def mark(self, count: int) -> tuple:
         """What `restore` needs to take back writes of up to `count` vectors in all."""

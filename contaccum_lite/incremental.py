@@ -46,6 +46,7 @@ class IncrementalSoftmax:
         self._joint_count = 0 if self._joint is None or not len(self._joint) else int(self._joint.max()) + 1
         self._sizes, self._place = np.array([1]), 0       # the micro-batches of an epoch, and how many of them are done
         self._written = None                              # pairs written before each of them, over epochs
+        self._size = None                                 # the size of the bank that this is for
         self._versions, self._seen = None, None
         self.clock = 0                                    # micro-batches, modulo the slices of `older`
         like = dict(dtype=query_bank.vectors.dtype, device=query_bank.vectors.device)
@@ -226,12 +227,12 @@ class IncrementalSoftmax:
         """Pairs written before each micro-batch, from the start of an epoch until the bank has been filled anew after its end."""
         size, places = self.banks[1].size, len(self._sizes)
         if self._written is None or self._size != size:
-            self._size = size
             epochs = 1 + -(-size // int(np.sum(self._sizes))) + 1
             self._written = np.concatenate([[0], np.cumsum(np.tile(self._sizes, epochs))])
             self._gone = np.searchsorted(self._written, self._written[:places] + size)    # when all that is there now has left
             self._unlike = np.cumsum(np.diff(np.diff(self._written), prepend=self._written[1]) != 0)   # changes of size up to each
             self._slices = int((self._gone - np.arange(places)).max()) + 1
+            self._size = size       # the last, for memory may run out before
         return self._written
 
     def _make_room(self) -> None:
@@ -240,8 +241,10 @@ class IncrementalSoftmax:
         slices, size = self._slices, self.banks[1].size
         if self.older.shape != (slices, size):
             like = dict(dtype=self.older.dtype, device=self.older.device)
-            self.older, self.clock = torch.full((slices, size), -torch.inf, **like), 0
-            self.newer, self.positives = torch.full((size,), -torch.inf, **like), torch.zeros(size, **like)
+            # All three are there before one is replaced: memory may run out on the way.
+            older = torch.full((slices, size), -torch.inf, **like)
+            newer, positives = torch.full((size,), -torch.inf, **like), torch.zeros(size, **like)
+            self.older, self.newer, self.positives, self.clock = older, newer, positives, 0
 
     def _fill(self, slot: int, scores: Tensor) -> None:
         """Write `older` of the rows from this slot on, whose scores with all columns, the oldest first, are given: (rows, columns)."""
@@ -265,7 +268,7 @@ class IncrementalSoftmax:
         versions = self._now()
         if versions == self._versions or not self.banks[0].size:
             return
-        self._versions = versions
+        self._versions = None       # until the table is whole: memory may run out on the way
         self._make_room()
         self.clock = 0
         self.newer.fill_(-torch.inf)
@@ -284,6 +287,7 @@ class IncrementalSoftmax:
                 hard.masked_fill_((self.keys[1][ids[mine]][:, None] == self.keys[2][self.banks[2].ids]).to(hard.device), -torch.inf)
             scores = _together(scores, hard) if len(self.banks[2]) else scores
             self._fill((self.banks[0].next_slot - rows + start) % size, scores[:, order])
+        self._versions = versions
 
     # --- taking back, saving -------------------------------------------------------------------------------------------
 

@@ -126,7 +126,7 @@ class Learner:
     def __post_init__(self):
         s = self.settings
         dtype = getattr(torch, s.dtype)
-        self.banks = [MemoryBank(size, self.query_tower.dim, dtype, s.device) for size in self._sizes()]
+        self.banks = [MemoryBank(size, self.query_tower.dim, dtype, s.device) for size in self._sizes(s)]
         self.slow_towers = [copy_of(t).eval().requires_grad_(False) for t in self.towers] if s.momentum else []
         self.encodes = Counter()         # passages encoded so far, by purpose: train, refresh, probe, momentum
         self.cache = self.correction = None                      # `cache.Cache`, `cache.BankCorrection`; a Run sets them
@@ -164,17 +164,22 @@ class Learner:
             return "the banks' vectors are corrected anew each time they are read"
         return "an intervention (`adjust`) looks at it" if self.adjust is not None else ""
 
-    def _sizes(self) -> tuple[int, int, int]:
+    def _sizes(self, s: Settings) -> tuple[int, int, int]:
         """Slots of the query, passage and hard-negative bank."""
-        s = self.settings
         size = s.memory_size * s.passage_bank
         return size * s.query_bank, size, size * s.hard_negatives * s.bank_hard_negatives
 
-    def resize(self) -> None:
-        """Bring the banks to the size that the settings say; the newest vectors stay."""
-        for bank, size in zip(self.banks, self._sizes()):
-            if bank.size != size:
-                bank.resize(size)
+    def resized(self, settings: Settings) -> list[MemoryBank]:
+        """The banks in the sizes of these settings, with the newest vectors."""
+        pairs = zip(self.banks, self._sizes(settings))
+        return [bank if bank.size == size else bank.resized(size) for bank, size in pairs]
+
+    def take(self, settings: Settings, banks: list[MemoryBank]) -> None:
+        """Go on with these settings, and with the banks that `resized` made for them."""
+        self.settings = settings
+        for bank, other in zip(self.banks, banks):
+            if bank is not other:
+                bank.become(other)
 
     def encode(self, batch: MicroBatch, query_tower=None, passage_tower=None, purpose: str | None = "train") -> Encoded:
         """The vectors of a micro-batch by these towers (the learner's own if none are given); counted under its purpose, if any."""

@@ -285,13 +285,16 @@ class Run:
     def change(self, learning_rate: float | None = None, memory_size: int | None = None) -> None:
         """Go on with another learning rate or another size of the banks, whose newest vectors stay; from the next update on.
 
-        An update under way is taken back. Raises `ValueError` for a value out of range or that the method does not allow.
+        An update under way is taken back. Raises `ValueError` for a value out of range or that the method does not allow. Where
+        memory runs out, settings and banks stay as they are.
         """
         changes = {"learning_rate": learning_rate, "memory_size": memory_size}
         settings = self.settings.replace(**{name: value for name, value in changes.items() if value is not None})
         self._take_back()
-        self.settings = self.learner.settings = settings
-        self.learner.resize()
+        banks = self.learner.resized(settings)
+        with _uninterrupted():
+            self.learner.take(settings, banks)
+            self.settings = settings
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of update `step` (from 0): linear warm-up, then linear decay to 0."""

@@ -94,6 +94,125 @@ def test_clear_forgets_everything():
     assert len(bank) == 0 and bank.vectors.shape == (0, 2)
 
 
+# --- when memory runs out ----------------------------------------------------------------------------------------------
+
+class Memory:
+    """Memory that runs out at the allocation of this number; `asked` counts them."""
+
+    def __init__(self, monkeypatch, at):
+        self.at, self.asked = at, 0
+        for name in ("zeros", "full", "empty", "arange"):
+            monkeypatch.setattr(torch, name, self._counted(getattr(torch, name)))
+
+    def _counted(self, allocate):
+        def counted(*arguments, **more):
+            self.asked += 1
+            if self.asked == self.at:
+                raise RuntimeError("not enough memory: you tried to allocate 4 TB.")
+            return allocate(*arguments, **more)
+        return counted
+
+
+def until_it_fits(monkeypatch, act, check):
+    """Do it with memory that runs out at the first allocation, then at the second, …, until it runs through; how often it did not."""
+    for at in range(1, 100):
+        with monkeypatch.context() as patch:
+            memory = Memory(patch, at)
+            try:
+                act()
+            except RuntimeError as error:
+                assert "not enough memory" in str(error)
+            else:
+                assert memory.asked < at
+                return at - 1
+        check()
+
+
+def snapshot(bank):
+    return {name: tensor.tolist() for name, tensor in bank.state_dict().items()} | {"size": bank.size, "length": len(bank)}
+
+
+@pytest.mark.parametrize("size", [0, 3, 9])
+def test_a_bank_that_cannot_be_resized_is_as_it_was(monkeypatch, size):
+    bank = cl.MemoryBank(5, 2)
+    for step in range(3):
+        bank.write(*rows(3 * step, 3, 2), step)
+    before, newest = snapshot(bank), bank.ids[bank.order()].tolist()
+
+    def check():
+        assert snapshot(bank) == before
+        assert bank.ids[bank.order()].tolist() == newest
+
+    assert until_it_fits(monkeypatch, lambda: bank.resize(size), check) >= 3
+    assert bank.size == size and bank.ids[bank.order()].tolist() == newest[len(newest) - min(size, 5):]
+
+
+@pytest.mark.parametrize("similarity", ["full", "incremental"])
+@pytest.mark.parametrize("size", [4, 40])
+def test_a_run_whose_banks_cannot_be_resized_goes_on_as_if_nothing_was_asked(monkeypatch, toy, similarity, size):
+    fields = dict(dim=8, local_batch=4, accumulation_steps=2, memory_size=10, updates=9, hard_negatives=1, similarity=similarity)
+    run, alone = cl.Run(toy, **fields), cl.Run(toy, **fields)
+    for _ in range(3):
+        run.step(), alone.step()
+    before = run.settings, [snapshot(bank) for bank in run.learner.banks]
+
+    def check():
+        assert (run.settings, [snapshot(bank) for bank in run.learner.banks]) == before
+        assert run.learner.settings is run.settings
+
+    assert until_it_fits(monkeypatch, lambda: run.change(learning_rate=0.001, memory_size=size), check) >= 9      # in each of three banks
+    alone.change(learning_rate=0.001, memory_size=size)
+    assert [snapshot(bank) for bank in run.learner.banks] == [snapshot(bank) for bank in alone.learner.banks]
+    assert [u.loss for u in run] == [u.loss for u in alone]
+
+
+def test_a_table_that_cannot_be_made_is_made_at_the_next_update(monkeypatch, toy):
+    fields = dict(dim=8, local_batch=4, accumulation_steps=2, memory_size=10, updates=9, similarity="incremental")
+    run, alone = cl.Run(toy, **fields), cl.Run(toy, **fields)
+    for each in (run, alone):
+        for _ in range(3):
+            each.step()
+        each.change(memory_size=24)
+    made = len(run.history)
+
+    def check():
+        assert len(run.history) == made
+        shapes = run.learner.softmax.newer.shape, run.learner.softmax.positives.shape
+        assert shapes == (run.learner.softmax.older.shape[1:],) * 2
+
+    assert until_it_fits(monkeypatch, run.step, check) >= 3
+    alone.step()
+    assert [u.loss for u in run] == [u.loss for u in alone]
+    assert [u.loss for u in run.history] == [u.loss for u in alone.history]
+
+
+def test_a_table_of_ones_own_is_whole_or_made_anew(monkeypatch):
+    """Without a run that takes an update back: the loss after a failure is the loss of a table that never failed."""
+    draw = torch.Generator().manual_seed(0)
+    vectors = [torch.randn(4, 3, generator=draw) for _ in range(20)]
+    banks, others = ([cl.MemoryBank(size, 3) for size in (6, 6, 0)] for _ in range(2))
+    softmax, other = cl.IncrementalSoftmax(*banks), cl.IncrementalSoftmax(*others)
+
+    def feed(softmax, banks, step):
+        loss = softmax.contrast(vectors[2 * step], vectors[2 * step + 1]).loss
+        softmax.enter()
+        for bank, new in zip(banks, vectors[2 * step:]):
+            bank.write(torch.arange(4), new, step)
+        softmax.settle()
+        return loss
+
+    for step in range(3):
+        feed(softmax, banks, step), feed(other, others, step)
+    for bank in (*banks[:2], *others[:2]):
+        bank.resize(11)
+    query, passage = vectors[6:8]
+    expected = other.contrast(query, passage).loss
+    failures = until_it_fits(monkeypatch, lambda: softmax.contrast(query, passage), lambda: None)
+    assert failures >= 3 and softmax.contrast(query, passage).loss == expected
+    for step in range(3, 9):
+        assert feed(softmax, banks, step) == feed(other, others, step)
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"expected \(B, 2\)"):
         cl.MemoryBank(5, 2).write(torch.arange(3), torch.zeros(3, 4), 0)
