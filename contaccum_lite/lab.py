@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 import threading
 import time
 import weakref
@@ -14,7 +15,7 @@ import traitlets
 
 from .data import Pairs
 from .methods import MicroStep
-from .settings import PRESETS, Settings, checked
+from .settings import PRESETS, Settings, checked, read
 from .tracks import NAMES, Track, names, symbol, table, what_we_saw, word
 from .train import Run, TakenBack
 
@@ -29,15 +30,29 @@ HIDEABLE = ("method", *(n for n, f in _FIELDS.items() if f.metadata["slider"]), 
             "curves", "search", "line")
 
 
+class Refused(ValueError, traitlets.TraitError):
+    """A value that a lab does not take. (traitlets takes a group of changes back for its own.)"""
+
+
 class Setting(traitlets.TraitType):
-    """A trait with the default and the range of a field of `Settings`."""
+    """A trait with the default and the range of a field of `Settings`.
+
+    None is the default, but for method, tower and dim, on which the defaults of others depend.
+    """
 
     def __init__(self, field):
-        super().__init__(field.metadata["default"], help=field.metadata["help"], allow_none=True)
+        super().__init__(
+            field.metadata["default"],
+            help=field.metadata["help"],
+            allow_none=field.name not in _SHAPES,
+        )
         self.field = field
 
     def validate(self, lab, value):
-        return checked(self.field, value)
+        try:
+            return checked(self.field, value)
+        except ValueError as error:
+            raise Refused(*error.args) from None
 
 
 _Traits = type("_Traits", (traitlets.HasTraits,), {name: Setting(f) for name, f in _FIELDS.items()})
@@ -74,10 +89,9 @@ class Lab(_Traits):
             self._loop = None
         self._thread = threading.get_ident()
         start = Settings(**fields) if settings is None else settings.replace(**fields) if fields else settings
-        default = _default(start)
-        self._own = {n: getattr(start, n) for n in _FIELDS if getattr(start, n) != getattr(default, n)} | dict(fields)
+        self._own = _chosen_in(start, [name for name, value in fields.items() if value is not None])
         self._show(start)
-        self._begin()
+        self._begin(Track(Run(pairs, start)))
         _one_per_cell(self)
 
     @traitlets.validate("hide")
@@ -104,8 +118,17 @@ class Lab(_Traits):
         return name in PRESETS[self.method]["fixes"]
 
     def _can_change(self, name: str) -> bool:
+        """Whether the run under way can take what the sliders say of this field."""
+        now = self.training.settings
         follows = name == "memory_size" or name == "similarity" and name not in self._own
-        return name == "learning_rate" or follows and self.training.settings.passage_bank and self.method == self.training.settings.method
+        has_bank = now.passage_bank and self.method == now.method
+        if name != "learning_rate" and not (follows and has_bank):
+            return False
+        try:
+            now.replace(**{name: getattr(self, name)})
+        except ValueError:  # it does not fit another setting of the run, for which a reset waits
+            return False
+        return True
 
     def _show(self, settings: Settings) -> None:
         """Bring all traits to these settings."""
@@ -116,40 +139,59 @@ class Lab(_Traits):
                     setattr(self, name, getattr(settings, name))
         finally:
             self._settling = False
+        self._shown = settings
 
     @traitlets.validate(*_FIELDS)
     def _fits(self, proposal):
         name, value = proposal["trait"].name, proposal["value"]
         if not self._settling and name not in _SHAPES:
-            Settings(**{**{n: getattr(self, n) for n in _FIELDS}, name: value})
+            try:
+                Settings(**{**{n: getattr(self, n) for n in _FIELDS}, name: value})
+            except ValueError as error:
+                raise Refused(*error.args) from None
         return value
 
     @traitlets.observe(*_FIELDS)
     def _chosen(self, change):
+        """A setting was chosen: others follow, and a run at rest takes it.
+
+        Where that fails, all is as before.
+        """
         if self._settling:
             return
-        if change.name in _SHAPES:
-            self._show(self._settle(change.name, change.new))
-        elif self.method == "dpr" and change.name == "local_batch":
-            self._own["local_batch"] = max(1, change.new // self._own.get("accumulation_steps", _FIELDS["accumulation_steps"].metadata["default"]))
-        else:
-            self._own[change.name] = change.new
-            self._show(self.settings)
-        if not self.playing and not self._under_way:
-            self._take_changes()
+        own, shown = dict(self._own), self._shown
+        try:
+            self._remember(change.name, change.new)
+            shape = change.name in _SHAPES
+            self._show(self._settled(change.name, change.new) if shape else self.settings)
+            if not self.playing and not self._under_way:
+                self._take_changes()
+        except BaseException:
+            self._own = own
+            self._show(shown)
+            raise
         self._say_pending()
 
-    def _settle(self, name: str, value) -> Settings:
+    def _remember(self, name: str, value) -> None:
+        """Keep what was chosen, for the methods to come; None is no choice."""
+        self._own.pop(name, None)
+        if value is not None and name == "local_batch" and self.method == "dpr":
+            value = _local_part(self._own, value)
+        if value is not None:
+            self._own[name] = value
+
+    def _settled(self, name: str, value) -> Settings:
         """The settings after a change of method, tower or dim: what was chosen stays, what was a default follows.
 
         DPR takes the whole N_local × K as its one batch, so that every method sees the same pairs in an update.
         """
-        self._own[name] = value
-        own = {n: v for n, v in self._own.items() if n not in PRESETS[self.method]["fixes"]}
-        if self.method == "dpr":
+        method = value if name == "method" else self.method
+        own = {n: v for n, v in self._own.items() if n not in PRESETS[method]["fixes"]}
+        if method == "dpr":
             plain = {n: v for n, v in self._own.items() if n in ("local_batch", "accumulation_steps")}
-            own["local_batch"] = Settings(**plain).total_batch
-        return Settings(**{**own, "method": self.method})
+            total = min(Settings(**plain).total_batch, _FIELDS["local_batch"].metadata["high"])
+            own["local_batch"] = total if name == "method" else self.local_batch
+        return _that_fit({**own, "method": method, name: value})
 
     def _say_pending(self) -> None:
         if waiting := self.pending:
@@ -262,31 +304,44 @@ class Lab(_Traits):
             self.ticks += 1
 
     def reset(self, settings: Settings | None = None) -> None:
-        """Start a new run with what the sliders say (or these settings); the one before stays as a ghost."""
+        """Start a new run with what the sliders say, or these settings.
+
+        The one before stays as a ghost.
+        Raises what `Run` raises for settings of which no run can be made here, and changes nothing
+        then.
+        """
+        track = Track(Run(self.pairs, self.settings if settings is None else settings))
+        self._restart(track, self._own if settings is None else _chosen_in(settings))
+
+    def _restart(self, track: Track, own: dict) -> None:
+        """Go over to a new run, which is made before, so that nothing here can fail.
+
+        own: what of its settings was chosen.
+        """
         playing = self.playing
         self.pause()
         self._rewind()
         self._script, self._plan = {}, []
-        if settings is not None:
-            self._own = {n: getattr(settings, n) for n in _FIELDS if getattr(settings, n) != getattr(_default(settings), n)}
-            self._show(settings)
-        self._begin()
+        self._own = own
+        self._show(track.run.settings)
+        self._begin(track)
         if playing:
             self.play()
 
     def line_up(self, methods=("dpr", "grad_accum", "pre_batch", "contaccum")) -> None:
-        """Put these methods in a row, each with what the sliders say but for what the method fixes; playing goes through them all."""
-        own, first = dict(self._own), True
-        for method in methods:
-            self.method = method
-            if first:
-                self.reset()
-                first = False
-            else:
-                self._plan.append(self.settings)
-        self._own = own
-        self._show(self.training.settings)
-        self.message = f"In a row: {', '.join(NAMES[m] for m in methods)}."
+        """Put these methods in a row; playing goes through them all.
+
+        Each has what the sliders say but for what it fixes or cannot have. Raises `ValueError` for
+        what is no method, and changes nothing then.
+        """
+        plan = [self._settled("method", checked(_FIELDS["method"], method)) for method in methods]
+        if not plan:
+            raise ValueError(
+                "methods is empty: give one or more, as in lab.line_up(['dpr', 'contaccum'])."
+            )
+        self._restart(Track(Run(self.pairs, plan[0])), self._own)
+        self._plan = plan[1:]
+        self.message = f"In a row: {', '.join(NAMES[settings.method] for settings in plan)}."
 
     def race(self, methods=("dpr", "grad_accum", "pre_batch", "contaccum")) -> None:
         """Train these methods one after the other before it returns; all start from the same weights and see the same batches."""
@@ -301,12 +356,11 @@ class Lab(_Traits):
         self.pause()
         self._rewind()
 
-    def _begin(self) -> None:
-        """A new run with what the sliders say."""
-        run = Run(self.pairs, self.settings)
+    def _begin(self, track: Track) -> None:
+        """Train a new run from now on."""
         if getattr(self, "track", None) is not None and self.track.run.step_count:
             self.ghosts = [*self.ghosts, self.track][-GHOSTS:]
-        self.track, self._micro = Track(run), None
+        self.track, self._micro = track, None
         self._work = self._train()
         self._under_way = False
         self.message = ""
@@ -323,6 +377,9 @@ class Lab(_Traits):
         began = time.perf_counter()
         try:
             kind = next(self._work, None)
+            if kind is None and self._plan:
+                self._go_to_next()
+                kind = "look"
         except Exception as error:
             self.playing = False
             self._rewind()
@@ -331,12 +388,14 @@ class Lab(_Traits):
             raise
         if kind != "look":
             self.track.seconds += time.perf_counter() - began
-        if kind is None and self._plan:
-            self._show(self._plan.pop(0))
-            self._begin()
-            kind = "look"
         self.ticks += 1
         return kind
+
+    def _go_to_next(self) -> None:
+        """The next run of those that are lined up."""
+        track = Track(Run(self.pairs, self._plan[0]))
+        self._show(self._plan.pop(0))
+        self._begin(track)
 
     @property
     def _due(self) -> bool:
@@ -368,22 +427,34 @@ class Lab(_Traits):
 
     def _take_changes(self) -> None:
         """Between two updates: what the sliders, or the line that was loaded, want of the run under way."""
-        run = self.training
-        for name, value in self._script.pop(run.step_count, []):
-            self._own[name] = value
-            self._show(self.settings.replace(**{name: value}))
-            self._change()
-        self._change()
-
-    def _change(self) -> None:
-        run = self.training
+        for name, value in self._script.pop(self.training.step_count, []):
+            self._change(name, value)
+            self._bring(name, value)
         for name in LIVE:
-            value = getattr(self, name)
-            if self._can_change(name) and value != getattr(run.settings, name):
-                _ = self.micro                               # its matrix is made while the banks are as they were
-                run.change(**{name: value})
-                self.track.note(name, value)
-                self.ticks += 1
+            if self._can_change(name):
+                self._change(name, getattr(self, name))
+
+    def _change(self, name: str, value) -> None:
+        """Change the run under way; where that fails, for want of memory, the slider goes back."""
+        before = getattr(self.training.settings, name)
+        if value == before:
+            return
+        _ = self.micro  # its matrix is made while the banks are as they were
+        try:
+            self.track.change(name, value)
+        except BaseException:
+            self._bring(name, before)
+            raise
+        self.ticks += 1
+
+    def _bring(self, name: str, value) -> None:
+        """Move a slider, if what the others say leaves room for it."""
+        try:
+            settings = self.settings.replace(**{name: value})
+        except ValueError:
+            return
+        self._remember(name, value)
+        self._show(settings)
 
     # --- in words ------------------------------------------------------------------------------------------------------
 
@@ -396,21 +467,38 @@ class Lab(_Traits):
 
         `hide=` and names in it leave those controls and views out of the lab, as `hide` does; without it they stay as they are.
         """
-        plain = "&".join(part for part in line.strip().lstrip("?").split("&") if not part.startswith(("then=", "hide=")))
-        settings, script = Settings.parse(plain), {}
-        hide = dict(parse_qsl(line.strip().lstrip("?"), keep_blank_values=True)).get("hide")
-        hide = self.hide if hide is None else hideable(filter(None, hide.split(",")))
-        for change in filter(None, dict(parse_qsl(line.strip().lstrip("?"))).get("then", "").split(",")):
-            step, name, value = [*change.split(":"), "", ""][:3]
-            if not step.isdigit() or name not in LIVE:
-                raise ValueError(f"then={change!r} is no change of a run: expected update:field:value, where field is one of {', '.join(LIVE)}.")
-            changed = Settings.parse(f"{plain}&{name}={value}") if f"{name}=" not in plain else \
-                Settings.parse("&".join(p for p in plain.split("&") if not p.startswith(f"{name}=")) + f"&{name}={value}")
-            script.setdefault(int(step), []).append((name, getattr(changed, name)))
+        settings, hide, script = self._read(line)
+        track, own = Track(Run(self.pairs, settings)), _chosen_in(settings)
+        for name, value in script.pop(0, []):
+            track.change(name, value)
+            own[name] = value
         self.hide = hide
-        self.reset(settings)
+        self._restart(track, own)
         self._script = script
-        self._take_changes()
+
+    def _read(self, line: str) -> tuple[Settings, tuple[str, ...], dict[int, list[tuple]]]:
+        """Of a line: settings, what it hides, {updates made: [(field, value)]} of what changes."""
+        if not isinstance(line, str):
+            raise ValueError(
+                f"line is {line!r:.80}: expected a text that share() gave, as in "
+                "'method=contaccum&memory_size=64'."
+            )
+        line, script = line.strip().lstrip("?"), {}
+        more = dict(parse_qsl(line, keep_blank_values=True))
+        parts = (part for part in line.split("&") if not part.startswith(("then=", "hide=")))
+        settings = Settings.parse("&".join(parts))
+        hide = hideable(filter(None, more["hide"].split(","))) if "hide" in more else self.hide
+        for change in filter(None, more.get("then", "").split(",")):
+            match = re.fullmatch(r"(\d{1,8}):(\w+)(?::([^:]*))?", change)
+            if not match or match[2] not in LIVE:
+                raise ValueError(
+                    f"then={change!r} is no change of a run: expected update:field:value, where "
+                    f"field is one of {', '.join(LIVE)}."
+                )
+            name, value = match[2], read(_FIELDS[match[2]], match[3] or "")
+            value = getattr(settings.replace(**{name: value}), name)
+            script.setdefault(int(match[1]), []).append((name, value))
+        return settings, hide, script
 
     @property
     def summary(self) -> str:
@@ -466,8 +554,47 @@ def hideable(names) -> tuple[str, ...]:
     return names
 
 
-def _default(settings: Settings) -> Settings:
-    return Settings(method=settings.method, tower=settings.tower, dim=settings.dim)
+def _chosen_in(settings: Settings, also=()) -> dict:
+    """{field: value} of what differs from the method's defaults, and of these fields as well."""
+    default = Settings(method=settings.method, tower=settings.tower, dim=settings.dim)
+    usual = dataclasses.replace(default, similarity=settings.replace(similarity=None).similarity)
+    own = {
+        n: getattr(settings, n)
+        for n in _FIELDS
+        if n in also or getattr(settings, n) != getattr(usual, n)
+    }
+    if settings.method == "dpr" and "local_batch" in own:
+        own["local_batch"] = _local_part(own, own["local_batch"])
+    return own
+
+
+def _local_part(own: dict, total: int) -> int:
+    """The N_local that other methods have for DPR's one batch, which is N_local × K."""
+    default = _FIELDS["accumulation_steps"].metadata["default"]
+    return max(1, total // own.get("accumulation_steps", default))
+
+
+def _that_fit(own: dict) -> Settings:
+    """Settings of these choices, but for those that cannot stand beside the method's.
+
+    A cache, for one, gives the hard negatives itself. Of two choices that exclude each other, the
+    earlier one is taken.
+    """
+    fitting = {name: own.pop(name) for name in _SHAPES if name in own}
+    fitting = {**fitting, **own} if _is_whole({**fitting, **own}) else fitting
+    for _ in own:  # a choice may need one that comes after it
+        for name, value in own.items():
+            if name not in fitting and _is_whole({**fitting, name: value}):
+                fitting[name] = value
+    return Settings(**fitting)
+
+
+def _is_whole(fields: dict) -> bool:
+    try:
+        Settings(**fields)
+    except ValueError:
+        return False
+    return True
 
 
 _labs: dict[str, list] = {}   # notebook cell -> [its execution, its labs]

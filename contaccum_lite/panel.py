@@ -38,7 +38,7 @@ class LabView:
         self.search = SearchBox(lab)
         self.frames = 0
         self._due = self._words_due = self._curves_due = self._sent = 0.0
-        self._setting = self._later = None
+        self._setting = self._later = self._refused = None
         self._make_controls(ipywidgets)
         self._lay_out(ipywidgets)
         lab.observe(self._frame, "ticks")
@@ -95,11 +95,13 @@ class LabView:
         """A control was moved: the lab takes its value, or says why not."""
         if getattr(self.lab, name) == value:
             return
-        self._setting = name
+        said, self._setting = self.lab.message, name
         try:
             setattr(self.lab, name, value)
-        except ValueError as error:
-            self.lab.message = str(error)
+            if said == self._refused and said == self.lab.message:
+                self.lab.message = ""            # what was refused before is over
+        except Exception as error:               # a value that does not fit, or no memory for it
+            self.lab.message = self._refused = str(error)
             self._setting = None
             self._bring(name)
         finally:

@@ -27,6 +27,11 @@ class Track:
         then = ",".join(f"{step}:{name}:{value}" for step, name, value in self.changes)
         return self.start.share() + (f"&then={then}" if then else "")
 
+    def change(self, name: str, value) -> None:
+        """Change the run, and remember it; what raises changes nothing."""
+        self.run.change(**{name: value})
+        self.note(name, value)
+
     def note(self, name: str, value) -> None:
         """Remember a change. Of several at rest, the last is enough; of the banks' sizes also the smallest, which forgot the most."""
         step = self.run.step_count

@@ -285,13 +285,20 @@ class Run:
     def change(self, learning_rate: float | None = None, memory_size: int | None = None) -> None:
         """Go on with another learning rate or another size of the banks, whose newest vectors stay; from the next update on.
 
-        An update under way is taken back. Raises `ValueError` for a value out of range or that the method does not allow. Where
-        memory runs out, settings and banks stay as they are.
+        An update under way is taken back. Raises `ValueError` for a value out of range or that the
+        method does not allow, and `MemoryError` where there is no memory for the banks; settings
+        and banks stay as they are then.
         """
         changes = {"learning_rate": learning_rate, "memory_size": memory_size}
         settings = self.settings.replace(**{name: value for name, value in changes.items() if value is not None})
         self._take_back()
-        banks = self.learner.resized(settings)
+        try:
+            banks = self.learner.resized(settings)
+        except (MemoryError, RuntimeError) as error:  # PyTorch says it as a RuntimeError
+            raise MemoryError(
+                f"memory_size is {settings.memory_size}, and there is no memory for banks of this "
+                f"size ({error}): choose a smaller one."
+            ) from None
         with _uninterrupted():
             self.learner.take(settings, banks)
             self.settings = settings

@@ -94,7 +94,8 @@ def test_clear_forgets_everything():
     assert len(bank) == 0 and bank.vectors.shape == (0, 2)
 
 
-# --- when memory runs out ----------------------------------------------------------------------------------------------
+# --- when memory runs out -------------------------------------------------------------------------
+
 
 class Memory:
     """Memory that runs out at the allocation of this number; `asked` counts them."""
@@ -110,17 +111,21 @@ class Memory:
             if self.asked == self.at:
                 raise RuntimeError("not enough memory: you tried to allocate 4 TB.")
             return allocate(*arguments, **more)
+
         return counted
 
 
 def until_it_fits(monkeypatch, act, check):
-    """Do it with memory that runs out at the first allocation, then at the second, …, until it runs through; how often it did not."""
+    """Do it with memory that runs out at the first allocation, at the second, …, until it fits.
+
+    How often it did not.
+    """
     for at in range(1, 100):
         with monkeypatch.context() as patch:
             memory = Memory(patch, at)
             try:
                 act()
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 assert "not enough memory" in str(error)
             else:
                 assert memory.asked < at
@@ -129,7 +134,10 @@ def until_it_fits(monkeypatch, act, check):
 
 
 def snapshot(bank):
-    return {name: tensor.tolist() for name, tensor in bank.state_dict().items()} | {"size": bank.size, "length": len(bank)}
+    return {name: tensor.tolist() for name, tensor in bank.state_dict().items()} | {
+        "size": bank.size,
+        "length": len(bank),
+    }
 
 
 @pytest.mark.parametrize("size", [0, 3, 9])
@@ -144,13 +152,26 @@ def test_a_bank_that_cannot_be_resized_is_as_it_was(monkeypatch, size):
         assert bank.ids[bank.order()].tolist() == newest
 
     assert until_it_fits(monkeypatch, lambda: bank.resize(size), check) >= 3
-    assert bank.size == size and bank.ids[bank.order()].tolist() == newest[len(newest) - min(size, 5):]
+    assert (
+        bank.size == size
+        and bank.ids[bank.order()].tolist() == newest[len(newest) - min(size, 5) :]
+    )
 
 
 @pytest.mark.parametrize("similarity", ["full", "incremental"])
 @pytest.mark.parametrize("size", [4, 40])
-def test_a_run_whose_banks_cannot_be_resized_goes_on_as_if_nothing_was_asked(monkeypatch, toy, similarity, size):
-    fields = dict(dim=8, local_batch=4, accumulation_steps=2, memory_size=10, updates=9, hard_negatives=1, similarity=similarity)
+def test_a_run_whose_banks_cannot_be_resized_goes_on_as_if_nothing_was_asked(
+    monkeypatch, toy, similarity, size
+):
+    fields = dict(
+        dim=8,
+        local_batch=4,
+        accumulation_steps=2,
+        memory_size=10,
+        updates=9,
+        hard_negatives=1,
+        similarity=similarity,
+    )
     run, alone = cl.Run(toy, **fields), cl.Run(toy, **fields)
     for _ in range(3):
         run.step(), alone.step()
@@ -160,14 +181,26 @@ def test_a_run_whose_banks_cannot_be_resized_goes_on_as_if_nothing_was_asked(mon
         assert (run.settings, [snapshot(bank) for bank in run.learner.banks]) == before
         assert run.learner.settings is run.settings
 
-    assert until_it_fits(monkeypatch, lambda: run.change(learning_rate=0.001, memory_size=size), check) >= 9      # in each of three banks
+    assert (
+        until_it_fits(monkeypatch, lambda: run.change(learning_rate=0.001, memory_size=size), check)
+        >= 9
+    )  # in each of three banks
     alone.change(learning_rate=0.001, memory_size=size)
-    assert [snapshot(bank) for bank in run.learner.banks] == [snapshot(bank) for bank in alone.learner.banks]
+    assert [snapshot(bank) for bank in run.learner.banks] == [
+        snapshot(bank) for bank in alone.learner.banks
+    ]
     assert [u.loss for u in run] == [u.loss for u in alone]
 
 
 def test_a_table_that_cannot_be_made_is_made_at_the_next_update(monkeypatch, toy):
-    fields = dict(dim=8, local_batch=4, accumulation_steps=2, memory_size=10, updates=9, similarity="incremental")
+    fields = dict(
+        dim=8,
+        local_batch=4,
+        accumulation_steps=2,
+        memory_size=10,
+        updates=9,
+        similarity="incremental",
+    )
     run, alone = cl.Run(toy, **fields), cl.Run(toy, **fields)
     for each in (run, alone):
         for _ in range(3):
@@ -187,7 +220,7 @@ def test_a_table_that_cannot_be_made_is_made_at_the_next_update(monkeypatch, toy
 
 
 def test_a_table_of_ones_own_is_whole_or_made_anew(monkeypatch):
-    """Without a run that takes an update back: the loss after a failure is the loss of a table that never failed."""
+    """Without a run that takes an update back, losses are those of a table that never failed."""
     draw = torch.Generator().manual_seed(0)
     vectors = [torch.randn(4, 3, generator=draw) for _ in range(20)]
     banks, others = ([cl.MemoryBank(size, 3) for size in (6, 6, 0)] for _ in range(2))
@@ -196,7 +229,7 @@ def test_a_table_of_ones_own_is_whole_or_made_anew(monkeypatch):
     def feed(softmax, banks, step):
         loss = softmax.contrast(vectors[2 * step], vectors[2 * step + 1]).loss
         softmax.enter()
-        for bank, new in zip(banks, vectors[2 * step:]):
+        for bank, new in zip(banks, vectors[2 * step :]):
             bank.write(torch.arange(4), new, step)
         softmax.settle()
         return loss
