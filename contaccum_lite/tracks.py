@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from statistics import median
 from urllib.parse import parse_qsl
 
+from .search import one_line
 from .settings import PRESETS, Settings
 from .train import Run
 
@@ -78,13 +80,20 @@ def word(name: str, value) -> str:
     return NAMES[value] if name == "method" else f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def cell(text: str) -> str:
+    """Text for a cell of a Markdown table: what would be markup is written as its number."""
+    # An underscore within a word, as in N_memory, is no markup.
+    marks = r"[\\`*<>&|\[\]$~]|(?<![^\W_])_|_(?![^\W_])"
+    return re.sub(marks, lambda mark: f"&#{ord(mark[0])};", one_line(text))
+
+
 def table(tracks: list[tuple[str, Track]]) -> str:
     """Named runs as a Markdown table, made from their numbers."""
     rows = ["| run | updates | pairs in memory at once | negatives per query | Top@20 | gradient-norm ratio, middle | seconds of training |",
             "|---" * 7 + "|"]
     for name, track in tracks:
         score = f"{track.top20[-1][1]:.1%}" if track.top20 else "not yet"
-        rows.append(f"| {name} | {track.run.step_count} | {track.run.settings.local_batch} | {track.negatives} | {score} "
+        rows.append(f"| {cell(name)} | {track.run.step_count} | {track.run.settings.local_batch} | {track.negatives} | {score} "
                     f"| {track.middle_ratio:.1f} | {track.seconds:.1f} |")
     return "\n".join(rows)
 

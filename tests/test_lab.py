@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import random
+import re
 import threading
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 import contaccum_lite as cl
 from contaccum_lite import lab as lab_module
 from contaccum_lite.lab import Lab, names
+from contaccum_lite.search import one_line
 from contaccum_lite.settings import PRESETS
+from contaccum_lite.tracks import Track, table
 
 SMALL = dict(updates=12, accumulation_steps=3, memory_size=16, dim=16, every=4)
 
@@ -65,7 +68,7 @@ def test_dpr_takes_the_whole_batch_and_keeps_the_total(toy):
     assert (lab.local_batch, lab.accumulation_steps) == (8, 8)
 
 
-# --- what is refused changes nothing -----------------------------------------------------------------------------------
+# --- what is refused changes nothing --------------------------------------------------------------
 
 FIELDS = cl.Settings.__dataclass_fields__
 CACHES = [method for method in PRESETS if cl.Settings.preset(method).cache_negatives]
@@ -73,23 +76,51 @@ CACHES = [method for method in PRESETS if cl.Settings.preset(method).cache_negat
 
 def everything(lab):
     """All of a lab that a refused choice could change."""
-    state = [lab.settings, dict(lab._own), lab.pending, lab.hide, lab.message, lab.ghosts, lab.training, lab.training.settings, lab._work, lab._plan, lab._script,
-             lab.playing, lab.share(), [bank.state_dict() for bank in lab.training.learner.banks]]
-    return [[{name: tensor.tolist() for name, tensor in bank.items()} for bank in part] if part is state[-1] else part for part in state]
+    state = [
+        lab.settings,
+        dict(lab._own),
+        lab.pending,
+        lab.hide,
+        lab.message,
+        lab.ghosts,
+        lab.training,
+        lab.training.settings,
+        lab._work,
+        lab._plan,
+        lab._script,
+        lab.playing,
+        lab.share(),
+        [bank.state_dict() for bank in lab.training.learner.banks],
+    ]
+    return [
+        [{name: tensor.tolist() for name, tensor in bank.items()} for bank in part]
+        if part is state[-1]
+        else part
+        for part in state
+    ]
 
 
 def test_every_method_can_be_chosen_whatever_was_chosen_before(toy):
-    """A cache gives the hard negatives itself: what does not fit takes the method's value, and comes back with a method that it fits."""
+    """What does not fit takes the method's value, and comes back with a method that it fits."""
     for method in PRESETS:
-        for fields in (dict(hard_negatives=1), dict(method="contaccum", cache_negatives=3), dict(method="contaccum_corrected", memory_size=64),
-                       dict(method="refreshed_cache", hard_negatives=1, cache_negatives=0, cache_refresh=0), dict(local_batch=4096, accumulation_steps=1024)):
-            lab = Lab(toy, **{"dim": 8, **fields}) if "local_batch" not in fields else Lab(toy, dim=8)
+        for fields in (
+            dict(hard_negatives=1),
+            dict(method="contaccum", cache_negatives=3),
+            dict(method="contaccum_corrected", memory_size=64),
+            dict(method="refreshed_cache", hard_negatives=1, cache_negatives=0, cache_refresh=0),
+            dict(local_batch=4096, accumulation_steps=1024),
+        ):
+            lab = (
+                Lab(toy, **{"dim": 8, **fields}) if "local_batch" not in fields else Lab(toy, dim=8)
+            )
             for name, value in fields.items():
                 setattr(lab, name, value)
             before = lab.settings
             lab.method = method
             chosen = lab.settings
-            assert chosen.method == method and all(getattr(chosen, n) == value for n, value in PRESETS[method]["fixes"].items())
+            assert chosen.method == method and all(
+                getattr(chosen, n) == value for n, value in PRESETS[method]["fixes"].items()
+            )
             if method != before.method:
                 assert "method = " in lab.message and "Press Reset" in lab.message
             for name in ("seed", "temperature", "updates"):
@@ -116,19 +147,33 @@ def test_a_cache_takes_the_place_of_hard_negatives_until_one_goes_back(toy, meth
 def test_a_row_of_methods_is_lined_up_whatever_was_chosen(toy):
     lab = Lab(toy, dim=8, updates=1, accumulation_steps=1, hard_negatives=1)
     lab.race(["stale_cache", "contaccum", "grad_cache"])
-    assert [(t.run.settings.method, t.run.settings.hard_negatives, t.run.step_count) for _, t in lab.tracks()] == [
-        ("stale_cache", 0, 1), ("contaccum", 1, 1), ("grad_cache", 1, 1)]
+    assert [
+        (t.run.settings.method, t.run.settings.hard_negatives, t.run.step_count)
+        for _, t in lab.tracks()
+    ] == [("stale_cache", 0, 1), ("contaccum", 1, 1), ("grad_cache", 1, 1)]
 
 
-@pytest.mark.parametrize("act, words", [
-    (lambda lab: setattr(lab, "method", None), "method is None"), (lambda lab: setattr(lab, "method", "nothing"), "method is 'nothing'"),
-    (lambda lab: setattr(lab, "method", ["dpr"]), "method is"), (lambda lab: setattr(lab, "tower", None), "tower is None"),
-    (lambda lab: setattr(lab, "dim", None), "dim is None"), (lambda lab: setattr(lab, "dim", float("nan")), "dim is nan"),
-    (lambda lab: setattr(lab, "memory_size", -1), "memory_size is -1"), (lambda lab: setattr(lab, "passage_bank", False), "passage_bank is False"),
-    (lambda lab: setattr(lab, "cache_refresh", 5), "there is no cache"), (lambda lab: setattr(lab, "corrector", "ridge"), "probes is 0"),
-    (lambda lab: lab.line_up(["contaccum", "nothing"]), "method is 'nothing'"), (lambda lab: lab.line_up([]), "methods is empty"),
-    (lambda lab: lab.line_up([None]), "method is None"), (lambda lab: lab.race(["dpr", 3]), "method is 3"),
-    (lambda lab: lab.reset(cl.Settings(tower="nope")), "nope"), (lambda lab: setattr(lab, "hide", ("x",)), "hide has 'x'")])
+@pytest.mark.parametrize(
+    "act, words",
+    [
+        (lambda lab: setattr(lab, "method", None), "method is None"),
+        (lambda lab: setattr(lab, "method", "nothing"), "method is 'nothing'"),
+        (lambda lab: setattr(lab, "method", ["dpr"]), "method is"),
+        (lambda lab: setattr(lab, "tower", None), "tower is None"),
+        (lambda lab: setattr(lab, "dim", None), "dim is None"),
+        (lambda lab: setattr(lab, "dim", float("nan")), "dim is nan"),
+        (lambda lab: setattr(lab, "memory_size", -1), "memory_size is -1"),
+        (lambda lab: setattr(lab, "passage_bank", False), "passage_bank is False"),
+        (lambda lab: setattr(lab, "cache_refresh", 5), "there is no cache"),
+        (lambda lab: setattr(lab, "corrector", "ridge"), "probes is 0"),
+        (lambda lab: lab.line_up(["contaccum", "nothing"]), "method is 'nothing'"),
+        (lambda lab: lab.line_up([]), "methods is empty"),
+        (lambda lab: lab.line_up([None]), "method is None"),
+        (lambda lab: lab.race(["dpr", 3]), "method is 3"),
+        (lambda lab: lab.reset(cl.Settings(tower="nope")), "nope"),
+        (lambda lab: setattr(lab, "hide", ("x",)), "hide has 'x'"),
+    ],
+)
 def test_a_refused_choice_changes_nothing(toy, act, words):
     lab, whole = small(toy), small(toy)
     whole.run()
@@ -148,7 +193,11 @@ def test_a_refused_choice_changes_nothing(toy, act, words):
 def test_a_group_of_changes_is_taken_whole_or_not(toy):
     lab = small(toy)
     before = everything(lab)
-    for group in (dict(query_bank=True, passage_bank=False), dict(seed=3, temperature=-1.0), dict(method="dpr", hard_negatives=1, memory_size=5)):
+    for group in (
+        dict(query_bank=True, passage_bank=False),
+        dict(seed=3, temperature=-1.0),
+        dict(method="dpr", hard_negatives=1, memory_size=5),
+    ):
         with pytest.raises(ValueError), lab.hold_trait_notifications():
             for name, value in group.items():
                 setattr(lab, name, value)
@@ -161,13 +210,46 @@ def test_a_group_of_changes_is_taken_whole_or_not(toy):
 def test_random_choices_of_all_settings_leave_a_whole(toy):
     """Some thousands: each is taken, or refused in a sentence and leaves all as it was."""
     draw, refused = random.Random(5), 0
-    values = {"int": lambda f: draw.choice([f.metadata["low"], f.metadata["default"], draw.randint(0, 40), draw.randint(0, 3), f.metadata["high"]]),
-              "float": lambda f: draw.choice([f.metadata["low"], f.metadata["default"], draw.uniform(0, 9), f.metadata["high"], float("nan")]),
-              "bool": lambda f: draw.random() < 0.5, "str": lambda f: draw.choice([*(f.metadata["choices"] or ("bag", "bert", "nope", "")), "x"])}
+    values = {
+        "int": lambda f: draw.choice(
+            [
+                f.metadata["low"],
+                f.metadata["default"],
+                draw.randint(0, 40),
+                draw.randint(0, 3),
+                f.metadata["high"],
+            ]
+        ),
+        "float": lambda f: draw.choice(
+            [
+                f.metadata["low"],
+                f.metadata["default"],
+                draw.uniform(0, 9),
+                f.metadata["high"],
+                float("nan"),
+            ]
+        ),
+        "bool": lambda f: draw.random() < 0.5,
+        "str": lambda f: draw.choice(
+            [*(f.metadata["choices"] or ("bag", "bert", "nope", "")), "x"]
+        ),
+    }
     other = (None, "", "x", -1, True, 1.5, [], 10**30, float("inf"))
-    lab = Lab(toy, dim=8, local_batch=4, accumulation_steps=2, memory_size=16, updates=50, every=1000)
+    lab = Lab(
+        toy, dim=8, local_batch=4, accumulation_steps=2, memory_size=16, updates=50, every=1000
+    )
     for turn in range(5000):
-        name = draw.choice([*FIELDS, *["method"] * 6, "memory_size", "hard_negatives", "cache_negatives", "corrector", "probes"])
+        name = draw.choice(
+            [
+                *FIELDS,
+                *["method"] * 6,
+                "memory_size",
+                "hard_negatives",
+                "cache_negatives",
+                "corrector",
+                "probes",
+            ]
+        )
         kind = str(FIELDS[name].type).split(" |")[0]
         value = draw.choice(other) if draw.random() < 0.1 else values[kind](FIELDS[name])
         if name == "memory_size" and isinstance(value, int):
@@ -179,16 +261,21 @@ def test_random_choices_of_all_settings_leave_a_whole(toy):
             sentence = str(error)
             refused += 1
         if sentence:
-            assert everything(lab) == before and "\n" not in sentence and 20 < len(sentence) < 1000, (name, value, sentence)
+            assert (
+                everything(lab) == before and "\n" not in sentence and 20 < len(sentence) < 1000
+            ), (name, value, sentence)
         else:
             settings = lab.settings
             assert value is None or getattr(settings, name) == value, (name, value)
             assert lab._shown == settings == cl.Settings.parse(settings.share())
             assert all(getattr(lab, n) == getattr(settings, n) for n in FIELDS)
-            assert set(lab.pending) == {n for n in FIELDS if getattr(settings, n) != getattr(lab.training.settings, n)} - set(
-                n for n in ("memory_size", "learning_rate", "similarity") if lab._can_change(n))
-        if turn % 500 == 499:                           # a new run, as large as a test can bear
-            lab.reset(cl.Settings.preset(draw.choice(list(PRESETS)), dim=8, local_batch=4, updates=50))
+            assert set(lab.pending) == {
+                n for n in FIELDS if getattr(settings, n) != getattr(lab.training.settings, n)
+            } - set(n for n in ("memory_size", "learning_rate", "similarity") if lab._can_change(n))
+        if turn % 500 == 499:  # a new run, as large as a test can bear
+            lab.reset(
+                cl.Settings.preset(draw.choice(list(PRESETS)), dim=8, local_batch=4, updates=50)
+            )
         if turn % 50 == 0 and lab.training.step_count < 40:
             lab.step(draw.choice(["update", "micro-batch"]))
     assert 500 < refused < 3000
@@ -366,10 +453,33 @@ def test_a_line_that_cannot_be_read_changes_nothing(toy, line, words):
     assert before == (lab.training, lab.settings)
 
 
-@pytest.mark.parametrize("line", [
-    "method=contaccum&tower=nope&hide=seed", "method=contaccum&device=nope", "precision=fp16", "compile=True", "tower=bert&dim=6&hide=race", "hide=colour", "seed=3&hide=seed,x",
-    "method=dpr&then=5:memory_size:3", "method=contaccum&then=0:memory_size:8,x", "then=²:memory_size:8", "then=1:memory_size:8:9", "then=1:memory_size:nan",
-    "then=99999999999999999999:memory_size:8", "hard_negatives=1&cache_negatives=1", "memory_size=1e400", "method=\ud800", "%ff=%00", "=", "method=", None, 7, b"seed=3"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "method=contaccum&tower=nope&hide=seed",
+        "method=contaccum&device=nope",
+        "precision=fp16",
+        "compile=True",
+        "tower=bert&dim=6&hide=race",
+        "hide=colour",
+        "seed=3&hide=seed,x",
+        "method=dpr&then=5:memory_size:3",
+        "method=contaccum&then=0:memory_size:8,x",
+        "then=²:memory_size:8",
+        "then=1:memory_size:8:9",
+        "then=1:memory_size:nan",
+        "then=99999999999999999999:memory_size:8",
+        "hard_negatives=1&cache_negatives=1",
+        "memory_size=1e400",
+        "method=\ud800",
+        "%ff=%00",
+        "=",
+        "method=",
+        None,
+        7,
+        b"seed=3",
+    ],
+)
 @pytest.mark.parametrize("under_way", [True, False])
 def test_a_line_of_which_no_run_can_be_made_changes_nothing(toy, line, under_way):
     lab, whole = small(toy), small(toy)
@@ -381,7 +491,9 @@ def test_a_line_of_which_no_run_can_be_made_changes_nothing(toy, line, under_way
     before, shown = everything(lab), lab.views.line.value
     with pytest.raises(ValueError) as refusal:
         lab.load(line)
-    assert everything(lab) == before and lab._under_way == under_way and lab.views.line.value == shown
+    assert (
+        everything(lab) == before and lab._under_way == under_way and lab.views.line.value == shown
+    )
     assert "\n" not in str(refusal.value)
     lab.seed = 0
     lab.run()
@@ -403,15 +515,18 @@ def test_a_line_that_fails_while_it_plays_does_not_stop_it(toy):
         while lab.playing:
             await asyncio.sleep(0)
         assert losses(lab) == losses(whole)
+
     play(main())
 
 
 def no_memory(monkeypatch, run):
     """No bank can be resized any more."""
+
     def resized(settings):
         if settings.memory_size != run.settings.memory_size:
             raise RuntimeError("not enough memory: you tried to allocate 4 TB.")
         return run.learner.banks
+
     monkeypatch.setattr(run.learner, "resized", resized)
 
 
@@ -421,19 +536,28 @@ def test_a_bank_without_memory_leaves_the_slider_and_the_run(toy, monkeypatch):
     lab.run(3)
     no_memory(monkeypatch, lab.training)
     before = everything(lab)
-    with pytest.raises(MemoryError, match="memory_size is 1000000, and there is no memory for banks of this size .*: choose a smaller one."):
+    with pytest.raises(
+        MemoryError,
+        match="memory_size is 1000000, and there is no memory for banks of this size .*: choose",
+    ):
         lab.memory_size = 1_000_000
     assert everything(lab) == before
-    lab.views.controls["memory_size"].value = 512                       # by hand: said, and the slider goes back
-    assert lab.views.controls["memory_size"].value == 16 == lab.memory_size and lab.message.startswith("memory_size is 512, and there is no memory")
+    lab.views.controls["memory_size"].value = 512  # by hand: said, and the slider goes back
+    assert lab.views.controls[
+        "memory_size"
+    ].value == 16 == lab.memory_size and lab.message.startswith(
+        "memory_size is 512, and there is no memory"
+    )
     lab.views.controls["learning_rate"].value = 0.001
     assert lab.training.settings.learning_rate == 0.001 and lab.message == ""
     lab.learning_rate = 0.005
-    lab.step("micro-batch")                                             # under way, it is tried between two updates
+    lab.step("micro-batch")  # under way, it is tried between two updates
     lab.memory_size = 64
     with pytest.raises(MemoryError):
         lab.run()
-    assert lab.memory_size == 16 and lab.message.startswith("Training stopped at update 5: memory_size is 64")
+    assert lab.memory_size == 16 and lab.message.startswith(
+        "Training stopped at update 5: memory_size is 64"
+    )
     lab.run()
     assert losses(lab) == losses(whole)
 
@@ -442,13 +566,18 @@ def test_a_line_whose_bank_has_no_memory_changes_nothing(toy, monkeypatch):
     lab = small(toy)
     lab.run(2)
     before, change = everything(lab), cl.Run.change
-    monkeypatch.setattr(cl.Run, "change", lambda run, **changes: (_ for _ in ()).throw(MemoryError("no room")))
+    monkeypatch.setattr(
+        cl.Run, "change", lambda run, **changes: (_ for _ in ()).throw(MemoryError("no room"))
+    )
     with pytest.raises(MemoryError):
         lab.load("seed=3&then=0:memory_size:64&hide=seed")
     assert everything(lab) == before
     monkeypatch.setattr(cl.Run, "change", change)
     lab.load("seed=3&then=0:memory_size:64&hide=seed")
-    assert lab.memory_size == lab.training.passage_bank.size == 64 and lab.share() == "method=contaccum&seed=3&then=0:memory_size:64&hide=seed"
+    assert (
+        lab.memory_size == lab.training.passage_bank.size == 64
+        and lab.share() == "method=contaccum&seed=3&then=0:memory_size:64&hide=seed"
+    )
 
 
 def test_the_next_of_a_row_that_cannot_be_made_is_tried_again(toy, monkeypatch):
@@ -459,10 +588,16 @@ def test_the_next_of_a_row_that_cannot_be_made_is_tried_again(toy, monkeypatch):
     monkeypatch.setattr(lab_module, "Run", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
     with pytest.raises(MemoryError):
         lab.run()
-    assert lab.training.settings.method == lab.method == "grad_accum" and "no room" in lab.message and not lab.done
+    assert (
+        lab.training.settings.method == lab.method == "grad_accum"
+        and "no room" in lab.message
+        and not lab.done
+    )
     monkeypatch.setattr(lab_module, "Run", make)
     lab.run()
-    assert [[u.loss for u in t.run.history] for _, t in lab.tracks()] == [[u.loss for u in t.run.history] for _, t in whole.tracks()]
+    assert [[u.loss for u in t.run.history] for _, t in lab.tracks()] == [
+        [u.loss for u in t.run.history] for _, t in whole.tracks()
+    ]
 
 
 def test_a_loaded_lines_changes_reach_its_run_whatever_the_sliders_say(toy):
@@ -471,15 +606,23 @@ def test_a_loaded_lines_changes_reach_its_run_whatever_the_sliders_say(toy):
     whole.load(line), lab.load(line)
     whole.run()
     lab.run(1)
-    lab.method = "grad_accum"                                           # waits for a reset, and has no bank
+    lab.method = "grad_accum"  # waits for a reset, and has no bank
     lab.run()
     assert losses(lab) == losses(whole) and lab.method == "grad_accum" and lab.memory_size == 0
 
 
 def test_a_run_keeps_what_it_cannot_take_until_a_reset(toy):
-    lab = Lab(toy, method="contaccum_corrected", dim=8, local_batch=4, accumulation_steps=2, memory_size=16, updates=4)
+    lab = Lab(
+        toy,
+        method="contaccum_corrected",
+        dim=8,
+        local_batch=4,
+        accumulation_steps=2,
+        memory_size=16,
+        updates=4,
+    )
     lab.corrector = "identity"
-    lab.memory_size = 0                                                 # of a bank that is corrected, the run keeps some
+    lab.memory_size = 0  # of a bank that is corrected, the run keeps some
     assert lab.training.settings.memory_size == 16 and lab.pending["memory_size"] == (16, 0)
     lab.reset()
     assert lab.training.settings.memory_size == 0 and lab.training.settings.corrector == "identity"
@@ -492,7 +635,9 @@ def test_similarity_follows_the_memory_after_a_line_as_before_it(toy):
     lab.memory_size = 16
     assert lab.settings.similarity == "full" and "similarity" not in lab.settings.share()
     lab.load("dim=8&memory_size=512&similarity=full")
-    assert lab.similarity == lab.training.settings.similarity == "full" and lab.share().endswith("similarity=full")
+    assert lab.similarity == lab.training.settings.similarity == "full" and lab.share().endswith(
+        "similarity=full"
+    )
 
 
 def test_dprs_batch_stays_when_something_else_is_chosen(toy):
@@ -502,7 +647,7 @@ def test_dprs_batch_stays_when_something_else_is_chosen(toy):
     lab.method = "grad_accum"
     assert (lab.local_batch, lab.accumulation_steps) == (6, 16)
     lab.method = "dpr"
-    lab.local_batch = None                                              # back to its default
+    lab.local_batch = None  # back to its default
     assert lab.local_batch == 128
 
 
@@ -539,6 +684,46 @@ def test_a_race_is_fair_and_tells_its_lessons(toy):
     first = [next(iter(cl.Run(toy, t.run.settings).query_tower.parameters())) for t in found.values()]
     assert all(torch.equal(first[0], other) for other in first)
     assert "7 negatives per query in place of 23" in lab.what_we_saw() and "had 23 negatives with 8 pairs" in lab.what_we_saw()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a|b",
+        "<img src=x onerror=alert(1)>",
+        "*x*",
+        "_x_",
+        "a/_x_/b",
+        "`x`",
+        "[x](y)",
+        "$x$",
+        "~~x~~",
+        "a\\|b",
+        "&lt;",
+        "a\nb",
+        "\x1b[31mred",
+    ],
+)
+def test_a_towers_path_is_text_in_the_table(toy, name):
+    from html import unescape
+
+    lab = small(toy)
+    lab.run(1)
+    track = Track(lab.training)
+    track.start = lab.settings.replace(tower=name)
+    said = names([lab.track, track])
+    rows = table(zip(said, [lab.track, track])).split("\n")
+    assert len(rows) == 4 and {row.count("|") for row in rows} == {8}
+    cell = rows[-1].split("|")[1]
+    assert not re.search(r"[*<>`\[\]$~\\\x1b]|(?<!\w)_|_(?!\w)", cell)
+    assert unescape(cell).strip() == one_line(said[1]) and one_line(name) in unescape(cell)
+
+
+def test_names_of_settings_stay_readable_in_the_table(toy):
+    lab = small(toy)
+    lab.run(1)
+    lab.memory_size = 8
+    assert "| ContAccum, from update 2 N_memory 8 | 1 |" in lab.table()
 
 
 def test_an_interrupt_stops_and_run_goes_on(toy, monkeypatch):
