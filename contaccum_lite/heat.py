@@ -39,7 +39,7 @@ class HeatMap:
         self.buttons = {(k, n): w.Button(layout=dict(width="7.5em", height="2.4em"), tooltip=f"load K {k}, N_memory {n} into the lab and play")
                         for k in self.steps for n in self.sizes}
         for (k, n), button in self.buttons.items():
-            button.on_click(lambda _, k=k, n=n: lab.soon(self.load, k, n, True))
+            button.on_click(lambda _, k=k, n=n: lab.soon(self._press, k, n))
         head = [w.HTML("<b>Top@20, %</b>"), *(w.HTML(f"<b>N_memory<br>{n}</b>" + (" (GradAccum)" if n == 0 else "")) for n in self.sizes)]
         rows = [cell for k in self.steps for cell in (w.HTML(f"<b>K {k}</b>"), *(self.buttons[k, n] for n in self.sizes))]
         self.grid = w.GridBox([*head, *rows], layout=dict(grid_template_columns=f"7em repeat({len(self.sizes)}, 8em)", grid_gap="2px"))
@@ -68,6 +68,12 @@ class HeatMap:
         self.lab.reset(self.settings(k, n))
         if play and not self.lab.playing:
             self.lab.play()
+
+    def _press(self, k: int, n: int) -> None:
+        try:
+            self.load(k, n, play=True)
+        except Exception as error:  # shown to who pressed it; the kernel's log has no reader
+            self._refuse(error)
 
     def fill(self, seeds=None) -> None:
         """Train every cell that is empty, one after the other, before it returns; Top@20 is looked at only at the end of each."""
@@ -126,7 +132,10 @@ class HeatMap:
             new = self.merge(text)
             self.words.value = f"<p role='status'>{new} new entries. {html.escape(self.sentence)}</p>"
         except ValueError as error:
-            self.words.value = f"<p role='alert'>{html.escape(plain(str(error)))}</p>"
+            self._refuse(error)
+
+    def _refuse(self, error: Exception) -> None:
+        self.words.value = f"<p role='alert'>{html.escape(plain(str(error)))}</p>"
 
     # --- as a picture --------------------------------------------------------------------------------------------------
 

@@ -80,6 +80,17 @@ def test_a_press_loads_and_plays(toy):
     asyncio.run(main())
 
 
+def test_what_a_press_cannot_do_is_said(figure3, monkeypatch):
+    figure3.buttons[2, 8].click()  # no event loop here
+    assert "call lab.run(updates)" in figure3.words.value and "role='alert'" in figure3.words.value
+    before = figure3.lab.training
+    monkeypatch.setattr(
+        "contaccum_lite.lab.Run", lambda *_: (_ for _ in ()).throw(MemoryError("no <b>room</b>"))
+    )
+    figure3.buttons[1, 8].click()
+    assert "no &lt;b&gt;room" in figure3.words.value and figure3.lab.training is before
+
+
 def test_again_runs_shows_and_stops():
     async def main():
         button = cl.Again("timeit -n 1 -r 1 pass", "Time nothing")
