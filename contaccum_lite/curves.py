@@ -131,7 +131,7 @@ def _ticks(lines: list[dict], panel: str) -> dict:
 
 def _label(name: str) -> str:
     """A run's name for plotly, which reads tags: escaped, and broken into short lines."""
-    return "<br>".join(html.escape(part) for part in textwrap.wrap(name, 34))
+    return "<br>".join(html.escape(part) for part in textwrap.wrap(stills.without_halves(name), 34))
 
 
 class LiveFigure(FigureWidget):

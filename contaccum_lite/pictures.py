@@ -9,7 +9,7 @@ import torch
 
 from . import stills
 from .grid import Grid, colours
-from .stills import bundle
+from .stills import bundle, without_halves
 
 
 class MatrixPicture:
@@ -24,9 +24,10 @@ class MatrixPicture:
         self.values = torch.as_tensor(values).detach().double()
         if self.values.ndim != 2:
             raise ValueError(f"values has shape {tuple(self.values.shape)}: a picture of a matrix needs two dimensions.")
-        self.title, self.says, self.rows, self.columns, self.local = title, says, rows, columns, local
+        texts = map(without_halves, (title, says, rows, columns))
+        (self.title, self.says, self.rows, self.columns), self.local = texts, local
         self.signed = bool((self.values < 0).any()) if signed is None else signed
-        self.grid = self.widget = Grid(title=title, width=min(420, 60 + 40 * self.values.shape[1]))
+        self.grid = self.widget = Grid(title=self.title, width=min(420, 60 + 40 * self.values.shape[1]))
         self.grid.observe(lambda change: self._tell(), "at")
         most = most or float(self.values.abs().max()) or 1.0
         places = 128 + self.values * (127 / most) if self.signed else 1 + self.values * (254 / most)

@@ -20,6 +20,7 @@ LINES = list(zip(["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7A7A7A", "#8F5BD
 
 def bundle(widget, png: bytes, sentence: str) -> tuple[dict, dict]:
     """One output for all readers: the live widget, a picture where no kernel runs, and the sentence."""
+    sentence = without_halves(sentence)
     data, metadata = {"text/plain": sentence, "image/png": base64.b64encode(png).decode()}, {"image/png": {"alt": sentence}}
     if widget is not None:
         live = widget._repr_mimebundle_()
@@ -30,7 +31,18 @@ def bundle(widget, png: bytes, sentence: str) -> tuple[dict, dict]:
 
 def literal(text: str) -> str:
     """Text that matplotlib takes for text: a dollar begins no formula, and no control character asks for a glyph."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text).replace("$", r"\$")
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", without_halves(text)).replace("$", r"\$")
+
+
+def without_halves(text: str) -> str:
+    """Text that can be drawn and sent: a sign in place of each half of a surrogate pair, which is no character."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
+def label(name: str) -> str:
+    """A line's name for a legend, as `literal`: matplotlib leaves out names that begin with an underscore, so a space comes before it."""
+    name = literal(name)
+    return f" {name}" if name.startswith("_") else name
 
 
 def new(width: float, height: float):
@@ -111,7 +123,7 @@ def curves(figure, lines: list[dict], panels: dict) -> None:
     for line in lines:
         if line["x"]:
             drawn, = axes[line["panel"]].plot(line["x"], line["y"], color=line["color"], linestyle=_DASHES[line["dash"]], linewidth=line["width"] * 0.75,
-                                              alpha=0.7 if line["ghost"] else 1, marker="." if line.get("markers") else None, label=literal(line["name"]))
+                                              alpha=0.7 if line["ghost"] else 1, marker="." if line.get("markers") else None, label=label(line["name"]))
             if line["panel"] == "top20":
                 handles.append(drawn)
             if line["panel"] == "norms":
@@ -146,7 +158,7 @@ def _written(value: float, _=None) -> str:
 def lines(axis, lines: dict, title: str, x: str, y: str, log: bool, log_x: bool) -> None:
     """Named lines, each with a dash and a mark of its own."""
     for (name, (xs, ys)), (color, dash, mark) in zip(lines.items(), cycle(LINES)):
-        axis.plot(xs, ys, color=color, linestyle=dash, marker=mark if len(xs) < 20 else None, markersize=5, linewidth=2, label=literal(name))
+        axis.plot(xs, ys, color=color, linestyle=dash, marker=mark if len(xs) < 20 else None, markersize=5, linewidth=2, label=label(name))
     axis.set_title(literal(title), fontsize=10)
     axis.set_xlabel(literal(x), fontsize=9)
     axis.set_ylabel(literal(y), fontsize=9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ import torch
 from . import stills
 from .grid import LARGEST, Grid, colours, strongest
 from .search import plain
-from .stills import bundle
+from .stills import bundle, without_halves
 from .tracks import NAMES
 
 LONGEST_TEXT = 400
@@ -22,7 +23,7 @@ CARRIES = {(True, True): "both towers", (True, False): "the query tower only", (
 
 def short(text: str, longest: int = LONGEST_TEXT) -> str:
     """Text of a data set as one line without control characters, shortened with its length said."""
-    clean = plain(text[:10 * longest])
+    clean = plain(without_halves(text[:10 * longest]))
     return clean[:longest] + (f" … ({len(text):,} characters)" if len(text) > longest else "")
 
 
@@ -381,7 +382,7 @@ class SearchBox:
         import ipywidgets
 
         self.lab, self.k, self.hits = (None if isinstance(runs, dict) else runs), k, {}
-        self.runs = runs
+        self.runs, self.refusal = runs, ""
         self.box = ipywidgets.Text(value=query, description="search", continuous_update=False, layout=dict(width="32em"))
         self.found = ipywidgets.HTML()
         self.widget = ipywidgets.VBox([self.box, self.found])
@@ -391,15 +392,26 @@ class SearchBox:
     def search(self) -> None:
         """Ask again, with the towers as they are now."""
         runs = {self.lab.tracks()[-1][0]: self.lab.training} if self.lab else self.runs
-        self.found.value = ""
-        if self.box.value.strip():
-            try:
-                self.hits = {name: run.search(self.box.value, self.k) for name, run in runs.items()}
-            except ValueError as error:      # text that was pasted may hold what is no character
-                self.hits = {}
-                self.found.value = f"<p role='alert'>{plain_text(str(error))}</p>"
-                return
-            self.found.value = "<div style='display:flex;gap:2em;line-height:1.35'>" + "".join(map(self._column, self.hits)) + "</div>"
+        self.found.value = self.refusal = ""
+        if not self.box.value.strip():
+            return
+        try:
+            self.hits = self._ask(runs)
+        except Exception as error:  # shown to who typed it; the kernel's log has no reader
+            self.hits, self.refusal = {}, short(str(error))
+            self.found.value = f"<p role='alert'>{plain_text(self.refusal)}</p>"
+            return
+        columns = "".join(map(self._column, self.hits))
+        self.found.value = f"<div style='display:flex;gap:2em;line-height:1.35'>{columns}</div>"
+
+    def _ask(self, runs: dict) -> dict:
+        query = self.box.value
+        if half := re.search("[\ud800-\udfff]", query):
+            raise ValueError(
+                f"the query holds {half[0]!r}, which is half of a character, as of an emoji that "
+                "was cut in two: type it again."
+            )
+        return {name: run.search(query, self.k) for name, run in runs.items()}
 
     def _column(self, name: str) -> str:
         rows = "".join(f"<li><b>{plain_text(h.title or h.id, 120)}</b> <small>{h.score:.1f}</small><br>{plain_text(h.passage, 160)}</li>"
@@ -410,6 +422,8 @@ class SearchBox:
     @property
     def sentence(self) -> str:
         """What was found, by name only."""
+        if self.refusal:
+            return self.refusal
         firsts = "; ".join(f"{NAMES.get(m, m)} finds {', '.join(short(h.title or h.id, 120) for h in hits[:3])}" for m, hits in self.hits.items())
         return f"For “{short(self.box.value, 120)}” {firsts}."
 

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import json
 import math
 import random
 import re
@@ -412,7 +413,87 @@ def test_hostile_text_is_text_in_pictures_maps_and_logs(text, hostile):
         assert not re.search(r"[\x00-\x08\x0b-\x1f]", plain) and len(plain) < 1000
     for picture in (cl.MatrixPicture(torch.eye(2), text, text), cl.LinesPicture({text: ([1, 2], [3, 4]), "b": ([1, 2], [2, 2])}, text, text, text),
                     cl.PointsPicture({text: (1, 2)}, text, text, text)):
-        assert image(picture.png()).width > 100                        # matplotlib reads no formula in it
+        assert image(picture.png()).width > 100  # matplotlib reads no formula in it
+
+
+HALVES = [
+    "\ud800",
+    "a\udfffb",
+    "\udcff" * 3,
+]  # of characters, as a cut text or a name of bytes has them
+
+
+def sendable(*outputs):
+    """Whether a page can be sent all this: JSON in UTF-8."""
+    return all(json.dumps(output, ensure_ascii=False).encode() for output in outputs)
+
+
+@pytest.mark.parametrize("text", HALVES)
+def test_half_a_character_can_be_drawn(text, lab):
+    lines = [curves._line("top20", text, [1, 2], [1, 2], "#000000", "solid", 1)]
+    figure = stills.new(4, 3)
+    stills.curves(figure, lines, curves.PANELS)
+    assert image(stills.png(figure, text)).width > 100 and sendable(curves._label(text))
+    for picture in (
+        cl.MatrixPicture(torch.eye(2), text, text, rows=text, columns=text),
+        cl.PointsPicture({text: (1, 2), "b": (2, 3)}, text, text, text),
+        cl.LinesPicture({text: ([1, 2], [3, 4]), "b": ([1, 2], [2, 2])}, text, text, text),
+    ):
+        assert image(picture.png()).width > 100 and sendable(*picture._repr_mimebundle_())
+        assert picture.widget is None or sendable(
+            *(value for value in picture.widget.get_state().values() if isinstance(value, str))
+        )
+    assert sendable(
+        views.plain_text(text), cl.Card(Pair("a", text, text, text))._repr_mimebundle_()
+    )
+
+
+@pytest.mark.parametrize("query", [*HALVES, "what is \ud83d\ude00"])
+def test_half_a_character_in_the_search_box_is_said(query, lab):
+    box = lab.views.search
+    box.box.value = query
+    assert (
+        "which is half of a character" in box.found.value
+        and "role='alert'" in box.found.value
+        and box.hits == {}
+    )
+    assert (
+        sendable(box.found.value, box.sentence)
+        and "half of a character" in box.sentence
+        and "Traceback" not in box.sentence
+    )
+    box.box.value = "remove whitespace"
+    assert "<ol>" in box.found.value and len(box.hits) == 1 and "finds" in box.sentence
+
+
+def test_what_goes_wrong_in_a_search_is_said(lab, monkeypatch):
+    box = lab.views.search
+    monkeypatch.setattr(
+        lab.training, "search", lambda *_: (_ for _ in ()).throw(MemoryError("no <b>room</b>"))
+    )
+    box.box.value = "anything"
+    assert (
+        box.found.value == "<p role='alert'>no &lt;b&gt;room&lt;/b&gt;</p>"
+        and box.sentence == "no <b>room</b>"
+    )
+
+
+@pytest.mark.parametrize("name", ["_x", "__", "_", "$_x$", "\x00_x"])
+def test_every_line_of_a_picture_is_in_its_legend(name):
+    figure = stills.new(4, 3)
+    stills.lines(
+        figure.subplots(), {name: ([1, 2], [3, 4]), "b": ([1, 2], [2, 2])}, "", "", "", False, False
+    )
+    shown = [text.get_text().strip() for text in figure.axes[0].get_legend().get_texts()]
+    assert shown == [stills.literal(name), "b"]
+    figure = stills.new(4, 3)
+    stills.curves(
+        figure, [curves._line("top20", name, [1, 2], [1, 2], "#000000", "solid", 1)], curves.PANELS
+    )
+    assert [text.get_text().strip() for text in figure.axes[-1].get_legend().get_texts()] == [
+        stills.literal(name)
+    ]
+
 
 def test_search_box_follows_its_text(lab, toy):
     lab.stop()
