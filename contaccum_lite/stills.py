@@ -35,14 +35,14 @@ def literal(text: str) -> str:
 
 
 def without_halves(text: str) -> str:
-    """Text that can be drawn and sent: a sign in place of each half of a surrogate pair, which is no character."""
+    """Text that can be drawn and sent: with a sign for each half of a surrogate pair."""
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def label(name: str) -> str:
-    """A line's name for a legend, as `literal`: matplotlib leaves out names that begin with an underscore, so a space comes before it."""
+    """A line's name for a legend, as `literal`."""
     name = literal(name)
-    return f" {name}" if name.startswith("_") else name
+    return f" {name}" if name.startswith("_") else name    # matplotlib would leave it out
 
 
 def new(width: float, height: float):
@@ -211,7 +211,8 @@ def apart(at: np.ndarray, near: float = 22.0, height: float = 10.0) -> list[floa
 
 def beside(target, yours) -> bytes:
     """A target and an answer side by side, and their difference."""
-    target, yours = (np.atleast_2d(np.asarray(part, dtype=float)) for part in (target, yours))
+    parts = (np.atleast_2d(np.asarray(part, dtype=float)) for part in (target, yours))
+    target, yours = (part.clip(-1e30, 1e30) for part in parts)     # so that differences are finite
     figure = new(7.2, 2.6)
     most = max(np.abs(target).max(), np.abs(yours).max(), 1e-12)
     for axis, part, title in zip(figure.subplots(1, 3), (target, yours, yours - target), ("expected", "yours", "yours − expected")):

@@ -1,8 +1,15 @@
 """The exercises: solutions pass, slips are named, and nothing is said of what was not looked at."""
 
+import asyncio
+import math
+import random
 import re
+from collections import Counter
+from decimal import Decimal
+from fractions import Fraction
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 
@@ -97,6 +104,424 @@ def test_what_goes_wrong_in_the_function_is_a_sentence():
         cl.check("99.9", blank)
     with pytest.raises(ValueError, match="give it the function itself"):
         cl.check("01.2", torch.zeros(2))
+
+
+# --- what kinds of answers there are --------------------------------------------------------------
+
+
+def right(name):
+    return EXERCISES[name].right
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_a_right_answer_in_float32_passes_and_says_what_is_lost(name):
+    def answer(*arguments):
+        rough = [
+            a.float() if torch.is_tensor(a) and a.is_floating_point() else a for a in arguments
+        ]
+        return torch.as_tensor(right(name)(*rough)).float()
+
+    verdict = cl.check(name, answer)
+    assert (
+        verdict.passed
+        and "to 1e-05" in verdict.sentence
+        and "Your answer is in float32, which keeps 7 digits" in verdict.sentence
+    )
+
+
+def test_an_answer_that_is_filled_into_zeros_passes():
+    def answer(queries, passages, temperature):
+        d = torch.zeros(queries.shape)  # float32, as PyTorch makes it
+        for i in range(len(queries)):
+            weights = (passages @ queries[i] / temperature).softmax(0)
+            d[i] = -(passages[i] - weights @ passages) / (len(queries) * temperature)
+        return d
+
+    assert cl.check("04.1", answer)
+
+
+def test_an_answer_in_float64_that_is_rough_is_told_so():
+    verdict = cl.check("01.2", lambda q, p, t: (q.float() @ p.float().T / t).double())
+    mine, expected = re.search(r"yours (\S+), expected (\S+)\.$", verdict.sentence).groups()
+    assert (
+        not verdict.passed
+        and "right to the 7 digits of float32" in verdict.sentence
+        and "dtype=torch.float64" in verdict.sentence
+        and mine != expected
+    )
+
+
+@pytest.mark.parametrize("off", [0.1, 1e-3, 1e-5, 1e-7])
+def test_the_numbers_of_a_wrong_answer_look_different(off):
+    verdict = cl.check("01.2", lambda q, p, t: q @ p.T / t * (1 + off))
+    mine, expected = re.search(r"yours (\S+), expected (\S+)\.$", verdict.sentence).groups()
+    assert not verdict.passed and mine != expected and float(mine) != float(expected)
+    assert verdict._repr_mimebundle_()["text/html"].count("<img") == 1
+
+
+@pytest.mark.parametrize("off", [0.37, 1.0])
+def test_a_large_number_in_float32_is_told_from_its_neighbour(off):
+    assert not cl.check("08.4", lambda b, n, d: torch.tensor(right("08.4")(b, n, d) + off))
+
+
+def test_a_wrong_answer_with_a_gradient_is_drawn():
+    def answer(q, p, t):
+        return q.requires_grad_() @ p.T / t + 1
+
+    verdict = cl.check("01.2", answer)
+    assert (
+        not verdict.passed
+        and "wrong values" in verdict.sentence
+        and "<img" in verdict._repr_mimebundle_()["text/html"]
+    )
+    assert cl.check("01.2", lambda q, p, t: q.requires_grad_() @ p.T / t)
+
+
+KINDS = {  # of a right answer -> what is said of it
+    "complex": (lambda x: x.to(torch.complex128), "is complex"),
+    "complex, with an imaginary part": (lambda x: x + 1j, "is complex"),
+    "sparse": (lambda x: x.to_sparse(), "is a sparse tensor"),
+    "rows that are sparse": (lambda x: x.to_sparse_csr(), "is a sparse tensor"),
+    "meta": (lambda x: x.to("meta"), "on the device 'meta'"),
+    "half": (lambda x: x.half(), "torch.float16, which keeps too few digits"),
+    "bfloat16": (lambda x: x.bfloat16(), "torch.bfloat16"),
+    "float8": (lambda x: x.to(torch.float8_e4m3fn), "torch.float8"),
+    "quantized": (
+        lambda x: torch.quantize_per_tensor(x.float(), 1e-6, 0, torch.qint32),
+        "torch.qint32",
+    ),
+    "nested": (lambda x: torch.nested.as_nested_tensor(list(x)), "your answer"),
+    "array": (lambda x: x.numpy(), "returned a ndarray; expected a tensor"),
+    "list": (lambda x: x.tolist(), "returned a list"),
+    "tuple": (lambda x: (x,), "returned a tuple"),
+    "text": (str, "returned a str"),
+    "module": (lambda x: torch.nn.Linear(2, 2), "returned a Linear"),
+    "generator": (lambda x: (row for row in x), "returned a generator"),
+    "class": (lambda x: torch.Tensor, "returned a _TensorMeta"),
+    "complex number": (lambda x: 1j, "returned a complex"),
+    "huge": (lambda x: 10**400, "shape ()"),
+    "nan": (lambda x: x * torch.nan, "a nan or an infinity"),
+    "infinity": (lambda x: x / 0, "a nan or an infinity"),
+}
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Sparse", "ignore:torch.quantize", "ignore:The PyTorch API of nested"
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_of_another_kind_gets_a_sentence(kind):
+    change, words = KINDS[kind]
+    verdict = cl.check("01.2", lambda q, p, t: change(q @ p.T / t))
+    assert not verdict.passed and words in verdict.sentence and "\n" not in verdict.sentence
+    assert verdict._repr_mimebundle_()["text/plain"] == "✗ " + verdict.sentence
+
+
+@pytest.mark.parametrize(
+    "number, passes",
+    [
+        (float, True),
+        (np.float64, True),
+        (np.float32, True),
+        (lambda x: torch.tensor(float(x)), True),
+        (np.float16, False),
+        (np.longdouble, False),
+        (np.complex128, False),
+        (complex, False),
+        (str, False),
+        (np.str_, False),
+        (lambda x: 10**400, False),
+    ],
+)
+def test_a_number_may_be_pythons_or_numpys(number, passes):
+    verdict = cl.check("01.4", lambda loss, n: number(math.log(n) - loss))
+    assert verdict.passed == passes and "\n" not in verdict.sentence
+
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise ValueError("no text")
+
+
+def recursion(*_):
+    return recursion()
+
+
+RAISED = [
+    SystemExit(0),
+    SystemExit("bye"),
+    GeneratorExit(),
+    asyncio.CancelledError(),
+    MemoryError(),
+    StopIteration(3),
+    AssertionError(),
+    OSError(2, "x"),
+    KeyError("k"),
+    UnicodeDecodeError("utf-8", b"x", 0, 1, "bad"),
+    ExceptionGroup("two", [ValueError("a"), TypeError("b")]),
+    BaseExceptionGroup("three", [SystemExit(1)]),
+    UserWarning("w"),
+    Unprintable(),
+    ValueError("a" * 100_000),
+    ValueError("two\nlines"),
+    ValueError("\ud800\x1b[31m"),
+    NotImplementedError("aten::mm"),
+]
+
+
+@pytest.mark.parametrize("error", RAISED, ids=lambda e: type(e).__name__)
+def test_whatever_a_function_raises_is_a_sentence(error):
+    def answer(*_):
+        raise error
+
+    for name in ("01.2", "02.3"):
+        verdict = cl.check(name, answer)
+        assert not verdict.passed and verdict.sentence.startswith(
+            "your function stopped in case 1 of 12, in its cell's line"
+        )
+        assert (
+            type(error).__name__ in verdict.sentence
+            and "\n" not in verdict.sentence
+            and len(verdict.sentence) < 500
+            and verdict.sentence.encode()
+        )
+
+
+def test_a_function_without_end_and_one_that_is_stopped():
+    assert "RecursionError" in cl.check("01.2", recursion).sentence
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # ■ is the student's own
+        cl.check("01.2", stopped)
+
+
+def test_a_function_may_not_change_what_it_is_given():
+    def changed(change):
+        def answer(bank, position, new):
+            written = right("03.1")(bank, position, new)
+            change(bank)
+            return written
+
+        return cl.check("03.1", answer)
+
+    for change in (
+        torch.Tensor.zero_,
+        lambda x: x.resize_(0),
+        lambda x: x.t_(),
+        lambda x: setattr(x, "data", x.data.float()),
+        lambda x: x.set_(),
+        lambda x: x.mul_(torch.nan),
+        lambda x: x[0, 0].add_(1e-12),
+    ):
+        assert "changed its argument number 1 in place" in changed(change).sentence
+    for change in (lambda x: x.requires_grad_(), lambda x: x.add_(0), lambda x: x.copy_(x.clone())):
+        assert changed(change).passed
+
+
+def test_what_a_function_sets_for_all_does_not_reach_the_next_check():
+    def careless(act):
+        def answer(vectors, gradient):
+            act()
+            return (vectors * gradient).sum()
+
+        return answer
+
+    before = torch.get_default_dtype()
+    try:
+        for act in (
+            lambda: torch.set_grad_enabled(False),
+            lambda: torch.set_default_dtype(torch.float16),
+            lambda: torch.set_default_device("meta"),
+        ):
+            verdict = cl.check("02.3", careless(act))
+            assert isinstance(verdict, Verdict) and torch.is_grad_enabled()
+            for name in EXERCISES:
+                assert cl.check(name, right(name)), name
+    finally:
+        torch.set_default_dtype(before)
+        torch.set_default_device(None)
+
+
+def test_a_surrogate_without_a_gradient_gets_a_sentence():
+    for surrogate in (
+        lambda v, g: (v * g).sum().item(),
+        lambda v, g: (v * g).sum().detach(),
+        lambda v, g: g.sum(),
+        lambda v, g: v * g,
+        lambda v, g: (v * g).sum() * 1j,
+        lambda v, g: 3,
+        lambda v, g: torch.ones((), requires_grad=True),
+    ):
+        verdict = cl.check("02.3", surrogate)
+        assert (
+            not verdict.passed
+            and "\n" not in verdict.sentence
+            and ("no gradient can be taken" in verdict.sentence or "is complex" in verdict.sentence)
+        )
+    assert cl.check("02.3", lambda v, g: (v.float() * g.float()).sum())
+
+
+def test_a_name_that_is_no_name_gets_a_sentence():
+    for name in (None, 1.2, ["01.2"], {}, "01.20", "x" * 10_000):
+        with pytest.raises(ValueError, match="there is no exercise .*the exercises are 01.1, "):
+            cl.check(name, right("01.2"))
+
+
+# --- drawn functions ------------------------------------------------------------------------------
+
+
+class Odd:
+    """An object that answers nothing."""
+
+    def __getattr__(self, name):
+        raise RuntimeError(name)
+
+    @property
+    def __class__(self):
+        raise RuntimeError("no class")
+
+
+FORMS = [
+    lambda x: x,
+    lambda x: x.float(),
+    lambda x: x.clone().requires_grad_(),
+    lambda x: torch.nn.Parameter(x),
+    lambda x: x.expand(3, *x.shape)[1],
+    lambda x: x.mT.contiguous().mT if x.ndim == 2 else x,
+    lambda x: torch.stack([x, x + 1], -1)[..., 0],
+    lambda x: torch._neg_view(-x),
+    lambda x: x.item() if x.ndim == 0 else x,
+    lambda x: np.float64(x) if x.ndim == 0 else x,
+    lambda x: np.float32(x) if x.ndim == 0 else x.float(),
+]
+WRONGS = [
+    lambda x: x + 0.01 * (1 + x.abs()),
+    lambda x: x * 1.01 + 0.01,
+    lambda x: -x - 1,
+    lambda x: x * 0 + 0.1234,
+    lambda x: x + 1e300,
+    lambda x: x.flip(0) + 2 if x.ndim else x + 2,
+]
+ODD = [
+    None,
+    NotImplemented,
+    ...,
+    Odd(),
+    Odd,
+    object(),
+    {},
+    set(),
+    b"1",
+    range(3),
+    Fraction(1, 3),
+    Decimal("0.1"),
+    slice(0),
+    memoryview(b""),
+    torch,
+    torch.float64,
+    torch.device("cpu"),
+    np.array(1.0),
+    np.datetime64("2026-01-01"),
+    10**400,
+    1j,
+    torch.Generator(),
+    torch.Size([2]),
+    "1",
+    [1.0],
+    (1.0,),
+    float,
+    print,
+]
+UNFIT = [
+    change for kind, (change, _) in KINDS.items() if kind != "list"
+]  # of one number it is the number
+CHANGES = [
+    torch.Tensor.zero_,
+    lambda x: x.add_(1),
+    lambda x: x.resize_(0),
+    lambda x: x.set_(),
+    lambda x: setattr(x, "data", x.data.to(torch.float16)),
+    lambda x: x.fill_(torch.nan),
+]
+
+
+def drawn_function(draw, name):
+    """(a function for this exercise, whether it is right)."""
+    kind = draw.choice(
+        [
+            "right",
+            "right",
+            "wrong",
+            "wrong",
+            "unfit",
+            "odd",
+            "raises",
+            "changes",
+            "shape",
+            "late",
+            "itself",
+            "generator",
+        ]
+    )
+    form, wrong, unfit, odd, error, change = (
+        draw.choice(of) for of in (FORMS, WRONGS, UNFIT, ODD, RAISED, CHANGES)
+    )
+    case, at = [0], draw.randrange(12)
+
+    def numbers(arguments):
+        return torch.as_tensor(right(name)(*arguments), dtype=torch.float64)
+
+    def answer(*arguments):
+        case[0] += 1
+        exact = numbers(arguments)
+        if kind == "right":
+            return form(exact)
+        if kind == "wrong":
+            return form(wrong(exact))
+        if kind == "unfit":
+            return unfit(exact)
+        if kind == "odd":
+            return odd
+        if kind == "raises":
+            raise error
+        if kind == "changes":
+            given = [a for a in arguments if torch.is_tensor(a)]
+            if not given:
+                raise error
+            change(draw.choice(given))
+            return exact
+        if kind == "shape":
+            return draw.choice([exact[None], exact.new_zeros(0), exact.new_zeros(2, 2, 2)])
+        if kind == "late":
+            return exact if case[0] <= at else wrong(exact)
+        return answer if kind == "itself" else (x for x in [exact])
+
+    return answer, kind == "right"
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Sparse", "ignore:torch.quantize", "ignore:The PyTorch API of nested", "ignore:overflow"
+)
+def test_two_thousand_drawn_functions_get_their_verdict():
+    """Never an exception, never a pass for a wrong answer, never a fail for a right one."""
+    draw, counts = random.Random(11), Counter()
+    names = [name for name in EXERCISES if name != "02.3"]  # of which the gradient is compared
+    for turn in range(2000):
+        name = draw.choice(names)
+        answer, is_right = drawn_function(draw, name)
+        verdict = cl.check(name, answer)
+        assert verdict.passed == is_right, (name, turn, verdict.sentence)
+        assert (
+            "\n" not in verdict.sentence
+            and 20 < len(verdict.sentence) < 700
+            and verdict.sentence.encode()
+        )
+        counts[verdict.passed] += 1
+        if turn % 50 == 0:
+            data = verdict._repr_mimebundle_()
+            assert data["text/plain"].endswith(verdict.sentence)
+    assert min(counts.values()) > 200
 
 
 def test_a_wrong_picture_stands_beside_the_right_one():
