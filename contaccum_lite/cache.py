@@ -198,7 +198,7 @@ class BankCorrection:
         batch = self.micro_batch(bank.ids[slots].numpy())
         batch = batch._replace(hard_ids=batch.hard_ids[:0], passage_tokens=batch.passage_tokens[:len(slots)])
         with torch.no_grad():
-            fresh = self.learner.encode(batch, purpose="probe")
+            fresh = self.learner.encode_fresh(batch, purpose="probe")
         for taught, one, vectors in zip(self.taught, self.learner.banks, (fresh.queries, fresh.passages)):
             if len(one) == len(bank):
                 taught.add(bank.ids[slots], one.vectors[slots], bank.ages(update)[slots], vectors, update)

@@ -74,10 +74,10 @@ def gradient_error(run) -> dict[int, tuple[float, float]]:
         tower.in_place = False                   # gradients are to come back here, not to be added where they belong
     try:
         with torch.no_grad():
-            now = learner.encode(run.feed.micro_batch(bank.ids.numpy()), purpose=None) if len(bank) else None
+            now = learner.encode_fresh(run.feed.micro_batch(bank.ids.numpy())) if len(bank) else None
 
         def gradient(queries: Tensor, passages: Tensor, ids: Tensor) -> Tensor:
-            vectors = learner.encode(batch, purpose=None)
+            vectors = learner.encode_fresh(batch)
             found = learner._whole(Encoded(vectors.queries.detach(), vectors.passages.detach(), None), [queries, passages, passages[:0]],
                                    torch.cat([batch.pair_ids, ids]), ids[:0], len(batch.pair_ids) + len(queries))
             parts = torch.autograd.grad([vectors.queries, vectors.passages], parameters, [found.d_queries, found.d_passages], allow_unused=True)

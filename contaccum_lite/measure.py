@@ -39,11 +39,11 @@ def similarity_mass(run, fresh: bool = False) -> dict[int, float]:
     passages encoded anew by the tower as it is now; only where the two differ does age do anything. Changes nothing in the run.
     """
     batch = run.feed.batches(run.step_count % run.feed.updates_per_epoch)[0]
-    vectors = run.learner.encode(batch, purpose=None)
+    vectors = run.learner.encode_fresh(batch)
     bank = run.learner.passage_bank
     kept = bank.vectors
     if fresh and len(bank):
-        kept = run.learner.encode(run.feed.micro_batch(bank.ids.numpy()), purpose=None).passages
+        kept = run.learner.encode_fresh(run.feed.micro_batch(bank.ids.numpy())).passages
     columns = torch.cat([batch.pair_ids, bank.ids])
     scores = vectors.queries @ torch.cat([vectors.passages, kept]).T / run.settings.temperature
     mask = run.learner.mask(columns, columns[:0], len(batch.pair_ids))
@@ -67,7 +67,8 @@ def activation_memory(run, pairs: int) -> int:
     if not 1 <= pairs <= len(run.feed.rows):
         raise ValueError(f"pairs is {pairs}: it must be from 1 to {len(run.feed.rows)}, the pairs to train on.")
     batch = run.feed.micro_batch(run.feed.rows[:pairs])
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    noise = run.learner.noise(run.step_count, 0)                # as in training: dropout keeps its masks
+    with noise, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         vectors = run.learner.encode(batch, purpose=None)      # kept alive, so that no storage is used twice
     del vectors
     return sum(kept.values())

@@ -25,7 +25,7 @@ from .incremental import IncrementalSoftmax
 from .loss import Contrast, contrast, duplicate_mask
 from .precision import LossScale, encode
 from .settings import Settings
-from .towers import copy_of, has_dropout, joined, vectors_of
+from .towers import copy_of, has_dropout, joined, vectors_of, without_noise
 
 
 class MicroBatch(NamedTuple):
@@ -193,6 +193,15 @@ class Learner:
         columns = encode(passage_tower or self.passage_tower, batch.passage_tokens.to(device), self.settings)
         return Encoded(queries, columns[:pairs], columns[pairs:] if len(columns) > pairs else None)
 
+    def encode_fresh(self, batch: MicroBatch, purpose: str | None = None) -> Encoded:
+        """The vectors of a micro-batch by the towers as they are now, without noise: for all but training.
+
+        What trains calls `encode` inside of `noise`. Anything else would draw from PyTorch's own generator,
+        and the run would depend on more than its seed.
+        """
+        with without_noise(*self.towers):
+            return self.encode(batch, purpose=purpose)
+
     def encode_rows(self, rows: Tensor, purpose: str | None) -> Tensor:
         """These passages as the passage tower sees them now, without noise or graph, (n, d); counted under its purpose, if any."""
         if purpose:
@@ -206,12 +215,8 @@ class Learner:
             places, parts = zip(*vectors_of(tower, tokens, self.settings, rows))
             found = torch.cat(parts)
             return torch.empty_like(found).index_copy_(0, torch.from_numpy(np.concatenate(places)).to(found.device), found)
-        was_training = tower.training
-        tower.eval()
-        try:
+        with without_noise(tower):
             return encode(tower, tokens.to(self.settings.device), self.settings)
-        finally:
-            tower.train(was_training)
 
     @contextmanager
     def noise(self, update: int, index: int):

@@ -68,7 +68,7 @@ def _bank_error(run) -> dict[str, float]:
     """‖c − g‖²/‖g‖² of the oldest quarter of the passage bank, as it is stored and as it enters the loss."""
     bank, learner = run.passage_bank, run.learner
     old = bank.order()[:len(bank) // 4]
-    now = learner.encode(run.feed.micro_batch(bank.ids[old].numpy()), purpose=None).passages
+    now = learner.encode_fresh(run.feed.micro_batch(bank.ids[old].numpy())).passages
     used = learner.correction.read(1, len(bank), run.step_count)[old] if learner.correction else bank.vectors[old]
     far = lambda vectors: float(((vectors - now) ** 2).sum(1).div((now ** 2).sum(1)).mean())
     return {"stale": far(bank.vectors[old]), "used": far(used)}

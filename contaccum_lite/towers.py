@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -319,18 +320,27 @@ def _in_parts(function, *columns: list, size: int = 256) -> Iterator:
         yield from function(*(column[start:start + size] for column in columns))
 
 
+@contextmanager
+def without_noise(*towers: nn.Module) -> Iterator[None]:
+    """These towers without dropout: a text always has the same vector. Each layer is set back afterwards."""
+    modes = [(layer, layer.training) for tower in towers for layer in tower.modules()]
+    try:
+        for tower in towers:
+            tower.eval()
+        yield
+    finally:
+        for layer, training in modes:
+            layer.training = training
+
+
 def vectors_of(tower: nn.Module, tokens: Tokens, settings, rows: np.ndarray | None = None, batch: int = 256) -> Iterator[tuple[np.ndarray, Tensor]]:
     """(places in `rows`, their vectors) of these texts, a batch at a time, without noise or graph; texts of like length go together."""
     rows = np.arange(len(tokens)) if rows is None else rows
     order = np.argsort(np.diff(tokens.starts)[rows], kind="stable")
     for start in range(0, len(order), batch):
-        places, was_training = order[start:start + batch], tower.training
-        tower.eval()
-        try:
-            with torch.no_grad():
-                vectors = encode(tower, tokens[rows[places]].to(settings.device), settings)
-        finally:
-            tower.train(was_training)
+        places = order[start:start + batch]
+        with torch.no_grad(), without_noise(tower):
+            vectors = encode(tower, tokens[rows[places]].to(settings.device), settings)
         yield places, vectors
 
 

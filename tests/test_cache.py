@@ -1,12 +1,15 @@
 """The cache of all passages and the correctors in training: what is chosen, what is encoded, what is taken back."""
 
 import math
+import os
 from collections import Counter
 
 import pytest
 import torch
 
 import contaccum_lite as cl
+from contaccum_lite import stale
+from contaccum_lite.corrector import CORRECTORS
 from contaccum_lite.drift import DriftProbe, cache_gap, gradient_error
 from contaccum_lite.loss import contrast
 from test_run import same, state
@@ -256,6 +259,43 @@ def test_a_saved_run_goes_on_bit_for_bit(toy, tmp_path, method, fields):
     assert same(state(run), state(again))
 
 
+# with dropout, and enough probes in 9 updates for a corrector to fit
+NOISY = dict(tower="bert", dim=8, local_batch=4, updates=9, warmup=0, bank_warmup=0, learning_rate=0.01,
+             dtype="float32", passage_tokens=12, query_tokens=8)
+PROBED = dict(memory_size=32, probes=24)
+NOISY_RUNS = [
+    *(("contaccum_corrected", dict(PROBED, corrector=name)) for name in CORRECTORS if name != "identity"),
+    *((method, dict(PROBED, corrector="moments")) for method in ("contaccum", "pre_batch", "contaccum_no_accum")),
+    *(("corrected_cache", dict(corrector=name, probes=24)) for name in ("ridge", "mlp")),
+    ("stale_cache", dict(write_back=True, cache_oldest=5)), ("oracle_cache", {}), ("momentum", dict(memory_size=32)),
+    ("contaccum", dict(memory_size=32)), ("grad_cache", dict(accumulation_steps=2)), ("dpr", {})]
+
+
+@pytest.mark.parametrize("method, fields", NOISY_RUNS)
+def test_with_dropout_a_run_depends_on_its_seed_alone_and_resumes_bit_for_bit(toy, tmp_path, monkeypatch, method, fields):
+    monkeypatch.setattr(os, "fsync", lambda handle: None)        # a shared disk can take seconds for it
+    torch.manual_seed(0)
+    run = run_of(toy, method, **NOISY, **fields)
+    assert run.learner.noisy
+    list(run)
+    torch.manual_seed(1)
+    stopped = run_of(toy, method, **NOISY, **fields)
+    for _ in range(5):
+        stopped.step()
+    stopped.save(tmp_path)
+    torch.manual_seed(2)
+    resumed = cl.Run.load(tmp_path, toy)
+    abandoned = resumed.micro_steps()
+    next(abandoned)
+    abandoned.close()
+    list(resumed)
+    assert same(state(run), state(resumed))
+    assert [update[:4] for update in run.history] == [update[:4] for update in resumed.history]
+    if "corrector" in fields:
+        taught = run.learner.cache.taught if run.learner.cache else run.learner.correction.taught[1]
+        assert taught.corrector.fitted
+
+
 @pytest.mark.parametrize("fields, words", [
     (dict(method="stale_cache", hard_negatives=1), "cache gives the hard negatives itself"), (dict(method="grad_cache", cache_negatives=2), "method is 'grad_cache'"),
     (dict(write_back=True), "there is no cache: set cache_negatives"), (dict(method="dpr", corrector="ridge"), "nothing is stale here"),
@@ -311,3 +351,26 @@ def test_the_gradient_error_is_none_where_nothing_moved(toy):
     errors = gradient_error(moved)
     assert sorted(errors) == [1, 2, 3] and errors[3][1] > errors[1][1] > 1e-3 and errors[3][0] < errors[1][0] < 1
     assert same(state(moved), before) and all(tower.in_place for tower in moved.learner.towers)
+
+
+def test_what_is_measured_with_dropout_is_the_same_twice(toy):
+    run = run_of(toy, "contaccum_corrected", **NOISY, **PROBED)
+    cached = run_of(toy, "corrected_cache", **NOISY, probes=24)
+    for _ in range(6):
+        run.step(), cached.step()
+    run.query_tower.model.embeddings.eval()              # a layer that its owner keeps without dropout
+    modes = [layer.training for tower in run.learner.towers for layer in tower.modules()]
+    before = state(run)
+    measures = [
+        lambda: gradient_error(run), lambda: cl.similarity_mass(run), lambda: cl.similarity_mass(run, fresh=True),
+        lambda: stale._bank_error(run), lambda: cl.activation_memory(run, 4), lambda: cache_gap(cached),
+        lambda: DriftProbe(run, count=9).look().tolist()]
+    for measure in measures:
+        torch.manual_seed(0)
+        generator = torch.get_rng_state()
+        value = measure()
+        assert torch.equal(torch.get_rng_state(), generator)
+        torch.manual_seed(1)
+        assert measure() == value
+    assert modes == [layer.training for tower in run.learner.towers for layer in tower.modules()]
+    assert same(state(run), before) and all(tower.training for tower in run.learner.towers)
