@@ -22,6 +22,10 @@ from .precision import encode
 
 VOCABULARY = 8192
 _WORDPIECE = 2  # goes up when the training of a vocabulary changes, so that no old one is taken from the cache
+# what transformers' configurations call the rates of dropout that no layer of its own holds
+_DROPOUT_RATES = ("attention_probs_dropout_prob", "attention_dropout", "dropout", "dropout_rate",
+                  "hidden_dropout", "activation_dropout", "attn_pdrop", "encoder_layerdrop", "layerdrop",
+                  "drop_path_rate")
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -359,9 +363,13 @@ def copy_of(tower: nn.Module) -> nn.Module:
 
 def has_dropout(tower: nn.Module) -> bool:
     """Whether this tower draws noise while it trains."""
-    return any(isinstance(m, nn.Dropout) and m.p > 0 for m in tower.modules()) or any(
-        getattr(getattr(m, "config", None), name, 0) for m in tower.modules()
-        for name in ("attention_probs_dropout_prob", "attention_dropout", "dropout"))
+    for layer in tower.modules():
+        if "Dropout" in type(layer).__name__ and getattr(layer, "p", 0):
+            return True
+        config = getattr(layer, "config", None)
+        if any(getattr(config, name, 0) for name in _DROPOUT_RATES):
+            return True
+    return False
 
 
 def _digest(tokenizer) -> str:

@@ -110,6 +110,20 @@ def test_dropout_is_seen(vocabulary):
     assert has_dropout(bert) and not has_dropout(bag)
 
 
+@pytest.mark.parametrize("rate", ["dropout", "encoder_layerdrop", "drop_path_rate", "attn_pdrop"])
+def test_dropout_without_a_layer_of_its_own_is_seen(rate):
+    tower = torch.nn.Linear(2, 2)
+    tower.config = type("Config", (), {rate: 0.0})
+    assert not has_dropout(tower)
+    setattr(tower.config, rate, 0.1)
+    assert has_dropout(tower)
+
+
+def test_other_kinds_of_dropout_are_seen():
+    for kind in (torch.nn.Dropout1d, torch.nn.AlphaDropout, torch.nn.FeatureAlphaDropout):
+        assert has_dropout(torch.nn.Sequential(kind(0.1))) and not has_dropout(torch.nn.Sequential(kind(0.0)))
+
+
 def test_towers_of_a_run_are_separate_unless_shared(toy):
     q, p = make_towers(cl.Settings(dim=8), toy)
     assert q is not p and q.tokenizer is p.tokenizer and torch.equal(q.embedding.weight, p.embedding.weight)
