@@ -142,7 +142,7 @@ def python_docs_pairs(progress: bool = True) -> Pairs:
 
     reader = Path(pydocs.__file__).read_bytes()  # a change of the reader makes a new corpus, as a change of what it reads does
     key = hashlib.sha256(json.dumps([pydocs.versions(), HARD_NEGATIVES]).encode() + reader).hexdigest()[:16]
-    stored = cached_json(f"python-docs-{key}.json", lambda: _build_python_docs(progress))
+    stored = cached_json(f"python-docs-{key}.json", lambda: _build_python_docs(progress), _check_python_docs)
     passages = [Passage(str(row), title, text) for row, (title, _, text, _) in enumerate(stored)]
     groups: dict[str, list[Pair]] = {"train": [], "held out": []}
     ranks = {}
@@ -152,6 +152,17 @@ def python_docs_pairs(progress: bool = True) -> Pairs:
         group.append(Pair(title, summary, text, title, tuple(passages[row] for row in negatives), passage_id=passage.id))
     held_out = sorted(groups["held out"], key=lambda pair: ranks[pair.id])
     return Pairs("python-docs", groups["train"], held_out[:TEST_PAIRS], passages, held_out[TEST_PAIRS:])
+
+
+def _check_python_docs(stored) -> None:
+    """Refuse what `_build_python_docs` cannot have made."""
+    if not isinstance(stored, list) or not stored:
+        raise ValueError("expected a list of entries")
+    for entry in stored:
+        if not isinstance(entry, list) or [type(value) for value in entry] != [str, str, str, list]:
+            raise ValueError("expected three texts and a list in each entry")
+        if not all(type(row) is int and 0 <= row < len(stored) for row in entry[3]):
+            raise ValueError("expected rows of entries as negatives")
 
 
 def _build_python_docs(progress: bool) -> list:
@@ -251,15 +262,18 @@ def cache_folder() -> Path:
     return Path(named) if named else user_cache_path("contaccum_lite")
 
 
-def cached_json(name: str, build):
+def cached_json(name: str, build, check=lambda value: None):
     """The JSON value kept in the cache under this name, or what `build()` gives, which is then kept.
 
-    A file that cannot be read is built anew; a folder that cannot be written to is done without.
+    A file that cannot be read, or whose value `check` refuses by a ValueError, is built anew; a folder that
+    cannot be written to is done without.
     """
     path = cache_folder() / name
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        value = json.loads(path.read_bytes())
+        check(value)
+        return value
+    except (OSError, ValueError, RecursionError):
         value = build()
     try:
         write_atomically(path, json.dumps(value, ensure_ascii=False).encode())

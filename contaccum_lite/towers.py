@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from .precision import encode
+from .tower_files import check_shapes, make_tokenizer, pretrained, read_object, read_tokenizer, read_weights, refusing
 
 VOCABULARY = 8192
+ENDINGS = ("layernorm", "none", "unit", "pooled")
+POOLINGS = ("cls", "mean")
 _WORDPIECE = 2  # goes up when the training of a vocabulary changes, so that no old one is taken from the cache
 # what transformers' configurations call the rates of dropout that no layer of its own holds
 _DROPOUT_RATES = ("attention_probs_dropout_prob", "attention_dropout", "dropout", "dropout_rate",
@@ -70,6 +74,8 @@ class BagTower(nn.Module):
 
     def __init__(self, tokenizer, dim: int = 64, ending: str = "layernorm"):
         super().__init__()
+        if ending not in ENDINGS:
+            raise ValueError(f"ending is {ending!r}: choose one of {', '.join(ENDINGS)}.")
         self.tokenizer, self.dim, self.ending = tokenizer, dim, ending
         self.vocabulary_key = _digest(tokenizer)
         self.embedding = nn.Embedding(tokenizer.get_vocab_size(), dim)
@@ -92,7 +98,7 @@ class BagTower(nn.Module):
         def ids(part):
             return [e.ids[:length] for e in self.tokenizer.encode_batch_fast(part, add_special_tokens=False)]
 
-        return Tokens(_in_parts(ids, _cut(texts, length)), self.pad)
+        return _known(Tokens(_in_parts(ids, _cut(texts, length)), self.pad), self.embedding.num_embeddings)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, tokenizer.json and model.safetensors into the folder."""
@@ -107,16 +113,23 @@ class BagTower(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> BagTower:
         """The tower that `save_pretrained` wrote. Raises `ValueError` for a folder that holds something else."""
-        from safetensors.torch import load_file
-        from tokenizers import Tokenizer
-
         folder = Path(folder)
-        config = _read_config(folder)
+        config = read_object(folder / "config.json")
         if config.get("tower") != "bag":
             raise ValueError(f"{folder} holds no bag tower (its config.json says tower={config.get('tower')!r}): use load_tower.")
-        tower = cls(Tokenizer.from_file(str(folder / "tokenizer.json")), config["dim"], config.get("ending", "layernorm"))
-        weights = load_file(folder / "model.safetensors")
-        tower.to(next(iter(weights.values())).dtype).load_state_dict(weights)
+        dim, ending = config.get("dim"), config.get("ending", "layernorm")
+        if type(dim) is not int or dim < 1 or ending not in ENDINGS:
+            raise ValueError(f"{folder / 'config.json'} has dim={dim!r} and ending={ending!r}: expected a whole number "
+                             f"above 0, and one of {', '.join(ENDINGS)}.")
+        tokenizer = read_tokenizer(folder / "tokenizer.json")
+        path = folder / "model.safetensors"
+        weights = read_weights(path)
+        table = {"embedding.weight": (tokenizer.get_vocab_size(), dim)}
+        check_shapes({name: weights[name] for name in weights if name in table}, table, path)    # before memory is taken for it
+        tower = cls(tokenizer, dim, ending)
+        check_shapes(weights, {name: tuple(tensor.shape) for name, tensor in tower.state_dict().items()}, path)
+        tower.to(weights["embedding.weight"].dtype).load_state_dict(weights)
+        _check_reads(tower, folder)
         return tower
 
 
@@ -198,9 +211,16 @@ def vocabulary_for(pairs, size: int = VOCABULARY):
         texts = [text for pair in pairs.train for text in (pair.query, f"{pair.title} {pair.passage}")]
         return json.loads(train_vocabulary(texts, size).to_str())
 
+    def check(value):
+        tokenizer = make_tokenizer(value, "the vocabulary in the cache")
+        numbers = sorted(tokenizer.get_vocab().values())
+        if numbers != list(range(len(numbers))) or [tokenizer.id_to_token(n) for n in range(len(SPECIAL))] != SPECIAL:
+            raise ValueError("its tokens have other numbers than a trained vocabulary's")
+
     key = ("vocabulary", size)
     if key not in pairs.memo:
-        pairs.memo[key] = json.dumps(cached_json(f"wordpiece-{size}-{_WORDPIECE}-{pairs.fingerprint}.json", build))
+        name = f"wordpiece-{size}-{_WORDPIECE}-{pairs.fingerprint}.json"
+        pairs.memo[key] = json.dumps(cached_json(name, build, check))
     return Tokenizer.from_str(pairs.memo[key])
 
 
@@ -215,8 +235,14 @@ class TransformerTower(nn.Module):
 
     def __init__(self, model, tokenizer, pooling: str = "cls"):
         super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling is {pooling!r}: choose one of {', '.join(POOLINGS)}.")
         if tokenizer.pad_token_id is None:
             raise ValueError("the tokenizer has no padding token: set tokenizer.pad_token before making the tower.")
+        self.embeddings = getattr(model.config, "vocab_size", math.inf)      # a few encoders read characters, without a table
+        if tokenizer.pad_token_id >= self.embeddings:
+            raise ValueError(f"the tokenizer's padding token has the number {tokenizer.pad_token_id}, and the encoder has embeddings for 0 to "
+                             f"{self.embeddings - 1}: choose another padding token.")
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # a layer on top of [CLS] that DPR does not use
         self.model, self.tokenizer, self.pooling = model, tokenizer, pooling
@@ -237,7 +263,7 @@ class TransformerTower(nn.Module):
             return self.tokenizer(*parts, truncation=True, max_length=length, padding=False)["input_ids"]
 
         columns = [_cut(column, length) for column in ([texts] if titles is None else [titles, texts])]
-        return Tokens(_in_parts(ids, *columns), self.pad)
+        return _known(Tokens(_in_parts(ids, *columns), self.pad), self.embeddings)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the encoder and its tokenizer as `transformers` does, and the pooling beside them."""
@@ -248,25 +274,17 @@ class TransformerTower(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path, pooling: str | None = None) -> TransformerTower:
         """An encoder from a folder or, by its name on the hub, from the cache or the network, in this order; only safetensors are read."""
-        from safetensors import SafetensorError
-        from transformers import AutoModel, AutoTokenizer
-
-        parts = ((AutoModel, dict(use_safetensors=True)), (AutoTokenizer, {}))
         path = Path(folder) / "pooling.json"
-        if pooling is None:
-            pooling = json.loads(path.read_text())["pooling"] if path.is_file() else "cls"
-        try:
-            try:
-                model, tokenizer = (kind.from_pretrained(folder, local_files_only=True, **options) for kind, options in parts)
-            except OSError:
-                if Path(folder).is_dir():
-                    raise
-                model, tokenizer = (kind.from_pretrained(folder, **options) for kind, options in parts)
-        except (OSError, ValueError, SafetensorError) as error:
-            said = (str(error) or type(error).__name__).splitlines()[0]
-            raise ValueError(f"no encoder could be loaded from {str(folder)!r} ({said}): expected a folder "
-                             "with config.json, model.safetensors and a tokenizer.") from error
-        return cls(model, tokenizer, pooling)
+        if pooling is None and path.is_file():
+            pooling = read_object(path).get("pooling")
+            if pooling not in POOLINGS:
+                raise ValueError(f"{path} has pooling={pooling!r}: expected one of {', '.join(POOLINGS)}.")
+        model, tokenizer = pretrained(folder)
+        with refusing(f"{folder} (config.json, tokenizer_config.json)", "an encoder of texts and its tokenizer"):
+            tower = cls(model, tokenizer, pooling or "cls")
+        _check_reads(tower, folder)
+        _check_encodes(tower, folder)
+        return tower
 
     @classmethod
     def small_bert(cls, tokenizer, dim: int, pooling: str = "cls", layers: int = 2, heads: int = 4) -> TransformerTower:
@@ -308,7 +326,7 @@ def make_towers(settings, pairs) -> tuple[nn.Module, nn.Module]:
 
 def load_tower(folder: str | Path, pooling: str | None = None) -> nn.Module:
     """A tower of either kind from the folder that it was saved in."""
-    if Path(folder).is_dir() and _read_config(Path(folder)).get("tower") == "bag":
+    if Path(folder).is_dir() and read_object(Path(folder) / "config.json").get("tower") == "bag":
         return BagTower.from_pretrained(folder)
     return TransformerTower.from_pretrained(folder, pooling)
 
@@ -381,9 +399,26 @@ def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
 
 
-def _read_config(folder: Path) -> dict:
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} holds no tower: its config.json cannot be read ({error}).") from None
-    return config if isinstance(config, dict) else {}
+def _known(tokens: Tokens, count: float) -> Tokens:
+    """These tokens, if the tower has an embedding for each."""
+    highest = tokens.flat.max(initial=0)
+    if highest >= count:
+        raise ValueError(f"the tokenizer gives a token the number {highest}, and the tower has embeddings for 0 to {count - 1}: "
+                         "give a tower and the tokenizer that it was trained with.")
+    return tokens
+
+
+def _check_reads(tower: nn.Module, folder: str | Path) -> None:
+    """Refuse a tower whose tokenizer loads, and cannot read a text."""
+    with refusing(f"{folder}/tokenizer.json", "a tokenizer that reads any text"):
+        tower.tokenize(["a text, \u2603"], ["its title"], length=8)
+
+
+def _check_encodes(tower: nn.Module, folder: str | Path) -> None:
+    """Refuse a tower whose config.json fits its weights, and cannot encode a text. Other formats are not made for a CPU."""
+    if next(tower.parameters()).dtype != torch.float32:
+        return
+    with refusing(f"{folder}/config.json", "an encoder of texts"), torch.no_grad(), without_noise(tower):
+        vectors = tower(tower.tokenize(["a text"], length=8)[[0]])
+        if vectors.shape != (1, tower.dim):
+            raise ValueError(f"a text is encoded to a tensor of shape {tuple(vectors.shape)}, not (1, {tower.dim})")

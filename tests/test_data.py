@@ -133,6 +133,19 @@ def test_cache_keeps_rebuilds_and_does_without(tmp_path, monkeypatch):
     assert cached_json("x.json", build) == [1, "ü"]
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", "[1]", '[["title", "summary", "text"]]', '[["title", "summary", "text", [1]]]',
+                                     '[["title", "summary", 3, []]]', "[" * 100_000])
+def test_broken_python_docs_in_the_cache_are_built_again(tmp_path, monkeypatch, content):
+    monkeypatch.setenv("CONTACCUM_LITE_CACHE", str(tmp_path))
+    entries = [["a", "What is a?", "It is a.", [1]], ["b", "What is b?", "It is b.", [0]]]
+    monkeypatch.setattr(data, "_build_python_docs", lambda progress: entries)
+    first = data.python_docs_pairs(progress=False).fingerprint
+    path, = tmp_path.glob("python-docs-*.json")
+    path.write_text(content)
+    assert data.python_docs_pairs(progress=False).fingerprint == first
+    assert json.loads(path.read_text()) == entries
+
+
 def test_write_atomically_leaves_nothing_half_written(tmp_path, monkeypatch):
     path = tmp_path / "f"
     write_atomically(path, b"old")
