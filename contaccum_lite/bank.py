@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -15,8 +17,10 @@ class MemoryBank:
     """
 
     def __init__(self, size: int, dim: int, dtype: torch.dtype = torch.float32, device: str = "cpu"):
-        if size < 0 or dim < 1:
-            raise ValueError(f"a bank of {size} vectors of length {dim}: size must be 0 or more, dim 1 or more.")
+        whole = isinstance(size, Integral) and isinstance(dim, Integral)
+        if not whole or size < 0 or dim < 1:
+            raise ValueError(f"a bank of {size} vectors of length {dim}: size must be 0 or more, "
+                             "dim 1 or more, in whole numbers.")
         self.size, self.dim = size, dim
         self._vectors = torch.zeros(size, dim, dtype=dtype, device=device)
         self._ids = torch.full((size,), -1, dtype=torch.int64)
@@ -48,14 +52,16 @@ class MemoryBank:
 
     def write(self, ids: Tensor, vectors: Tensor, step: int) -> None:
         """Store detached copies of (B, dim) vectors, in order, over the oldest ones; of more than `size`, the newest stay."""
-        if vectors.ndim != 2 or vectors.shape[1] != self.dim or len(ids) != len(vectors):
-            raise ValueError(f"write got {tuple(vectors.shape)} vectors and {len(ids)} ids: expected (B, {self.dim}) and B.")
+        ids = torch.as_tensor(ids)
+        if vectors.ndim != 2 or vectors.shape[1] != self.dim or ids.shape != vectors.shape[:1]:
+            raise ValueError(f"write got {tuple(vectors.shape)} vectors and {tuple(ids.shape)} "
+                             f"ids: expected (B, {self.dim}) and (B,).")
         if not self.size:
             return
         new = min(len(ids), self.size)
         slots = self._slots(new)
         self._vectors[slots] = vectors.detach()[-new:]
-        self._ids[slots] = torch.as_tensor(ids)[-new:]
+        self._ids[slots] = ids[-new:]
         self._born[slots] = step
         self.next_slot = (self.next_slot + new) % self.size
         self._count = min(self._count + new, self.size)
@@ -138,6 +144,8 @@ class TableBank:
     """
 
     def __init__(self, vectors: Tensor, step: int = 0):
+        if vectors.ndim != 2:
+            raise ValueError(f"a table of {tuple(vectors.shape)} vectors: expected (N, d).")
         self.vectors = vectors.detach().clone()
         self.born = torch.full((len(vectors),), step, dtype=torch.int64)
         self._undo: list | None = None

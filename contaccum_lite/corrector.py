@@ -34,12 +34,27 @@ class Identity:
         """Learn from n pairs of a stale vector, with its age in updates, and the same passage's vector now."""
         if stale.shape != target.shape or stale.ndim != 2 or age.shape != stale.shape[:1] or not len(stale):
             raise ValueError(f"fit got {tuple(stale.shape)} stale vectors, {tuple(age.shape)} ages and {tuple(target.shape)} targets: expected (n, d), (n,) and (n, d), n ≥ 1.")
+        self._check(stale, age)
         stale, target = stale.detach(), target.detach()
         self._fit(stale, self._scale(age, stale, fitting=True), target)
 
     def __call__(self, stale: Tensor, age: Tensor) -> Tensor:
         """Vectors (n, d) moved to where they would be now; as they are before the first `fit`."""
+        self._check(stale, age)
         return self._move(stale, self._scale(age, stale)) if self.fitted else stale
+
+    def _check(self, stale: Tensor, age: Tensor) -> None:
+        length = self._length()
+        if stale.ndim != 2 or age.shape != stale.shape[:1] or length not in (None, stale.shape[1]):
+            fitted = ", as it was fitted; reset() makes it new" if length else ""
+            raise ValueError(f"{type(self).__name__} got {tuple(stale.shape)} stale vectors and "
+                             f"{tuple(age.shape)} ages: expected (n, {length or 'd'}) and "
+                             f"(n,){fitted}.")
+
+    def _length(self) -> int | None:
+        """Of the vectors that it was fitted to."""
+        lengths = [value.shape[-1] for value in self.known.values() if value.ndim]
+        return lengths[0] if lengths else None
 
     def reset(self) -> None:
         """Be the identity again."""
@@ -112,6 +127,8 @@ class Ridge(Identity):
 
     def __init__(self, by_age: bool = False, penalty: float = 0.03):
         super().__init__(by_age)
+        if not penalty >= 0:
+            raise ValueError(f"penalty is {penalty!r}: it must be 0 or more.")
         self.penalty = penalty
 
     def _fit(self, stale, scale, target):
@@ -136,6 +153,8 @@ class Kernel(Identity):
 
     def __init__(self, by_age: bool = False, width: float = 0.5):
         super().__init__(by_age)
+        if not width > 0:
+            raise ValueError(f"width is {width!r}: it must be above 0.")
         self.width = width
 
     def _fit(self, stale, scale, target):
@@ -158,8 +177,14 @@ class ResidualMLP(Identity):
 
     def __init__(self, by_age: bool = False, width: int = 128, steps: int = 2, learning_rate: float = 3e-3, seed: int = 0):
         super().__init__(by_age)
+        if not (width >= 1 and steps >= 0 and learning_rate > 0):
+            raise ValueError(f"width is {width!r}, steps {steps!r} and learning_rate "
+                             f"{learning_rate!r}: they must be 1 or more, 0 or more, and above 0.")
         self.width, self.steps, self.learning_rate, self.seed = width, steps, learning_rate, seed
         self.network = self.optimizer = None
+
+    def _length(self):
+        return self.network[0].in_features if self.network is not None else None
 
     def reset(self):
         self.known, self.network, self.optimizer = {}, None, None
@@ -215,5 +240,7 @@ CORRECTORS = {"identity": Identity, "mean_shift": MeanShift, "moments": Moments,
 
 def make_corrector(name: str, by_age: bool = False, seed: int = 0):
     """A corrector by its name; by_age: for vectors of mixed ages, where it can look at them."""
+    if name not in CORRECTORS:
+        raise ValueError(f"corrector is {name!r}: choose one of {', '.join(CORRECTORS)}.")
     kind = CORRECTORS[name]
     return kind(by_age and kind.ages, **({"seed": seed} if kind is ResidualMLP else {}))

@@ -142,7 +142,8 @@ def python_docs_pairs(progress: bool = True) -> Pairs:
 
     reader = Path(pydocs.__file__).read_bytes()  # a change of the reader makes a new corpus, as a change of what it reads does
     key = hashlib.sha256(json.dumps([pydocs.versions(), HARD_NEGATIVES]).encode() + reader).hexdigest()[:16]
-    stored = cached_json(f"python-docs-{key}.json", lambda: _build_python_docs(progress), _check_python_docs)
+    stored = cached_json(f"python-docs-{key}.json", lambda: _build_python_docs(progress),
+                         _check_python_docs)
     passages = [Passage(str(row), title, text) for row, (title, _, text, _) in enumerate(stored)]
     groups: dict[str, list[Pair]] = {"train": [], "held out": []}
     ranks = {}
@@ -265,8 +266,8 @@ def cache_folder() -> Path:
 def cached_json(name: str, build, check=lambda value: None):
     """The JSON value kept in the cache under this name, or what `build()` gives, which is then kept.
 
-    A file that cannot be read, or whose value `check` refuses by a ValueError, is built anew; a folder that
-    cannot be written to is done without.
+    A file that cannot be read, or whose value `check` refuses by a ValueError, is built again;
+    a folder that cannot be written to is done without.
     """
     path = cache_folder() / name
     try:

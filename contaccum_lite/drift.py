@@ -74,7 +74,8 @@ def gradient_error(run) -> dict[int, tuple[float, float]]:
         tower.in_place = False                   # gradients are to come back here, not to be added where they belong
     try:
         with torch.no_grad():
-            now = learner.encode_fresh(run.feed.micro_batch(bank.ids.numpy())) if len(bank) else None
+            banked = run.feed.micro_batch(bank.ids.numpy())
+            now = learner.encode_fresh(banked) if len(bank) else None
 
         def gradient(queries: Tensor, passages: Tensor, ids: Tensor) -> Tensor:
             vectors = learner.encode_fresh(batch)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from .bank import MemoryBank
-from .loss import Contrast, joint_keys
+from .loss import Contrast, check_temperature, check_vectors, joint_keys
 
 
 class IncrementalSoftmax:
@@ -40,6 +40,8 @@ class IncrementalSoftmax:
 
     def __init__(self, query_bank: MemoryBank, passage_bank: MemoryBank, hard_bank: MemoryBank, temperature: float = 1.0,
                  keys: tuple[Tensor, Tensor, Tensor] | None = None):
+        check_temperature(temperature)
+        _check_banks(query_bank, passage_bank, hard_bank)
         self.banks = query_bank, passage_bank, hard_bank
         self.temperature, self.keys = temperature, keys
         self._joint = joint_keys(*keys[:2]) if keys is not None else None
@@ -60,6 +62,10 @@ class IncrementalSoftmax:
     def expect(self, sizes: Sequence[int], place: int = 0) -> None:
         """Say how large the micro-batches of an epoch are, and how many of them are done: when each column will leave."""
         if place != self._place or sizes is not self._sizes and not np.array_equal(sizes, self._sizes):
+            if np.ndim(sizes) != 1 or not 0 <= place < len(sizes) or np.min(sizes) < 1:
+                raise ValueError(f"expect got sizes {np.asarray(sizes)!s} and place {place}: "
+                                 "expected the pairs of each micro-batch of an epoch, 1 or more, "
+                                 "and a place among them.")
             self._sizes, self._place, self._written, self._versions = sizes, place, None, None
         self._sizes = sizes
 
@@ -72,6 +78,7 @@ class IncrementalSoftmax:
         if self.keys is not None and (pair_ids is None or hard is not None and hard_ids is None):
             raise ValueError("keys were given, by which duplicates are masked, but not whose vectors these are: give pair_ids (B,), and hard_ids where there "
                              "are hard negatives; or make it without keys.")
+        self._check(queries, passages, hard, pair_ids, hard_ids)
         hard_ids = torch.zeros(0, dtype=torch.int64) if hard_ids is None else hard_ids
         self._catch_up()
         b, h = len(queries), 0 if hard is None else len(hard)
@@ -97,6 +104,31 @@ class IncrementalSoftmax:
         self._seen = scores, b, len(bank_q), len(bank_p), h, gained
         rows = b + len(bank_q)
         return Contrast(loss / rows, *(None if d is None else d.mul_(1 / (rows * self.temperature)) for d in (d_queries, d_passages, d_hard)), None, None)
+
+    def _check(self, queries: Tensor, passages: Tensor, hard: Tensor | None,
+               pair_ids: Tensor | None, hard_ids: Tensor | None) -> None:
+        """Refuse vectors that do not fit together, or with the banks."""
+        check_vectors({"queries": queries, "passages": passages}, self.banks[1].dim)
+        if hard is not None:
+            check_vectors({"hard": hard}, self.banks[1].dim)
+        count, hard_count = len(queries), 0 if hard is None else len(hard)
+        if count != len(passages) or not count:
+            raise ValueError(f"{count} queries and {len(passages)} passages: expected one passage "
+                             "per query, and at least one.")
+        self._check_kept(count, hard_count)
+        _check_ids("pair_ids", pair_ids, count)
+        _check_ids("hard_ids", hard_ids, hard_count)
+
+    def _check_kept(self, count: int, hard_count: int) -> None:
+        """Refuse what the banks cannot take in, and banks that are not filled in step."""
+        kept = self.banks[2].size // max(1, self.banks[1].size)
+        if kept and hard_count != kept * count:
+            raise ValueError(f"{hard_count} hard negatives for {count} queries: expected "
+                             f"{kept * count}, for the bank keeps {kept} with each passage.")
+        past_queries, past_passages = len(self.banks[0]), len(self.banks[1])
+        if past_queries not in (0, past_passages):
+            raise ValueError(f"the query bank holds {past_queries} vectors and the passage bank "
+                             f"{past_passages}: write both in step, or clear the query bank.")
 
     def _local_rows(self, queries: Tensor, columns: list[Tensor], same: Tensor | None, same_hard: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Scores of the local rows with all columns, the sum of their losses, and their softmax less 1 at the positive."""
@@ -324,6 +356,21 @@ class IncrementalSoftmax:
         self.older, self.newer, self.positives = (state[name].to(self.older).clone() for name in ("older", "newer", "positives"))
         self.clock, self._place, self._sizes = int(state["clock"]), int(state["place"]), state["sizes"].cpu().numpy()
         self._written, self._versions = None, self._now()
+
+
+def _check_banks(query_bank: MemoryBank, passage_bank: MemoryBank, hard_bank: MemoryBank) -> None:
+    queries, passages, hard = query_bank.size, passage_bank.size, hard_bank.size
+    in_step = queries in (0, passages) and hard % max(1, passages) == 0
+    if not in_step or not query_bank.dim == passage_bank.dim == hard_bank.dim:
+        raise ValueError(f"the banks have {queries}, {passages} and {hard} slots for queries, "
+                         "passages and hard negatives: expected 0 or as many queries as passages, "
+                         "the same number of hard negatives for each passage, and vectors of one "
+                         "length.")
+
+
+def _check_ids(name: str, ids: Tensor | None, count: int) -> None:
+    if ids is not None and ids.shape != (count,):
+        raise ValueError(f"{name} is {tuple(ids.shape)}: expected ({count},), one for each vector.")
 
 
 def _together(scores: Tensor, hard: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ negatives ; banked hard negatives]. Row i's positive is column i. Nothing here k
 
 from __future__ import annotations
 
+import math
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -31,8 +33,9 @@ def similarity_matrix(queries, passages, query_bank=None, passage_bank=None, har
 
     queries, passages: (N_local, d). query_bank, passage_bank, bank_hard_negatives: a `MemoryBank`, an (N, d) tensor or
     None. hard_negatives: (N_hard, d) or None. One product of raw vectors: no softmax in it (equation 7, read as its code
-    does; notebook 01).
+    does; notebook 01). Raises `ValueError` for shapes that do not fit.
     """
+    check_temperature(temperature)
     rows, columns = _rows_and_columns(queries, passages, query_bank, passage_bank, hard_negatives, bank_hard_negatives)
     return rows @ columns.T / temperature
 
@@ -46,7 +49,9 @@ def info_nce(queries, passages, query_bank=None, passage_bank=None, hard_negativ
     """
     scores = similarity_matrix(queries, passages, query_bank, passage_bank, hard_negatives,
                                bank_hard_negatives=bank_hard_negatives, temperature=temperature)
-    scores = scores if mask is None else scores.masked_fill(mask, -torch.inf)
+    if mask is not None:
+        _check_mask(mask, scores)
+        scores = scores.masked_fill(mask, -torch.inf)
     positives = torch.arange(len(scores), device=scores.device)
     return torch.nn.functional.cross_entropy(scores, positives)
 
@@ -71,9 +76,11 @@ def contrast(queries, passages, query_bank=None, passage_bank=None, hard_negativ
         ∂loss/∂q_l = -(p_l - Σ_j S_lj p_j) / nτ     over all columns j      (equation 8)
         ∂loss/∂p_l = -(q_l - Σ_i S_il q_i) / nτ     over all rows i         (equation 9)
     """
+    check_temperature(temperature)
     rows, columns = _rows_and_columns(queries, passages, query_bank, passage_bank, hard_negatives, bank_hard_negatives)
     scores = rows @ columns.T / temperature
     if mask is not None:
+        _check_mask(mask, scores)
         scores.masked_fill_(mask, -torch.inf)
     highest = scores.amax(dim=1, keepdim=True)
     weights = (scores - highest).exp_()
@@ -118,6 +125,32 @@ def joint_keys(query_keys: Tensor, passage_keys: Tensor) -> Tensor | None:
     return torch.where(of_passage[passage_keys] > 1, passage_keys, query_keys + len(of_passage))
 
 
+def check_temperature(temperature: float | Tensor) -> None:
+    """Raise `ValueError` for a temperature that scores cannot be divided by."""
+    if not isinstance(temperature, (Real, Tensor)) or not 0 < temperature < math.inf:
+        raise ValueError(f"temperature is {temperature!r}: it must be a number above 0.")
+
+
+def check_vectors(parts: dict[str, Tensor], length: int) -> None:
+    """Raise `ValueError` where one of these, by name, is not a tensor of vectors of this length."""
+    for name, part in parts.items():
+        if not isinstance(part, Tensor) or part.ndim != 2 or part.shape[1] != length:
+            raise ValueError(f"{name} is {_shape(part)}: expected a tensor (number, {length}), "
+                             f"where {length} is the length of a query.")
+
+
+def _check_mask(mask: Tensor, scores: Tensor) -> None:
+    if not isinstance(mask, Tensor) or mask.shape != scores.shape or mask.dtype != torch.bool:
+        raise ValueError(f"mask is {_shape(mask)}: expected {_shape(scores)} of torch.bool, a row "
+                         "for each query and a column for each passage, True where an entry is "
+                         "left out.")
+
+
+def _shape(value) -> str:
+    """What to call an argument in an error: its shape, or its type where it is no tensor."""
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
 def _repeats(keys: Tensor) -> bool:
     return len(set(keys.tolist())) < len(keys)  # faster than sorting, up to some thousands
 
@@ -130,9 +163,10 @@ def _rows_and_columns(queries, passages, query_bank, passage_bank, hard_negative
     parts = {"queries": queries, "passages": passages, "query_bank": query_bank, "passage_bank": passage_bank,
              "hard_negatives": hard_negatives, "bank_hard_negatives": bank_hard_negatives}
     parts = {name: p.vectors if isinstance(p, MemoryBank) else p for name, p in parts.items() if p is not None}
-    for name, part in parts.items():
-        if part.ndim != 2 or part.shape[1] != queries.shape[-1]:
-            raise ValueError(f"{name} is {tuple(part.shape)}: expected (number, {queries.shape[-1]}), the length of a query.")
+    if not isinstance(queries, Tensor) or queries.ndim != 2:
+        raise ValueError(f"queries is {_shape(queries)}: expected a tensor (number, length of a "
+                         "vector).")
+    check_vectors(parts, queries.shape[1])
     if len(queries) != len(passages) or not len(queries):
         raise ValueError(f"{len(queries)} queries and {len(passages)} passages: expected one passage per query, and at least one.")
     past_queries, past_passages = _count(parts.get("query_bank")), _count(parts.get("passage_bank"))

@@ -67,7 +67,7 @@ def activation_memory(run, pairs: int) -> int:
     if not 1 <= pairs <= len(run.feed.rows):
         raise ValueError(f"pairs is {pairs}: it must be from 1 to {len(run.feed.rows)}, the pairs to train on.")
     batch = run.feed.micro_batch(run.feed.rows[:pairs])
-    noise = run.learner.noise(run.step_count, 0)                # as in training: dropout keeps its masks
+    noise = run.learner.noise(run.step_count, 0)       # as in training: dropout keeps its masks
     with noise, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         vectors = run.learner.encode(batch, purpose=None)      # kept alive, so that no storage is used twice
     del vectors

@@ -194,10 +194,10 @@ class Learner:
         return Encoded(queries, columns[:pairs], columns[pairs:] if len(columns) > pairs else None)
 
     def encode_fresh(self, batch: MicroBatch, purpose: str | None = None) -> Encoded:
-        """The vectors of a micro-batch by the towers as they are now, without noise: for all but training.
+        """The vectors of a micro-batch by the towers as they are now, without dropout.
 
-        What trains calls `encode` inside of `noise`. Anything else would draw from PyTorch's own generator,
-        and the run would depend on more than its seed.
+        What trains calls `encode` inside `noise`. Anything else would draw from PyTorch's own
+        generator, and the run would depend on more than its seed.
         """
         with without_noise(*self.towers):
             return self.encode(batch, purpose=purpose)

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from .precision import encode
-from .tower_files import check_shapes, make_tokenizer, pretrained, read_object, read_tokenizer, read_weights, refusing
+from .tower_files import (check_shapes, make_tokenizer, pretrained, read_object, read_tokenizer,
+                          read_weights, refusing)
 
 VOCABULARY = 8192
 ENDINGS = ("layernorm", "none", "unit", "pooled")
@@ -28,8 +29,8 @@ POOLINGS = ("cls", "mean")
 _WORDPIECE = 2  # goes up when the training of a vocabulary changes, so that no old one is taken from the cache
 # what transformers' configurations call the rates of dropout that no layer of its own holds
 _DROPOUT_RATES = ("attention_probs_dropout_prob", "attention_dropout", "dropout", "dropout_rate",
-                  "hidden_dropout", "activation_dropout", "attn_pdrop", "encoder_layerdrop", "layerdrop",
-                  "drop_path_rate")
+                  "hidden_dropout", "activation_dropout", "attn_pdrop", "encoder_layerdrop",
+                  "layerdrop", "drop_path_rate")
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -98,7 +99,8 @@ class BagTower(nn.Module):
         def ids(part):
             return [e.ids[:length] for e in self.tokenizer.encode_batch_fast(part, add_special_tokens=False)]
 
-        return _known(Tokens(_in_parts(ids, _cut(texts, length)), self.pad), self.embedding.num_embeddings)
+        tokens = Tokens(_in_parts(ids, _cut(texts, length)), self.pad)
+        return _known(tokens, self.embedding.num_embeddings)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, tokenizer.json and model.safetensors into the folder."""
@@ -119,15 +121,17 @@ class BagTower(nn.Module):
             raise ValueError(f"{folder} holds no bag tower (its config.json says tower={config.get('tower')!r}): use load_tower.")
         dim, ending = config.get("dim"), config.get("ending", "layernorm")
         if type(dim) is not int or dim < 1 or ending not in ENDINGS:
-            raise ValueError(f"{folder / 'config.json'} has dim={dim!r} and ending={ending!r}: expected a whole number "
-                             f"above 0, and one of {', '.join(ENDINGS)}.")
+            raise ValueError(f"{folder / 'config.json'} has dim={dim!r} and ending={ending!r}: "
+                             f"expected a whole number above 0, and one of {', '.join(ENDINGS)}.")
         tokenizer = read_tokenizer(folder / "tokenizer.json")
         path = folder / "model.safetensors"
         weights = read_weights(path)
-        table = {"embedding.weight": (tokenizer.get_vocab_size(), dim)}
-        check_shapes({name: weights[name] for name in weights if name in table}, table, path)    # before memory is taken for it
+        # the table is most of the tower: before memory is taken for it, its size is compared
+        table = {name: tensor for name, tensor in weights.items() if name == "embedding.weight"}
+        check_shapes(table, {"embedding.weight": (tokenizer.get_vocab_size(), dim)}, path)
         tower = cls(tokenizer, dim, ending)
-        check_shapes(weights, {name: tuple(tensor.shape) for name, tensor in tower.state_dict().items()}, path)
+        shapes = {name: tuple(tensor.shape) for name, tensor in tower.state_dict().items()}
+        check_shapes(weights, shapes, path)
         tower.to(weights["embedding.weight"].dtype).load_state_dict(weights)
         _check_reads(tower, folder)
         return tower
@@ -214,7 +218,8 @@ def vocabulary_for(pairs, size: int = VOCABULARY):
     def check(value):
         tokenizer = make_tokenizer(value, "the vocabulary in the cache")
         numbers = sorted(tokenizer.get_vocab().values())
-        if numbers != list(range(len(numbers))) or [tokenizer.id_to_token(n) for n in range(len(SPECIAL))] != SPECIAL:
+        special = [tokenizer.id_to_token(number) for number in range(len(SPECIAL))]
+        if numbers != list(range(len(numbers))) or special != SPECIAL:
             raise ValueError("its tokens have other numbers than a trained vocabulary's")
 
     key = ("vocabulary", size)
@@ -239,9 +244,11 @@ class TransformerTower(nn.Module):
             raise ValueError(f"pooling is {pooling!r}: choose one of {', '.join(POOLINGS)}.")
         if tokenizer.pad_token_id is None:
             raise ValueError("the tokenizer has no padding token: set tokenizer.pad_token before making the tower.")
-        self.embeddings = getattr(model.config, "vocab_size", math.inf)      # a few encoders read characters, without a table
+        # a few encoders read characters, without a table of embeddings
+        self.embeddings = getattr(model.config, "vocab_size", math.inf)
         if tokenizer.pad_token_id >= self.embeddings:
-            raise ValueError(f"the tokenizer's padding token has the number {tokenizer.pad_token_id}, and the encoder has embeddings for 0 to "
+            raise ValueError("the tokenizer's padding token has the number "
+                             f"{tokenizer.pad_token_id}, and the encoder has embeddings for 0 to "
                              f"{self.embeddings - 1}: choose another padding token.")
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # a layer on top of [CLS] that DPR does not use
@@ -278,9 +285,11 @@ class TransformerTower(nn.Module):
         if pooling is None and path.is_file():
             pooling = read_object(path).get("pooling")
             if pooling not in POOLINGS:
-                raise ValueError(f"{path} has pooling={pooling!r}: expected one of {', '.join(POOLINGS)}.")
+                raise ValueError(f"{path} has pooling={pooling!r}: expected one of "
+                                 f"{', '.join(POOLINGS)}.")
         model, tokenizer = pretrained(folder)
-        with refusing(f"{folder} (config.json, tokenizer_config.json)", "an encoder of texts and its tokenizer"):
+        files = f"{folder} (config.json, tokenizer_config.json)"
+        with refusing(files, "an encoder of texts and its tokenizer"):
             tower = cls(model, tokenizer, pooling or "cls")
         _check_reads(tower, folder)
         _check_encodes(tower, folder)
@@ -344,7 +353,7 @@ def _in_parts(function, *columns: list, size: int = 256) -> Iterator:
 
 @contextmanager
 def without_noise(*towers: nn.Module) -> Iterator[None]:
-    """These towers without dropout: a text always has the same vector. Each layer is set back afterwards."""
+    """These towers without dropout: a text always has the same vector. It is undone at the end."""
     modes = [(layer, layer.training) for tower in towers for layer in tower.modules()]
     try:
         for tower in towers:
@@ -403,8 +412,9 @@ def _known(tokens: Tokens, count: float) -> Tokens:
     """These tokens, if the tower has an embedding for each."""
     highest = tokens.flat.max(initial=0)
     if highest >= count:
-        raise ValueError(f"the tokenizer gives a token the number {highest}, and the tower has embeddings for 0 to {count - 1}: "
-                         "give a tower and the tokenizer that it was trained with.")
+        raise ValueError(f"the tokenizer gives a token the number {highest}, and the tower has "
+                         f"embeddings for 0 to {count - 1}: give a tower and the tokenizer that it "
+                         "was trained with.")
     return tokens
 
 
@@ -415,10 +425,12 @@ def _check_reads(tower: nn.Module, folder: str | Path) -> None:
 
 
 def _check_encodes(tower: nn.Module, folder: str | Path) -> None:
-    """Refuse a tower whose config.json fits its weights, and cannot encode a text. Other formats are not made for a CPU."""
-    if next(tower.parameters()).dtype != torch.float32:
+    """Refuse a tower whose config.json fits its weights, and that cannot encode a text."""
+    if next(tower.parameters()).dtype != torch.float32:        # a CPU may not have it
         return
-    with refusing(f"{folder}/config.json", "an encoder of texts"), torch.no_grad(), without_noise(tower):
+    with (refusing(f"{folder}/config.json", "an encoder of texts"), torch.no_grad(),
+          without_noise(tower)):
         vectors = tower(tower.tokenize(["a text"], length=8)[[0]])
         if vectors.shape != (1, tower.dim):
-            raise ValueError(f"a text is encoded to a tensor of shape {tuple(vectors.shape)}, not (1, {tower.dim})")
+            raise ValueError(f"a text is encoded to a tensor of shape {tuple(vectors.shape)}, "
+                             f"not (1, {tower.dim})")

@@ -253,3 +253,21 @@ def test_bad_input_is_named():
         cl.MemoryBank(-1, 2)
     with pytest.raises(ValueError, match="the state is of a bank of"):
         cl.MemoryBank(5, 2).load_state_dict(cl.MemoryBank(4, 2).state_dict())
+
+
+@pytest.mark.parametrize(
+    "size, dim", [(2.5, 3), ("8", 3), (8, 3.0), (None, 3), (8, 0), (float("nan"), 3)]
+)
+def test_a_bank_has_whole_numbers(size, dim):
+    with pytest.raises(ValueError, match="in whole numbers"):
+        cl.MemoryBank(size, dim)
+
+
+def test_ids_that_do_not_fit_leave_the_bank_as_it_was():
+    bank = cl.MemoryBank(4, 2)
+    bank.write(torch.arange(3), torch.ones(3, 2), 0)
+    before = {name: value.clone() for name, value in bank.state_dict().items()}
+    for ids in (torch.zeros(2, 1), torch.tensor(1), [[1, 2], [3, 4]]):
+        with pytest.raises(ValueError, match=r"expected \(B, 2\) and \(B,\)"):
+            bank.write(ids, torch.zeros(2, 2), 1)
+    assert all(torch.equal(before[name], value) for name, value in bank.state_dict().items())

@@ -255,3 +255,50 @@ def test_overlap_and_mass_by_hand():
     assert gap["overlap"] == 0.5 and abs(gap["mass"] - 0.6 / 0.7) < 1e-6
     with pytest.raises(ValueError, match="expected two of"):
         softmax_gap(fresh, fresh[0])
+
+
+# --- what does not fit ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CORRECTORS)
+def test_vectors_that_a_corrector_cannot_move_are_named(lesson, name):
+    stale, age, target = lesson
+    found = make_corrector(name)
+    for wrong in (
+        (stale[0], age[:1]),
+        (stale, age[:3]),
+        (stale, age[:, None]),
+        (stale[None], age[None]),
+    ):
+        with pytest.raises(
+            ValueError, match=r"stale vectors and .* ages: expected \(n, d\) and \(n,\)\."
+        ):
+            found(*wrong)
+    found.fit(stale, age, target)
+    if name != "identity":
+        with pytest.raises(ValueError, match=r"expected \(n, 6\) and \(n,\), as it was fitted"):
+            found(stale[:, :4], age)
+        with pytest.raises(ValueError, match=r"expected \(n, 6\) and \(n,\), as it was fitted"):
+            found.fit(stale[:, :4], age, target[:, :4])
+    found.reset()
+    found.fit(stale[:, :4], age, target[:, :4])
+    assert found(stale[:, :4], age).shape == (40, 4)
+
+
+def test_correctors_that_cannot_be_are_refused():
+    for make, words in (
+        (lambda: make_corrector("magic"), "corrector is 'magic': choose one of identity"),
+        (lambda: Ridge(penalty=-1), "penalty is -1"),
+        (lambda: Kernel(width=0), "width is 0"),
+        (lambda: Kernel(width=math.nan), "width is nan"),
+        (lambda: ResidualMLP(width=0), "width is 0"),
+        (lambda: ResidualMLP(steps=-1), "steps -1"),
+        (lambda: ResidualMLP(learning_rate=0), "learning_rate 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make()
+
+
+def test_a_table_is_of_vectors():
+    with pytest.raises(ValueError, match=r"a table of \(3,\) vectors: expected \(N, d\)"):
+        TableBank(torch.zeros(3))

@@ -133,8 +133,9 @@ def test_cache_keeps_rebuilds_and_does_without(tmp_path, monkeypatch):
     assert cached_json("x.json", build) == [1, "ü"]
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "[1]", '[["title", "summary", "text"]]', '[["title", "summary", "text", [1]]]',
-                                     '[["title", "summary", 3, []]]', "[" * 100_000])
+@pytest.mark.parametrize("content", [
+    "{}", "[]", "[1]", '[["title", "summary", "text"]]', '[["title", "summary", "text", [1]]]',
+    '[["title", "summary", 3, []]]', "[" * 100_000])
 def test_broken_python_docs_in_the_cache_are_built_again(tmp_path, monkeypatch, content):
     monkeypatch.setenv("CONTACCUM_LITE_CACHE", str(tmp_path))
     entries = [["a", "What is a?", "It is a.", [1]], ["b", "What is b?", "It is b.", [0]]]

@@ -281,3 +281,63 @@ def test_what_is_missing_is_said():
     both.fast.enter()
     with pytest.raises(RuntimeError, match="enter once after it"):
         both.fast.enter()
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (
+            dict(queries=torch.zeros(2, 5)),
+            "2 queries and 4 passages: expected one passage per query",
+        ),
+        (dict(passages=torch.zeros(1, 5)), "4 queries and 1 passages"),
+        (dict(queries=torch.zeros(0, 5), passages=torch.zeros(0, 5)), "at least one"),
+        (dict(queries=torch.zeros(4, 6)), r"queries is \(4, 6\): expected a tensor \(number, 5\)"),
+        (dict(passages=torch.zeros(5)), r"passages is \(5,\)"),
+        (dict(queries=[[0.0] * 5] * 4), "queries is a list"),
+        (dict(hard=torch.zeros(3, 5)), "3 hard negatives for 4 queries: expected 4"),
+        (dict(hard=None, hard_ids=None), "0 hard negatives for 4"),
+        (dict(pair_ids=torch.arange(3)), r"pair_ids is \(3,\): expected \(4,\)"),
+        (dict(hard_ids=torch.arange(3)), r"hard_ids is \(3,\): expected \(4,\)"),
+    ],
+)
+def test_what_does_not_fit_together_is_named_and_changes_nothing(change, words):
+    both = Both(8, hard=1)
+    for _ in range(2):
+        batch = both.micro_batch(4)
+        both.fast.contrast(*batch)
+        both.write(batch)
+    next_batch = both.micro_batch(4)
+    given = dict(zip(("queries", "passages", "hard", "pair_ids", "hard_ids"), next_batch)) | change
+    with pytest.raises(ValueError, match=words):
+        both.fast.contrast(**given)
+    assert both.error(next_batch) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "sizes, dims",
+    [
+        ((4, 8, 0), (5, 5, 5)),
+        ((8, 8, 12), (5, 5, 5)),
+        ((8, 8, 8), (5, 5, 6)),
+        ((8, 0, 0), (5, 5, 5)),
+    ],
+)
+def test_banks_that_do_not_go_together_are_refused(sizes, dims):
+    with pytest.raises(ValueError, match="slots for queries, passages and hard negatives"):
+        IncrementalSoftmax(*(cl.MemoryBank(size, dim) for size, dim in zip(sizes, dims)))
+
+
+def test_a_temperature_an_epoch_or_a_bank_that_cannot_be_is_refused():
+    banks = [cl.MemoryBank(size, 5) for size in (4, 4, 0)]
+    for temperature in (0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="temperature is"):
+            IncrementalSoftmax(*banks, temperature)
+    fast = IncrementalSoftmax(*banks)
+    for sizes, place in (([], 0), ([2, 0], 0), ([2, 2], 2), ([2, 2], -1), ([[2]], 0)):
+        with pytest.raises(ValueError, match="expect got sizes"):
+            fast.expect(np.array(sizes), place)
+    banks[1].write(torch.arange(2), torch.zeros(2, 5), 0)
+    banks[0].write(torch.arange(1), torch.zeros(1, 5), 0)
+    with pytest.raises(ValueError, match="the query bank holds 1 vectors and the passage bank 2"):
+        fast.contrast(torch.zeros(2, 5), torch.zeros(2, 5))

@@ -144,3 +144,53 @@ def test_duplicate_mask_against_a_loop():
         assert expected.any() if mask is not None and mask.any() else not expected.any()
         if mask is not None:
             assert torch.equal(mask, expected)
+
+
+# --- what does not fit ---------------------------------------------------------------------------
+
+VECTORS = dict(queries=torch.zeros(4, 5), passages=torch.zeros(4, 5))
+FUNCTIONS = [cl.info_nce, cl.info_nce_gradients, contrast, cl.similarity_matrix]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize(
+    "temperature",
+    [0, 0.0, -1, math.nan, math.inf, torch.tensor(0.0), torch.tensor(math.nan), "1", None],
+)
+def test_a_temperature_that_is_not_above_zero_is_refused(function, temperature):
+    with pytest.raises(ValueError, match="temperature is .*: it must be a number above 0"):
+        function(**VECTORS, temperature=temperature)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS[:3])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        torch.zeros(4, dtype=torch.bool),
+        torch.zeros(4, 1, dtype=torch.bool),
+        torch.zeros(1, 4, 4, dtype=torch.bool),
+        torch.zeros(4, 5, dtype=torch.bool),
+        torch.zeros(4, 4),
+        [[False] * 4] * 4,
+    ],
+)
+def test_a_mask_that_is_not_of_the_shape_of_the_scores_is_refused(function, mask):
+    with pytest.raises(ValueError, match=r"mask is .*: expected \(4, 4\) of torch.bool"):
+        function(**VECTORS, mask=mask)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(queries=torch.zeros(5)), r"queries is \(5,\): expected a tensor"),
+        (dict(queries=torch.tensor(1.0)), r"queries is \(\)"),
+        (dict(queries=[[0.0] * 5] * 4), "queries is a list"),
+        (dict(passages=[[0.0] * 5] * 4), "passages is a list"),
+        (dict(passage_bank=7), "passage_bank is a int"),
+        (dict(hard_negatives=torch.zeros(5)), r"hard_negatives is \(5,\)"),
+    ],
+)
+def test_what_are_not_vectors_is_named(function, change, words):
+    with pytest.raises(ValueError, match=words):
+        function(**VECTORS | change)

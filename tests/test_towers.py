@@ -121,7 +121,8 @@ def test_dropout_without_a_layer_of_its_own_is_seen(rate):
 
 def test_other_kinds_of_dropout_are_seen():
     for kind in (torch.nn.Dropout1d, torch.nn.AlphaDropout, torch.nn.FeatureAlphaDropout):
-        assert has_dropout(torch.nn.Sequential(kind(0.1))) and not has_dropout(torch.nn.Sequential(kind(0.0)))
+        assert has_dropout(torch.nn.Sequential(kind(0.1)))
+        assert not has_dropout(torch.nn.Sequential(kind(0.0)))
 
 
 def test_towers_of_a_run_are_separate_unless_shared(toy):
