@@ -429,6 +429,10 @@ def test_no_command_runs_code_of_a_checkpoint_or_asks_on_the_standard_input(dama
     build(run, toy.passages[:9], index)
     for tower in (folder, *run.glob("*/*_tower"), index / "query_tower"):
         with_code(tower, marker)
+    for record in (run / "run.json", index / "index.json"):  # who adds code adds no digest of it
+        values = json.loads(record.read_text())
+        del values["digests"]
+        record.write_text(json.dumps(values))
     commands = [
         [
             "train",
