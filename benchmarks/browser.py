@@ -18,22 +18,25 @@ from statistics import median
 import nbformat
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import browser                                                           # noqa: E402
+import browser  # noqa: E402
 
-from .regime import README, between                                      # noqa: E402
+from .regime import README, between  # noqa: E402
 
-CELLS = ["""
+CELLS = [
+    """
 import time, torch
 import contaccum_lite as cl
 torch.set_num_threads(1)
 pairs = cl.load_pairs("python-docs", progress=False)
 def rss():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
-""", """
+""",
+    """
 lab = cl.Lab(pairs, updates=1_000_000, every=1_000_000)
 lab.run(10)
 lab
-"""]
+""",
+]
 
 #: In the page: how long from an event to the frame after this canvas, or this text, has changed. (A canvas is painted within a
 #: frame, so the next one comes after it; a text is changed between two, so the one after the next.)
@@ -52,12 +55,17 @@ class Bench:
 
     def value(self, expression: str):
         """What this Python expression is in the notebook's kernel."""
-        self.page.page.evaluate("""source => { const book = jupyterapp.shell.currentWidget.content;
-            book.activeCellIndex = book.widgets.length - 1; book.widgets[book.widgets.length - 1].model.sharedModel.setSource(source); }""", expression)
+        self.page.page.evaluate(
+            """source => { const book = jupyterapp.shell.currentWidget.content;
+            book.activeCellIndex = book.widgets.length - 1; book.widgets[book.widgets.length - 1].model.sharedModel.setSource(source); }""",
+            expression,
+        )
         self.page.page.evaluate("jupyterapp.commands.execute('notebook:run-cell')")
         self.page.idle(120)
-        return json.loads(self.page.page.evaluate("""() => { const cells = jupyterapp.shell.currentWidget.content.widgets;
-            const outputs = cells[cells.length - 1].model.outputs; return outputs.get(outputs.length - 1).data['text/plain']; }"""))
+        return json.loads(
+            self.page.page.evaluate("""() => { const cells = jupyterapp.shell.currentWidget.content.widgets;
+            const outputs = cells[cells.length - 1].model.outputs; return outputs.get(outputs.length - 1).data['text/plain']; }""")
+        )
 
     def watch(self, selector, number, attribute, event):
         self.page.page.evaluate(WATCH, [selector, number, attribute, event])
@@ -100,10 +108,16 @@ def times(bench, page) -> list[tuple[str, str]]:
         matrix = bench.took(lambda n: page.buttons(kinds[n % 2]).first.click())
         reload(page)
         bench.watch(".ccl-cells", 1, "data-frame", "keydown")
-        handle = page.page.locator(".widget-slider:has(label:text-is('N_memory')) .noUi-handle").first
+        handle = page.page.locator(
+            ".widget-slider:has(label:text-is('N_memory')) .noUi-handle"
+        ).first
         handle.focus()
-        bank = bench.took(lambda n: page.page.keyboard.press("ArrowLeft" if n % 2 == 0 else "ArrowRight"))
-        rows.append((f"switch to another matrix of {memory + 8}², to its picture", f"{matrix:.0f} ms"))
+        bank = bench.took(
+            lambda n: page.page.keyboard.press("ArrowLeft" if n % 2 == 0 else "ArrowRight")
+        )
+        rows.append(
+            (f"switch to another matrix of {memory + 8}², to its picture", f"{matrix:.0f} ms")
+        )
         rows.append((f"key on N_memory = {memory}, to the picture of the banks", f"{bank:.0f} ms"))
         reload(page)
     bench.value("(setattr(lab, 'memory_size', 128), lab.run(2), 0)[-1]")
@@ -122,8 +136,12 @@ def times(bench, page) -> list[tuple[str, str]]:
     rows.append(("Stop, to the button that says Play again", f"{median(stops):.0f} ms"))
     plain, played, rates = [], [], []
     for _ in range(7):
-        plain.append(bench.value("(lambda other, began: (other.run(100), 100 / (time.perf_counter() - began))[1])"
-                                 "(cl.Lab(pairs, updates=1_000_000, every=1_000_000), time.perf_counter())"))
+        plain.append(
+            bench.value(
+                "(lambda other, began: (other.run(100), 100 / (time.perf_counter() - began))[1])"
+                "(cl.Lab(pairs, updates=1_000_000, every=1_000_000), time.perf_counter())"
+            )
+        )
         page.scroll(1)
         page.buttons("Play").first.click()
         page.page.wait_for_timeout(1000)
@@ -137,7 +155,9 @@ def times(bench, page) -> list[tuple[str, str]]:
         page.page.wait_for_timeout(700)
     share = median(b / a for a, b in zip(plain[1:], played[1:]))
     rows.append(("pictures of the matrix a second, while it trains", f"{median(rates[1:]):.1f}"))
-    rows.append(("updates a second with all views, over those of the same run without", f"{share:.0%}"))
+    rows.append(
+        ("updates a second with all views, over those of the same run without", f"{share:.0%}")
+    )
     return rows
 
 
@@ -145,15 +165,28 @@ def memory(bench, page, minutes: float) -> list[tuple[str, str]]:
     """Memory of kernel and page after the first minute and after the last."""
     rows = []
     heap = page.page.context.new_cdp_session(page.page)
-    used = lambda: (heap.send("HeapProfiler.collectGarbage"), heap.send("Runtime.getHeapUsage")["usedSize"] / 1e6)[1]
+    used = lambda: (
+        heap.send("HeapProfiler.collectGarbage"),
+        heap.send("Runtime.getHeapUsage")["usedSize"] / 1e6,
+    )[1]
     page.buttons("Play").first.click()
     page.page.wait_for_timeout(60_000)
     before = bench.value("rss()"), used()
     page.scroll(1)
     page.page.wait_for_timeout((minutes - 1) * 60_000)
     after = bench.value("rss()"), used()
-    rows.append((f"memory of the kernel after 1 and {minutes:g} minutes of play", f"{before[0]:.0f} and {after[0]:.0f} MB"))
-    rows.append((f"memory of the page after 1 and {minutes:g} minutes of play", f"{before[1]:.0f} and {after[1]:.0f} MB"))
+    rows.append(
+        (
+            f"memory of the kernel after 1 and {minutes:g} minutes of play",
+            f"{before[0]:.0f} and {after[0]:.0f} MB",
+        )
+    )
+    rows.append(
+        (
+            f"memory of the page after 1 and {minutes:g} minutes of play",
+            f"{before[1]:.0f} and {after[1]:.0f} MB",
+        )
+    )
     page.scroll(1)
     page.buttons("Stop").first.click()
     return rows
@@ -161,8 +194,14 @@ def memory(bench, page, minutes: float) -> list[tuple[str, str]]:
 
 def main(minutes: float = 0) -> None:
     folder = Path(tempfile.mkdtemp())
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s.strip()) for s in (*CELLS, "0")])
-    notebook.metadata.kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(s.strip()) for s in (*CELLS, "0")]
+    )
+    notebook.metadata.kernelspec = {
+        "display_name": "Python 3",
+        "language": "python",
+        "name": "python3",
+    }
     nbformat.write(notebook, folder / "bench.ipynb")
     with browser.server(folder) as address, browser.browser(address, height=1400) as page:
         bench = Bench(page)
@@ -172,7 +211,9 @@ def main(minutes: float = 0) -> None:
         page.page.wait_for_timeout(2000)
         rows = memory(bench, page, minutes) if minutes else times(bench, page)
         assert not page.errors, page.errors
-    text = "\n".join(["| in the browser | |", "|---|---|", *(f"| {what} | {found} |" for what, found in rows)])
+    text = "\n".join(
+        ["| in the browser | |", "|---|---|", *(f"| {what} | {found} |" for what, found in rows)]
+    )
     print(text)
     between(README, "browser-memory" if minutes else "browser", text)
 

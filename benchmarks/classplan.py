@@ -15,7 +15,7 @@ HEADER = ("You will be able to", "You need", "Time", "The question", "Launch")
 
 
 def title(notebook) -> str:
-    """"01 · Contrast"."""
+    """ "01 · Contrast"."""
     return re.match(r"# (.+)", notebook.cells[0].source)[1].strip()
 
 
@@ -43,9 +43,17 @@ def sections(notebook, seconds=()) -> list[dict]:
         if cell.cell_type == "code":
             here = found[-1]
             here["read"] += len([line for line in cell.source.splitlines() if line.strip()]) / LINES
-            outputs = [kind for output in cell.get("outputs", []) for kind in output.get("data", {})]
-            here["read"] += LOOK * outputs.count("image/png") + sum("\n|" in "".join(o.data["text/markdown"]) for o in cell.get("outputs", []) if "text/markdown" in o.get("data", {}))
-            here["answer"] += ANSWER * len(re.findall(r"\bcl\.Predict\(|^guess\(", cell.source, re.M)) + PLAY * bool(re.search(r"^(lab|figure3|race\.race\(\))$", cell.source, re.M))
+            outputs = [
+                kind for output in cell.get("outputs", []) for kind in output.get("data", {})
+            ]
+            here["read"] += LOOK * outputs.count("image/png") + sum(
+                "\n|" in "".join(o.data["text/markdown"])
+                for o in cell.get("outputs", [])
+                if "text/markdown" in o.get("data", {})
+            )
+            here["answer"] += ANSWER * len(
+                re.findall(r"\bcl\.Predict\(|^guess\(", cell.source, re.M)
+            ) + PLAY * bool(re.search(r"^(lab|figure3|race\.race\(\))$", cell.source, re.M))
             continue
         for line in cell.source.splitlines():
             folded = (folded or "<details>" in line) and "</details>" not in line
@@ -54,9 +62,13 @@ def sections(notebook, seconds=()) -> list[dict]:
             elif exercise := re.match(r"###.*\((\d+) minutes\)", line):
                 found[-1]["exercise"] += int(exercise[1]) + TALK
             elif not folded and "</details>" not in line:
-                found[-1]["read"] += len(re.findall(r"\w+", re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", line))) / WORDS
+                found[-1]["read"] += (
+                    len(re.findall(r"\w+", re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", line))) / WORDS
+                )
                 found[-1]["read"] += line.startswith("$$")
-                found[-1]["answer"] += ANSWER * bool(re.match(r"\d+\. ", line)) + PLAY * bool(re.match(r"\*\*\d · ", line))
+                found[-1]["answer"] += ANSWER * bool(re.match(r"\d+\. ", line)) + PLAY * bool(
+                    re.match(r"\*\*\d · ", line)
+                )
     return [part for part in found if part["title"] != "References"]
 
 
@@ -71,8 +83,16 @@ def minutes(part: dict) -> float:
 def plan_table(notebook, record: dict | None = None) -> str:
     """The plan by the minute as Markdown; with the gate's record of the notebook, its computing is counted."""
     parts = sections(notebook, (record or {}).get("cells") or ())
-    rows, clock = ["| from minute | section | minutes | of these: exercises | predictions, questions, play | computing, s |", "|---" * 6 + "|"], 0.0
+    rows, clock = (
+        [
+            "| from minute | section | minutes | of these: exercises | predictions, questions, play | computing, s |",
+            "|---" * 6 + "|",
+        ],
+        0.0,
+    )
     for part in parts:
-        rows.append(f"| {clock:.0f} | {part['title']} | {max(1, math.ceil(minutes(part)))} | {part['exercise'] or ''} | {math.ceil(part['answer']) or ''} | {part['seconds']:.0f} |")
+        rows.append(
+            f"| {clock:.0f} | {part['title']} | {max(1, math.ceil(minutes(part)))} | {part['exercise'] or ''} | {math.ceil(part['answer']) or ''} | {part['seconds']:.0f} |"
+        )
         clock += minutes(part)
     return "\n".join([*rows, "", f"In all {clock:.0f} minutes."])

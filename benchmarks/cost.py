@@ -32,9 +32,21 @@ RECORDS = Path(__file__).parent / "records" / "cost.json"
 LOCAL = 8
 SIZES, WHOLE_UP_TO = (128, 512, 1024, 2048, 8192, 16384, 32768, 65536), 8192
 TOTALS, CAP = (64, 128, 256, 512), "11GB"
-SHAPES = {"6 layers of 384": dict(dim=384, layers=6, heads=12), "BERT-base, 12 layers of 768": dict(dim=768, layers=12, heads=12)}
-TOKENS = {("6 layers of 384", "cpu"): (32, 64), ("BERT-base, 12 layers of 768", "cpu"): (8, 16)}       # query, passage; short, so that a CPU ends this hour
-WAYS = {"dpr": "DPR, one batch", "grad_accum": "GradAccum", "grad_cache": "GradCache", "kept": "ContAccum, incremental", "whole": "ContAccum, whole matrix"}
+SHAPES = {
+    "6 layers of 384": dict(dim=384, layers=6, heads=12),
+    "BERT-base, 12 layers of 768": dict(dim=768, layers=12, heads=12),
+}
+TOKENS = {
+    ("6 layers of 384", "cpu"): (32, 64),
+    ("BERT-base, 12 layers of 768", "cpu"): (8, 16),
+}  # query, passage; short, so that a CPU ends this hour
+WAYS = {
+    "dpr": "DPR, one batch",
+    "grad_accum": "GradAccum",
+    "grad_cache": "GradCache",
+    "kept": "ContAccum, incremental",
+    "whole": "ContAccum, whole matrix",
+}
 
 
 def short(number: float) -> str:
@@ -42,7 +54,9 @@ def short(number: float) -> str:
     return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 
-def in_turns(acts: dict[str, Callable], rounds: int, device: str = "cpu", warm: bool = True) -> dict[str, float]:
+def in_turns(
+    acts: dict[str, Callable], rounds: int, device: str = "cpu", warm: bool = True
+) -> dict[str, float]:
     """Median seconds of each, taking turns; the first turn warms up, unless each was warmed before."""
     taken = {name: [] for name in acts}
     for _ in range(rounds + warm):
@@ -57,10 +71,15 @@ def in_turns(acts: dict[str, Callable], rounds: int, device: str = "cpu", warm: 
 
 # --- (a) the similarity part -------------------------------------------------------------------------------------------
 
+
 def multiplications(size: int, dim: int, kept: bool) -> int:
     """Multiply-adds of loss and gradients of one micro-batch: scores, then the gradients of local queries and passages."""
     b, n = LOCAL, size
-    return (2 * b * (b + n) + b * b + 2 * b * n) * dim if kept else ((b + n) ** 2 + 2 * b * (b + n)) * dim
+    return (
+        (2 * b * (b + n) + b * b + 2 * b * n) * dim
+        if kept
+        else ((b + n) ** 2 + 2 * b * (b + n)) * dim
+    )
 
 
 def one_similarity(size: int, dim: int, device: str) -> dict:
@@ -70,7 +89,11 @@ def one_similarity(size: int, dim: int, device: str) -> dict:
         bank.write(torch.arange(size), torch.randn(size, dim), 0)
     fast = incremental.IncrementalSoftmax(*banks)
     fast.expect(np.array([LOCAL]))
-    queries, passages, ids = torch.randn(LOCAL, dim, device=device), torch.randn(LOCAL, dim, device=device), torch.arange(LOCAL)
+    queries, passages, ids = (
+        torch.randn(LOCAL, dim, device=device),
+        torch.randn(LOCAL, dim, device=device),
+        torch.arange(LOCAL),
+    )
 
     def write():
         for bank, vectors in zip(banks, (queries, passages)):
@@ -86,46 +109,93 @@ def one_similarity(size: int, dim: int, device: str) -> dict:
         loss.contrast(queries, passages, *banks[:2])
         write()
 
-    fast._make_room()                                # time does not depend on what the table holds, so it need not be made from the banks
+    fast._make_room()  # time does not depend on what the table holds, so it need not be made from the banks
     for part in (fast.older, fast.newer, fast.positives):
         part.fill_(5.0)
     fast._versions = fast._now()
     found = in_turns({"kept": kept}, 9, device)
     if size <= WHOLE_UP_TO:
         found |= in_turns({"whole": whole}, 3 if size > 4000 else 7, device)
-    return dict(size=size, dim=dim, device=device, table=fast.bytes, **found,
-                **{f"operations_{name}": multiplications(size, dim, name == "kept") for name in ("kept", "whole")})
+    return dict(
+        size=size,
+        dim=dim,
+        device=device,
+        table=fast.bytes,
+        **found,
+        **{
+            f"operations_{name}": multiplications(size, dim, name == "kept")
+            for name in ("kept", "whole")
+        },
+    )
 
 
 def similarity(devices) -> list[dict]:
-    return [one_similarity(size, dim, device) for device in devices for dim in (64, 384, 768) for size in SIZES]
+    return [
+        one_similarity(size, dim, device)
+        for device in devices
+        for dim in (64, 384, 768)
+        for size in SIZES
+    ]
 
 
 def similarity_table(records: list[dict]) -> str:
-    rows = ["| device | d | N_memory | whole matrix, ms | incremental, ms | times faster | multiply-adds, whole ÷ incremental | table, MB | banks, MB |", "|---" * 9 + "|"]
+    rows = [
+        "| device | d | N_memory | whole matrix, ms | incremental, ms | times faster | multiply-adds, whole ÷ incremental | table, MB | banks, MB |",
+        "|---" * 9 + "|",
+    ]
     for r in records:
-        whole = [short(1000 * r["whole"]), short(r["whole"] / r["kept"])] if "whole" in r else ["", ""]
-        rows.append(f"| {r['device']} | {r['dim']} | {r['size']} | {whole[0]} | {short(1000 * r['kept'])} | {whole[1]} | "
-                    f"{r['operations_whole'] / r['operations_kept']:.0f} | {short(r['table'] / 1e6)} | {short(8 * r['size'] * r['dim'] / 1e6)} |")
+        whole = (
+            [short(1000 * r["whole"]), short(r["whole"] / r["kept"])] if "whole" in r else ["", ""]
+        )
+        rows.append(
+            f"| {r['device']} | {r['dim']} | {r['size']} | {whole[0]} | {short(1000 * r['kept'])} | {whole[1]} | "
+            f"{r['operations_whole'] / r['operations_kept']:.0f} | {short(r['table'] / 1e6)} | {short(8 * r['size'] * r['dim'] / 1e6)} |"
+        )
     return "\n".join(rows)
 
 
 # --- (b) one whole weight update: Figure 4 -----------------------------------------------------------------------------
 
-def prepared(pairs, shape: dict, tokens: tuple[int, int], way: str, total: int, size: int, device: str) -> cl.Run:
+
+def prepared(
+    pairs, shape: dict, tokens: tuple[int, int], way: str, total: int, size: int, device: str
+) -> cl.Run:
     """A run of this method with encoders of this shape and full banks."""
     method = "contaccum" if way in ("kept", "whole") else way
-    batch = dict(local_batch=total) if way == "dpr" else dict(local_batch=LOCAL, accumulation_steps=total // LOCAL)
-    banks = dict(memory_size=size, similarity="incremental" if way == "kept" else "full") if method == "contaccum" else {}
+    batch = (
+        dict(local_batch=total)
+        if way == "dpr"
+        else dict(local_batch=LOCAL, accumulation_steps=total // LOCAL)
+    )
+    banks = (
+        dict(memory_size=size, similarity="incremental" if way == "kept" else "full")
+        if method == "contaccum"
+        else {}
+    )
     torch.manual_seed(0)
-    made = [towers.TransformerTower.small_bert(towers.vocabulary_for(pairs), **shape).to(device) for _ in range(2)]
-    run = cl.Run(pairs, cl.Settings(method=method, tower="bert", dim=shape["dim"], device=device, query_tokens=tokens[0],
-                                    passage_tokens=tokens[1], **batch, **banks), towers=made)
+    made = [
+        towers.TransformerTower.small_bert(towers.vocabulary_for(pairs), **shape).to(device)
+        for _ in range(2)
+    ]
+    run = cl.Run(
+        pairs,
+        cl.Settings(
+            method=method,
+            tower="bert",
+            dim=shape["dim"],
+            device=device,
+            query_tokens=tokens[0],
+            passage_tokens=tokens[1],
+            **batch,
+            **banks,
+        ),
+        towers=made,
+    )
     if banks:
         for bank in run.learner.banks[:2]:
             bank.write(torch.arange(size) % len(pairs.train), torch.randn(size, shape["dim"]), 0)
         run.learner.softmax.expect(run.feed.sizes)
-        run.learner.softmax._catch_up()              # the table is made from the banks, once
+        run.learner.softmax._catch_up()  # the table is made from the banks, once
     return run
 
 
@@ -143,13 +213,30 @@ def capped(make: Callable, way: str, device: str, peaks: dict[str, int]) -> dict
 
 def some_updates(totals: list[int]) -> list[dict]:
     """GradAccum, GradCache and ContAccum with the smaller transformer: the smallest size in seven turns, others in three, after one that warms up."""
-    pairs, (name, shape), records = cl.load_pairs("python-docs", progress=False), next(iter(SHAPES.items())), []
+    pairs, (name, shape), records = (
+        cl.load_pairs("python-docs", progress=False),
+        next(iter(SHAPES.items())),
+        [],
+    )
     tokens = TOKENS[name, "cpu"]
     for total in totals:
-        runs = {way: prepared(pairs, shape, tokens, way, total, 8192, "cpu") for way in ("grad_accum", "grad_cache", "kept")}
-        found = in_turns({way: run.step for way, run in runs.items()}, 7 if total == TOTALS[0] else 3)
-        print(name, total, {way: round(seconds / found["grad_accum"], 3) for way, seconds in found.items()}, flush=True)
-        records += [dict(shape=name, tokens=tokens, device="cpu", total=total, way=way, seconds=seconds) for way, seconds in found.items()]
+        runs = {
+            way: prepared(pairs, shape, tokens, way, total, 8192, "cpu")
+            for way in ("grad_accum", "grad_cache", "kept")
+        }
+        found = in_turns(
+            {way: run.step for way, run in runs.items()}, 7 if total == TOTALS[0] else 3
+        )
+        print(
+            name,
+            total,
+            {way: round(seconds / found["grad_accum"], 3) for way, seconds in found.items()},
+            flush=True,
+        )
+        records += [
+            dict(shape=name, tokens=tokens, device="cpu", total=total, way=way, seconds=seconds)
+            for way, seconds in found.items()
+        ]
     return records
 
 
@@ -159,50 +246,107 @@ def update(devices) -> list[dict]:
         for name, shape in SHAPES.items():
             tokens = TOKENS.get((name, device), (32, 128))
             for total in TOTALS:
-                ways = [way for way in WAYS if way != "whole" or device != "cpu" or total == TOTALS[0]]
+                ways = [
+                    way for way in WAYS if way != "whole" or device != "cpu" or total == TOTALS[0]
+                ]
                 make = lambda way: prepared(pairs, shape, tokens, way, total, 8192, device)
                 found, peaks = {}, {}
-                if device != "cpu":                  # under the paper's cap, so one run at a time
+                if device != "cpu":  # under the paper's cap, so one run at a time
                     for way in ways:
                         found |= capped(lambda: make(way).step, way, device, peaks)
                 elif total == TOTALS[0]:
                     runs = {way: make(way) for way in ways}
                     found = in_turns({way: run.step for way, run in runs.items()}, 2, device)
                     del runs
-                else:                                # minutes each: one turn, and one run at a time in memory
+                else:  # minutes each: one turn, and one run at a time in memory
                     for way in ways:
                         found |= in_turns({way: make(way).step}, 1, device, warm=False)
                 named = device if device == "cpu" else torch.cuda.get_device_name(device)
-                records += [dict(shape=name, tokens=tokens, device=named, total=total, way=way, seconds=seconds, **({"peak": peaks[way]} if way in peaks else {}))
-                            for way, seconds in found.items()]
-                print(named, name, total, {way: round(seconds / found["grad_accum"], 3) for way, seconds in found.items()}, {w: f"{p / 1e9:.1f} GB" for w, p in peaks.items()}, flush=True)
-    bags = {way: cl.Run(pairs, cl.Settings.parse(line)) for way, line in {
-        "grad_accum": "method=grad_accum", "grad_cache": "method=grad_cache", "dpr": "method=dpr", "kept": "memory_size=1024",
-        "whole": "memory_size=1024&similarity=full"}.items()}
+                records += [
+                    dict(
+                        shape=name,
+                        tokens=tokens,
+                        device=named,
+                        total=total,
+                        way=way,
+                        seconds=seconds,
+                        **({"peak": peaks[way]} if way in peaks else {}),
+                    )
+                    for way, seconds in found.items()
+                ]
+                print(
+                    named,
+                    name,
+                    total,
+                    {
+                        way: round(seconds / found["grad_accum"], 3)
+                        for way, seconds in found.items()
+                    },
+                    {w: f"{p / 1e9:.1f} GB" for w, p in peaks.items()},
+                    flush=True,
+                )
+    bags = {
+        way: cl.Run(pairs, cl.Settings.parse(line))
+        for way, line in {
+            "grad_accum": "method=grad_accum",
+            "grad_cache": "method=grad_cache",
+            "dpr": "method=dpr",
+            "kept": "memory_size=1024",
+            "whole": "memory_size=1024&similarity=full",
+        }.items()
+    }
     for run in bags.values():
         for _ in range(9):
             run.step()
-    return records + [dict(shape="bag tower, N_memory 1024", tokens=(32, 64), device="cpu", total=128, way=way, seconds=seconds)
-                      for way, seconds in in_turns({way: run.step for way, run in bags.items()}, 31).items()]
+    return records + [
+        dict(
+            shape="bag tower, N_memory 1024",
+            tokens=(32, 64),
+            device="cpu",
+            total=128,
+            way=way,
+            seconds=seconds,
+        )
+        for way, seconds in in_turns({way: run.step for way, run in bags.items()}, 31).items()
+    ]
 
 
 def memory_of(records: list[dict], way: str) -> str:
     """The most memory that it held, where that was measured (on a GPU)."""
-    return next((f" ({r['peak'] / 1e9:.1f} GB)" for r in records if r["way"] == way and "peak" in r), "")
+    return next(
+        (f" ({r['peak'] / 1e9:.1f} GB)" for r in records if r["way"] == way and "peak" in r), ""
+    )
 
 
 def update_table(records: list[dict]) -> str:
-    rows = [f"| encoder | tokens | device | N_total | seconds of GradAccum | {' | '.join(name for way, name in WAYS.items() if way != 'grad_accum')} |", "|---" * 9 + "|"]
-    for shape, device, total in dict.fromkeys((r["shape"], r["device"], r["total"]) for r in records):
-        here = [r for r in records if (r["shape"], r["device"], r["total"]) == (shape, device, total)]
+    rows = [
+        f"| encoder | tokens | device | N_total | seconds of GradAccum | {' | '.join(name for way, name in WAYS.items() if way != 'grad_accum')} |",
+        "|---" * 9 + "|",
+    ]
+    for shape, device, total in dict.fromkeys(
+        (r["shape"], r["device"], r["total"]) for r in records
+    ):
+        here = [
+            r for r in records if (r["shape"], r["device"], r["total"]) == (shape, device, total)
+        ]
         found, tokens = {r["way"]: r["seconds"] for r in here}, here[0]["tokens"]
-        base = {r["way"]: r.get("base", found["grad_accum"]) for r in here}         # GradAccum of the same turns
-        rows.append(f"| {shape} | {tokens[0]} and {tokens[1]} | {device} | {total} | {found['grad_accum']:.3g} | " + " | ".join(
-            f"{found[way] / base[way]:.2f}{memory_of(here, way)}" if way in found else "" for way in WAYS if way != "grad_accum") + " |")
+        base = {
+            r["way"]: r.get("base", found["grad_accum"]) for r in here
+        }  # GradAccum of the same turns
+        rows.append(
+            f"| {shape} | {tokens[0]} and {tokens[1]} | {device} | {total} | {found['grad_accum']:.3g} | "
+            + " | ".join(
+                f"{found[way] / base[way]:.2f}{memory_of(here, way)}" if way in found else ""
+                for way in WAYS
+                if way != "grad_accum"
+            )
+            + " |"
+        )
     return "\n".join(rows)
 
 
 # --- (c) peers ---------------------------------------------------------------------------------------------------------
+
 
 class Stub(torch.nn.Module):
     """A tower of ours as sentence-transformers calls a model."""
@@ -228,20 +372,49 @@ def sentence_transformers_peers(rounds: int) -> list[dict]:
     from sentence_transformers.sentence_transformer import losses
 
     pairs, records = cl.load_pairs("python-docs", progress=False), []
-    for job, method, shape in (("one batch of 128", "dpr", dict(local_batch=128)), ("GradCache, 16 × 8", "grad_cache", dict(local_batch=8, accumulation_steps=16))):
-        run = cl.Run(pairs, cl.Settings(method=method, tower="bert", dim=64, shared=True, temperature=8.0, mask_duplicates=False, **shape))
-        run.query_tower.eval()                       # no noise, so that both losses can be compared
+    for job, method, shape in (
+        ("one batch of 128", "dpr", dict(local_batch=128)),
+        ("GradCache, 16 × 8", "grad_cache", dict(local_batch=8, accumulation_steps=16)),
+    ):
+        run = cl.Run(
+            pairs,
+            cl.Settings(
+                method=method,
+                tower="bert",
+                dim=64,
+                shared=True,
+                temperature=8.0,
+                mask_duplicates=False,
+                **shape,
+            ),
+        )
+        run.query_tower.eval()  # no noise, so that both losses can be compared
         run.learner.noisy = False
         batches = run.feed.batches(0)
         width = max(b.passage_tokens.shape[1] for b in batches)
-        pad = lambda tokens, size: torch.nn.functional.pad(tokens, (0, size - tokens.shape[1]), value=run.query_tower.pad)
-        features = [{"input_ids": torch.cat([pad(b.query_tokens, max(b.query_tokens.shape[1] for b in batches)) for b in batches])},
-                    {"input_ids": torch.cat([pad(b.passage_tokens, width) for b in batches])}]
-        for one in features:                         # what the trainer gives, and what the cached loss sorts by
+        pad = lambda tokens, size: torch.nn.functional.pad(
+            tokens, (0, size - tokens.shape[1]), value=run.query_tower.pad
+        )
+        features = [
+            {
+                "input_ids": torch.cat(
+                    [
+                        pad(b.query_tokens, max(b.query_tokens.shape[1] for b in batches))
+                        for b in batches
+                    ]
+                )
+            },
+            {"input_ids": torch.cat([pad(b.passage_tokens, width) for b in batches])},
+        ]
+        for one in features:  # what the trainer gives, and what the cached loss sorts by
             one["attention_mask"] = (one["input_ids"] != run.query_tower.pad).long()
         kinds = dict(scale=1 / 8.0, similarity_fct=util.dot_score)
         model = SentenceTransformer(modules=[Stub(run.query_tower)], device="cpu")
-        peer = losses.MultipleNegativesRankingLoss(model, **kinds) if method == "dpr" else losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=8, **kinds)
+        peer = (
+            losses.MultipleNegativesRankingLoss(model, **kinds)
+            if method == "dpr"
+            else losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=8, **kinds)
+        )
         values = {}
 
         def theirs():
@@ -252,7 +425,9 @@ def sentence_transformers_peers(rounds: int) -> list[dict]:
 
         def ours():
             run.optimizer.zero_grad(set_to_none=False)
-            values["ours"] = sum(m.loss for m in methods.gradient(run.learner, batches, 0)) / len(batches)
+            values["ours"] = sum(m.loss for m in methods.gradient(run.learner, batches, 0)) / len(
+                batches
+            )
 
         found = in_turns({"ours": ours, "theirs": theirs}, rounds)
         assert abs(values["ours"] - values["theirs"]) < 1e-3, values
@@ -266,7 +441,13 @@ def metric_learning_peers(rounds: int) -> list[dict]:
 
     records = []
     for size, dim in ((1024, 64), (8192, 64), (8192, 768)):
-        memory = losses.CrossBatchMemory(losses.NTXentLoss(temperature=8.0, distance=distances.DotProductSimilarity(normalize_embeddings=False)), dim, size)
+        memory = losses.CrossBatchMemory(
+            losses.NTXentLoss(
+                temperature=8.0, distance=distances.DotProductSimilarity(normalize_embeddings=False)
+            ),
+            dim,
+            size,
+        )
         banks = [cl.MemoryBank(n, dim) for n in (0, size - LOCAL, 0)]
         ours_softmax = incremental.IncrementalSoftmax(*banks, 8.0)
         old = torch.randn(size - LOCAL, dim)
@@ -280,7 +461,11 @@ def metric_learning_peers(rounds: int) -> list[dict]:
             labels = torch.arange(count[0], count[0] + LOCAL)
             count[0] += LOCAL
             batch[0].grad = None
-            value = memory(torch.cat(batch), torch.cat([labels, labels]), enqueue_mask=torch.arange(2 * LOCAL) >= LOCAL)
+            value = memory(
+                torch.cat(batch),
+                torch.cat([labels, labels]),
+                enqueue_mask=torch.arange(2 * LOCAL) >= LOCAL,
+            )
             value.backward()
             values.setdefault("theirs", value.item())
 
@@ -293,11 +478,20 @@ def metric_learning_peers(rounds: int) -> list[dict]:
 
         found = in_turns({"ours": ours, "theirs": theirs}, rounds)
         assert abs(values["ours"] - values["theirs"]) < 1e-3 * abs(values["theirs"]), values
-        records.append(dict(job=f"passage memory of {size}, d {dim}", peer="pytorch-metric-learning CrossBatchMemory(NTXentLoss)", **found))
+        records.append(
+            dict(
+                job=f"passage memory of {size}, d {dim}",
+                peer="pytorch-metric-learning CrossBatchMemory(NTXentLoss)",
+                **found,
+            )
+        )
     return records
 
 
-PEERS = {"sentence-transformers": sentence_transformers_peers, "pytorch-metric-learning": metric_learning_peers}
+PEERS = {
+    "sentence-transformers": sentence_transformers_peers,
+    "pytorch-metric-learning": metric_learning_peers,
+}
 
 
 def peers(devices, rounds: int = 7) -> list[dict]:
@@ -311,18 +505,34 @@ def peers(devices, rounds: int = 7) -> list[dict]:
 
 
 def peers_table(records: list[dict]) -> str:
-    rows = ["| the same job, the same tensors | peer | peer, ms | ours, ms | ours ÷ peer |", "|---" * 5 + "|"]
-    rows += [f"| {r['job']} | {r['peer']} | {short(1000 * r['theirs'])} | {short(1000 * r['ours'])} | {r['ours'] / r['theirs']:.2f} |" for r in records]
-    absent = [f"{name} was not installed, so it was not compared: pip install {name}." for name in PEERS if not any(r["peer"].startswith(name) for r in records)]
+    rows = [
+        "| the same job, the same tensors | peer | peer, ms | ours, ms | ours ÷ peer |",
+        "|---" * 5 + "|",
+    ]
+    rows += [
+        f"| {r['job']} | {r['peer']} | {short(1000 * r['theirs'])} | {short(1000 * r['ours'])} | {r['ours'] / r['theirs']:.2f} |"
+        for r in records
+    ]
+    absent = [
+        f"{name} was not installed, so it was not compared: pip install {name}."
+        for name in PEERS
+        if not any(r["peer"].startswith(name) for r in records)
+    ]
     return "\n".join(rows + ["", *absent]).strip()
 
 
 # --- (d) memory --------------------------------------------------------------------------------------------------------
 
+
 def memory(devices) -> list[dict]:
     """Table 3: d 768, N_local 8; its "5096" is 2048, by its own bytes (notebook 08)."""
     dim, gib, records = 768, 2**30, []
-    for size, theory, actual in ((128, 0.0007, 0.002), (512, 0.0029, 0.006), (1024, 0.0059, 0.013), (2048, 0.0117, 0.042)):
+    for size, theory, actual in (
+        (128, 0.0007, 0.002),
+        (512, 0.0029, 0.006),
+        (1024, 0.0059, 0.013),
+        (2048, 0.0117, 0.042),
+    ):
         banks = [cl.MemoryBank(n, dim) for n in (size, size, 0)]
         for bank in banks[:2]:
             bank.write(torch.arange(size), torch.randn(size, dim), 0)
@@ -331,31 +541,59 @@ def memory(devices) -> list[dict]:
         vectors = torch.randn(LOCAL, dim), torch.randn(LOCAL, dim)
         fast.contrast(*vectors)
         leaves = [v.clone().requires_grad_() for v in vectors]
-        records.append(dict(
-            size=size, banks=8 * size * dim, theory=theory, actual=actual, predicted=(8 * size * dim + 2 * 4 * (size + LOCAL) ** 2) / gib,
-            autograd=8 * size * dim + measure.tensor_memory(lambda: cl.info_nce(*leaves, *banks[:2]).backward()),
-            whole=8 * size * dim + measure.tensor_memory(lambda: loss.contrast(*vectors, *banks[:2])),
-            kept=8 * size * dim + fast.bytes + measure.tensor_memory(lambda: (fast.contrast(*vectors), fast.enter()))))
+        records.append(
+            dict(
+                size=size,
+                banks=8 * size * dim,
+                theory=theory,
+                actual=actual,
+                predicted=(8 * size * dim + 2 * 4 * (size + LOCAL) ** 2) / gib,
+                autograd=8 * size * dim
+                + measure.tensor_memory(lambda: cl.info_nce(*leaves, *banks[:2]).backward()),
+                whole=8 * size * dim
+                + measure.tensor_memory(lambda: loss.contrast(*vectors, *banks[:2])),
+                kept=8 * size * dim
+                + fast.bytes
+                + measure.tensor_memory(lambda: (fast.contrast(*vectors), fast.enter())),
+            )
+        )
     return records
 
 
 def memory_table(records: list[dict]) -> str:
     gib = 2**30
-    rows = ["| N_memory | equation 11, GiB | paper: theoretical | paper: actual | banks + two matrices of logits | ours, autograd on the whole matrix | "
-            "ours, whole matrix | ours, incremental with its table |", "|---" * 8 + "|"]
+    rows = [
+        "| N_memory | equation 11, GiB | paper: theoretical | paper: actual | banks + two matrices of logits | ours, autograd on the whole matrix | "
+        "ours, whole matrix | ours, incremental with its table |",
+        "|---" * 8 + "|",
+    ]
     for r in records:
-        rows.append(f"| {r['size']} | {r['banks'] / gib:.4f} | {r['theory']} | {r['actual']} | {r['predicted']:.4f} | "
-                    + " | ".join(f"{r[kind] / gib:.4f}" for kind in ("autograd", "whole", "kept")) + " |")
+        rows.append(
+            f"| {r['size']} | {r['banks'] / gib:.4f} | {r['theory']} | {r['actual']} | {r['predicted']:.4f} | "
+            + " | ".join(f"{r[kind] / gib:.4f}" for kind in ("autograd", "whole", "kept"))
+            + " |"
+        )
     return "\n".join(rows)
 
 
-PARTS = {"similarity": (similarity, similarity_table), "update": (update, update_table), "peers": (peers, peers_table), "memory": (memory, memory_table)}
+PARTS = {
+    "similarity": (similarity, similarity_table),
+    "update": (update, update_table),
+    "peers": (peers, peers_table),
+    "memory": (memory, memory_table),
+}
 
 
 def tables(records: dict[str, list[dict]]) -> dict[str, str]:
     """README.md's tables by their marks: of (a), only d 768."""
-    return {f"cost-{name}": "\n".join(line for line in PARTS[name][1](found).splitlines() if not re.match(r"\| \w+ \| (64|384) ", line))
-            for name, found in records.items()}
+    return {
+        f"cost-{name}": "\n".join(
+            line
+            for line in PARTS[name][1](found).splitlines()
+            if not re.match(r"\| \w+ \| (64|384) ", line)
+        )
+        for name, found in records.items()
+    }
 
 
 def main(given: list[str]) -> None:
@@ -368,7 +606,15 @@ def main(given: list[str]) -> None:
         key = lambda r: (r["shape"], r["device"], r["total"], r["way"])
         new = {key(r): r for r in some_updates([int(word) for word in given[1:]])}
         before = {key(r)[:3]: r["seconds"] for r in known["update"] if r["way"] == "grad_accum"}
-        known["update"] = [new.get(key(r), {"base": before[key(r)[:3]], **r} if key(r)[2] in map(int, given[1:]) and r["shape"] == next(iter(SHAPES)) else r) for r in known["update"]]
+        known["update"] = [
+            new.get(
+                key(r),
+                {"base": before[key(r)[:3]], **r}
+                if key(r)[2] in map(int, given[1:]) and r["shape"] == next(iter(SHAPES))
+                else r,
+            )
+            for r in known["update"]
+        ]
         RECORDS.write_text(json.dumps(known, indent=1) + "\n")
         given = ["--tables"]
     if unknown := [word for word in given if word not in (*PARTS, "--tables")]:

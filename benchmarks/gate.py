@@ -34,7 +34,9 @@ from .regime import between
 ROOT = Path(__file__).parent.parent
 RECORDS = Path(__file__).parent / "records" / "gate.json"
 GUIDE = ROOT / "notebooks" / "INSTRUCTOR.md"
-LIMITS = dict(memory=1000, first_picture=15, installed=2500, kilobytes=300)     # MB, s, MB, kB: what Binder guarantees, and what a class waits for
+LIMITS = dict(
+    memory=1000, first_picture=15, installed=2500, kilobytes=300
+)  # MB, s, MB, kB: what Binder guarantees, and what a class waits for
 
 #: Read by every Python that the kernel starts. 127.* and ::1 are the kernel's own sockets.
 GUARD = """
@@ -60,7 +62,11 @@ SEED = "import random as _r, numpy as _n, torch as _t; _r.seed({0}); _n.random.s
 
 def notebooks(names=()) -> list[Path]:
     """All notebooks in order, or those whose name begins with one of these."""
-    return [path for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")) if not names or path.stem.startswith(tuple(names))]
+    return [
+        path
+        for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+        if not names or path.stem.startswith(tuple(names))
+    ]
 
 
 def known() -> dict:
@@ -68,6 +74,7 @@ def known() -> dict:
 
 
 # --- one notebook, in this process -------------------------------------------------------------------------------------
+
 
 def execute(path: Path, seed: int | None = None) -> dict:
     """Run a notebook: seconds in all and by cell, the peak memory of its kernel and what that starts in MB, when its first picture was there, what differs from what is kept."""
@@ -79,8 +86,18 @@ def execute(path: Path, seed: int | None = None) -> dict:
     extra = [] if seed is None else [nbformat.v4.new_code_cell(SEED.format(seed))]
     peak = nbformat.v4.new_code_cell("print(__import__('contaccum_lite').peak_memory())")
     notebook.cells = [*extra, *notebook.cells, peak]
-    client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}})
-    found = dict(seconds=None, wall=None, cells=[], memory=None, first_picture=None, kilobytes=round(path.stat().st_size / 1000), error="")
+    client = NotebookClient(
+        notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}
+    )
+    found = dict(
+        seconds=None,
+        wall=None,
+        cells=[],
+        memory=None,
+        first_picture=None,
+        kilobytes=round(path.stat().st_size / 1000),
+        error="",
+    )
     began, used = time.perf_counter(), 0.0
     try:
         with client.setup_kernel():
@@ -88,15 +105,30 @@ def execute(path: Path, seed: int | None = None) -> dict:
             most = watch(kernel)
             for number, cell in enumerate(notebook.cells):
                 client.execute_cell(cell, number)
-                before, used = used, sum(kernel.cpu_times()[:4])             # its own, and that of processes that it has waited for
+                before, used = (
+                    used,
+                    sum(kernel.cpu_times()[:4]),
+                )  # its own, and that of processes that it has waited for
                 if cell is not peak and number >= len(extra):
                     found["cells"].append(round(used - before, 2))
-                if found["first_picture"] is None and any("image/png" in o.get("data", {}) for o in cell.get("outputs", [])):
+                if found["first_picture"] is None and any(
+                    "image/png" in o.get("data", {}) for o in cell.get("outputs", [])
+                ):
                     found["first_picture"] = round(used, 1)
-            found |= dict(seconds=round(used, 1), wall=round(time.perf_counter() - began, 1), memory=round(max(float(peak.outputs[0].text), most["MB"])))
+            found |= dict(
+                seconds=round(used, 1),
+                wall=round(time.perf_counter() - began, 1),
+                memory=round(max(float(peak.outputs[0].text), most["MB"])),
+            )
     except CellExecutionError as error:
-        found["error"] = next(line for line in reversed(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()) if re.search(r"\w", line))[:300]
-    return found | dict(differs=differing(kept.cells, notebook.cells[len(extra):-1]) if not found["error"] else [])
+        found["error"] = next(
+            line
+            for line in reversed(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines())
+            if re.search(r"\w", line)
+        )[:300]
+    return found | dict(
+        differs=differing(kept.cells, notebook.cells[len(extra) : -1]) if not found["error"] else []
+    )
 
 
 def watch(process) -> dict[str, float]:
@@ -126,8 +158,13 @@ def watch(process) -> dict[str, float]:
 
 def differing(kept, made) -> list[int]:
     """The numbers of the cells that say something else than what is kept; not those that are marked as different each time."""
-    return [n for n, (old, new) in enumerate(zip(kept, made)) if old.cell_type == "code" and "nbval-ignore-output" not in old.metadata.get("tags", [])
-            and said(old) != said(new)]
+    return [
+        n
+        for n, (old, new) in enumerate(zip(kept, made))
+        if old.cell_type == "code"
+        and "nbval-ignore-output" not in old.metadata.get("tags", [])
+        and said(old) != said(new)
+    ]
 
 
 def said(cell) -> dict[str, str]:
@@ -145,10 +182,14 @@ def said(cell) -> dict[str, str]:
 
 # --- a process of its own ----------------------------------------------------------------------------------------------
 
+
 def namespace() -> list[str]:
     """The words before a command that give it a network of nothing but itself, where the system permits that."""
     words = ["unshare", "--map-root-user", "--net"]
-    if shutil.which("unshare") and subprocess.run([*words, "true"], capture_output=True).returncode == 0:
+    if (
+        shutil.which("unshare")
+        and subprocess.run([*words, "true"], capture_output=True).returncode == 0
+    ):
         return words
     return []
 
@@ -160,7 +201,9 @@ def loopback() -> None:
     import struct
 
     with socket.socket() as any_socket:
-        fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh", b"lo", 0x1 | 0x40))      # SIOCSIFFLAGS: up and running
+        fcntl.ioctl(
+            any_socket, 0x8914, struct.pack("16sh", b"lo", 0x1 | 0x40)
+        )  # SIOCSIFFLAGS: up and running
 
 
 def run(path: Path, threads: int = 1, seed: int | None = None) -> dict:
@@ -170,37 +213,81 @@ def run(path: Path, threads: int = 1, seed: int | None = None) -> dict:
         log = Path(folder) / "network"
         log.write_text("")
         alone = namespace()
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}",
-                       "NETWORK_LOG": str(log), "PYTHONHASHSEED": "random" if seed is None else str(seed % 2**32)}
-        done = subprocess.run([*alone, sys.executable, "-m", "benchmarks.gate", "--one", str(path), str(seed), str(int(bool(alone)))], cwd=ROOT,
-                              env=environment, capture_output=True, text=True)
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}",
+            "NETWORK_LOG": str(log),
+            "PYTHONHASHSEED": "random" if seed is None else str(seed % 2**32),
+        }
+        done = subprocess.run(
+            [
+                *alone,
+                sys.executable,
+                "-m",
+                "benchmarks.gate",
+                "--one",
+                str(path),
+                str(seed),
+                str(int(bool(alone))),
+            ],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         if done.returncode:
-            return dict(error=(done.stderr.strip().splitlines() or ["it ended without a word"])[-1], differs=[], asked=[])
-        return json.loads(done.stdout.splitlines()[-1]) | dict(asked=sorted(set(log.read_text().split())))
+            return dict(
+                error=(done.stderr.strip().splitlines() or ["it ended without a word"])[-1],
+                differs=[],
+                asked=[],
+            )
+        return json.loads(done.stdout.splitlines()[-1]) | dict(
+            asked=sorted(set(log.read_text().split()))
+        )
 
 
 def installed() -> float:
     """MB of all that binder/requirements.txt installs, by the files of the packages in this environment."""
-    names = [line.split("==")[0] for line in (ROOT / "binder" / "requirements.txt").read_text().splitlines() if "==" in line and not line.startswith("#")]
-    sizes = [path.stat().st_size for name in names for file in distribution(name).files or () if (path := Path(file.locate())).is_file()]
+    names = [
+        line.split("==")[0]
+        for line in (ROOT / "binder" / "requirements.txt").read_text().splitlines()
+        if "==" in line and not line.startswith("#")
+    ]
+    sizes = [
+        path.stat().st_size
+        for name in names
+        for file in distribution(name).files or ()
+        if (path := Path(file.locate())).is_file()
+    ]
     return round(sum(sizes) / 1e6)
 
 
 # --- what is written ---------------------------------------------------------------------------------------------------
 
+
 def table(records: dict) -> str:
     """The table of the guide, from the records alone."""
     from .classplan import header_minutes, title
 
-    rows = ["| notebook | class minutes | seconds of computing | first picture after, s | peak memory, MB | file, kB |", "|---" * 6 + "|"]
+    rows = [
+        "| notebook | class minutes | seconds of computing | first picture after, s | peak memory, MB | file, kB |",
+        "|---" * 6 + "|",
+    ]
     for path in notebooks():
         if (r := records["notebooks"].get(path.stem)) and not r["error"]:
             notebook = nbformat.read(path, as_version=4)
-            rows.append(f"| [{title(notebook)}]({path.name}) | {header_minutes(notebook)} | {r['seconds']:.0f} | {r['first_picture'] or '–'} | {r['memory']} | {r['kilobytes']} |")
+            rows.append(
+                f"| [{title(notebook)}]({path.name}) | {header_minutes(notebook)} | {r['seconds']:.0f} | {r['first_picture'] or '–'} | {r['memory']} | {r['kilobytes']} |"
+            )
     done = [r for r in records["notebooks"].values() if not r["error"]]
     if done:
-        rows += ["", f"Seconds of the processor, of one thread (in 09 with the processes that it starts), on a machine of {records['cores']} cores, network cut, python-docs collected before. All notebooks one after the other: {sum(r['seconds'] for r in done) / 60:.0f} minutes. "
-                 f"{_peak(records)} What `binder/requirements.txt` installs takes {records['installed'] / 1000:.1f} GB."]
+        rows += [
+            "",
+            f"Seconds of the processor, of one thread (in 09 with the processes that it starts), on a machine of {records['cores']} cores, network cut, python-docs collected before. All notebooks one after the other: {sum(r['seconds'] for r in done) / 60:.0f} minutes. "
+            f"{_peak(records)} What `binder/requirements.txt` installs takes {records['installed'] / 1000:.1f} GB.",
+        ]
     return "\n".join(rows)
 
 
@@ -222,7 +309,11 @@ def write(records: dict) -> None:
 
     between(GUIDE, "gate", table(records))
     for path in notebooks():
-        between(GUIDE, f"plan {path.stem[:2]}", plan_table(nbformat.read(path, as_version=4), records["notebooks"].get(path.stem)))
+        between(
+            GUIDE,
+            f"plan {path.stem[:2]}",
+            plan_table(nbformat.read(path, as_version=4), records["notebooks"].get(path.stem)),
+        )
 
 
 def sweep() -> list[str]:
@@ -232,8 +323,14 @@ def sweep() -> list[str]:
         for path in notebooks():
             seed = random.randrange(2**31)
             found = run(path, threads, seed)
-            says = found["error"] or "; ".join([f"cell {n} says something else" for n in found["differs"]] + [f"asked for {host}" for host in found["asked"]])
-            print(f"{path.stem}, {threads} thread{'s' * (threads > 1)}, seed {seed}: {says or 'as kept'}", flush=True)
+            says = found["error"] or "; ".join(
+                [f"cell {n} says something else" for n in found["differs"]]
+                + [f"asked for {host}" for host in found["asked"]]
+            )
+            print(
+                f"{path.stem}, {threads} thread{'s' * (threads > 1)}, seed {seed}: {says or 'as kept'}",
+                flush=True,
+            )
             faults += [f"{path.stem}: {says}"] if says else []
     return faults
 
@@ -250,7 +347,10 @@ def main(given: list[str]) -> None:
     for path in [] if given == ["--tables"] else notebooks(given):
         found = run(path)
         records["notebooks"][path.stem] = found
-        print(f"{path.stem}: {found['error'] or str(found['seconds']) + ' s, ' + str(found['memory']) + ' MB'}", flush=True)
+        print(
+            f"{path.stem}: {found['error'] or str(found['seconds']) + ' s, ' + str(found['memory']) + ' MB'}",
+            flush=True,
+        )
         records |= dict(cores=os.cpu_count(), installed=installed())
         save(records)
     write(records)

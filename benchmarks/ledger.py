@@ -39,7 +39,10 @@ def one(job: tuple[str, int, int]) -> dict:
 def known(fresh: bool = False) -> list[dict]:
     """The records that are there and still stand for what `RUNS` says."""
     records = json.loads(RECORDS.read_text()) if RECORDS.is_file() and not fresh else []
-    stands = lambda r: r["name"] in ledger.RUNS and r["settings"] == ledger.RUNS[r["name"]].settings.replace(seed=r["seed"]).share()
+    stands = lambda r: (
+        r["name"] in ledger.RUNS
+        and r["settings"] == ledger.RUNS[r["name"]].settings.replace(seed=r["seed"]).share()
+    )
     return [r for r in records if stands(r)]
 
 
@@ -52,7 +55,9 @@ def run(jobs: list[tuple[str, int, int]], records: list[dict], keep: bool) -> li
     from tqdm import tqdm
 
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        for record in tqdm(pool.imap_unordered(one, jobs), total=len(jobs), desc="runs", smoothing=0):
+        for record in tqdm(
+            pool.imap_unordered(one, jobs), total=len(jobs), desc="runs", smoothing=0
+        ):
             records.append(record)
             if keep:
                 save(records)
@@ -63,7 +68,14 @@ def save(records: list[dict]) -> None:
     """Write the records, in the order of `RUNS`; a crash leaves those of before."""
     order = {(name, seed): place for place, (name, seed, _) in enumerate(everything())}
     part = RECORDS.with_suffix(".part")
-    part.write_text("[\n" + ",\n".join(json.dumps(_short(r)) for r in sorted(records, key=lambda r: order[r["name"], r["seed"]])) + "\n]\n")
+    part.write_text(
+        "[\n"
+        + ",\n".join(
+            json.dumps(_short(r))
+            for r in sorted(records, key=lambda r: order[r["name"], r["seed"]])
+        )
+        + "\n]\n"
+    )
     part.replace(RECORDS)
 
 
@@ -81,19 +93,23 @@ def everything() -> list[tuple[str, int, int]]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--fresh", action="store_true")
     options.add_argument("--quick", action="store_true")
     given = options.parse_args()
     if given.quick:
         records = run([(name, 0, 4) for name in QUICK], [], keep=False)
         for r in sorted(records, key=lambda r: QUICK.index(r["name"])):
-            print(f"{r['name']:32s} Top@20 {100 * r['top@20']:5.1f}   ratio in the middle {r['trace'][len(r['trace']) // 2]:6.1f}")
+            print(
+                f"{r['name']:32s} Top@20 {100 * r['top@20']:5.1f}   ratio in the middle {r['trace'][len(r['trace']) // 2]:6.1f}"
+            )
         return
     records = known(given.fresh)
     done = {(r["name"], r["seed"]) for r in records}
     if todo := [job for job in everything() if job[:2] not in done]:
-        todo.sort(key=lambda job: -ledger.RUNS[job[0]].settings.updates)        # the long ones first
+        todo.sort(key=lambda job: -ledger.RUNS[job[0]].settings.updates)  # the long ones first
         records = run(todo, records, keep=True)
     save(records)
     text = ledger.table(records, cost())

@@ -18,9 +18,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
-import browser                                                           # noqa: E402
+import browser  # noqa: E402
 
-from .gate import notebooks                                              # noqa: E402
+from .gate import notebooks  # noqa: E402
 
 OUT, WIDTHS, HEIGHT, THEMES = ROOT / "build" / "look", (1280, 1920), 1500, ("Light", "Dark")
 SETTINGS = {"@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"}}
@@ -53,20 +53,31 @@ def look(page, stem: str) -> list[str]:
     page.open(f"notebooks/{stem}.ipynb")
     page.run_all(600)
     page.page.wait_for_timeout(2000)
-    found = [f"cell {n} failed" for n in page.page.evaluate(
-        "() => [...document.querySelectorAll('.jp-Notebook .jp-Cell')].flatMap((cell, n) => cell.querySelector('.jp-RenderedText[data-mime-type*=\"error\"], .jp-RenderedText[data-mime-type*=\"stderr\"]') ? [n] : [])")]
+    found = [
+        f"cell {n} failed"
+        for n in page.page.evaluate(
+            "() => [...document.querySelectorAll('.jp-Notebook .jp-Cell')].flatMap((cell, n) => cell.querySelector('.jp-RenderedText[data-mime-type*=\"error\"], .jp-RenderedText[data-mime-type*=\"stderr\"]') ? [n] : [])"
+        )
+    ]
     for width in WIDTHS:
         page.page.set_viewport_size(dict(width=width, height=HEIGHT))
         for theme in THEMES:
-            page.page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", f"JupyterLab {theme}")
+            page.page.evaluate(
+                "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})",
+                f"JupyterLab {theme}",
+            )
             page.page.wait_for_timeout(1500)
             number = -1
             while turn(page, number := number + 1):
                 page.page.wait_for_timeout(350)
-                page.page.screenshot(path=OUT / f"{stem[:2]}-{theme.lower()}-{width}-{number:02d}.png")
+                page.page.screenshot(
+                    path=OUT / f"{stem[:2]}-{theme.lower()}-{width}-{number:02d}.png"
+                )
             if theme == THEMES[0]:
                 found += [f"at {width}: {what}" for what in page.page.evaluate(WIDE)]
-    page.page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
+    page.page.evaluate(
+        "jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})"
+    )
     return found + [f"console: {error[:200]}" for error in page.errors]
 
 
@@ -81,13 +92,19 @@ def main(names: list[str]) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(value))
         searched = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        with browser.server(folder, JUPYTERLAB_SETTINGS_DIR=str(folder / "settings"), PYTHONPATH=searched) as address:
+        with browser.server(
+            folder, JUPYTERLAB_SETTINGS_DIR=str(folder / "settings"), PYTHONPATH=searched
+        ) as address:
             for path in notebooks(names):
                 for old in pictures(path.stem):
                     old.unlink()
                 with browser.browser(address, WIDTHS[0], HEIGHT) as page:
                     found = look(page, path.stem)
-                print(f"{path.stem}: {len(pictures(path.stem))} pictures; " + ("; ".join(found) or "nothing met"), flush=True)
+                print(
+                    f"{path.stem}: {len(pictures(path.stem))} pictures; "
+                    + ("; ".join(found) or "nothing met"),
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -26,9 +26,16 @@ def passages(count: int) -> Iterator:
     from contaccum_lite.data import Passage
 
     draw = random.Random(0)
-    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(3, 9))) for _ in range(20_000)]
+    words = [
+        "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(3, 9)))
+        for _ in range(20_000)
+    ]
     for n in range(count):
-        yield Passage(f"p{n}", f"{words[n % 20_000]} {n}", " ".join(draw.choices(words, k=draw.randint(20, 60))))
+        yield Passage(
+            f"p{n}",
+            f"{words[n % 20_000]} {n}",
+            " ".join(draw.choices(words, k=draw.randint(20, 60))),
+        )
 
 
 def measure(count: int, gigabytes: float, folder: Path) -> dict:
@@ -47,7 +54,13 @@ def measure(count: int, gigabytes: float, folder: Path) -> dict:
     run.save(folder / "run")
     with tqdm(total=count, unit="passage", disable=None) as bar:
         began = time.perf_counter()
-        made = index.build(folder / "run", lambda: passages(count), folder / "index", source=f"{count} synthetic passages", progress=lambda done: bar.update(done - bar.n))
+        made = index.build(
+            folder / "run",
+            lambda: passages(count),
+            folder / "index",
+            source=f"{count} synthetic passages",
+            progress=lambda done: bar.update(done - bar.n),
+        )
         seconds = time.perf_counter() - began
     peak = cl.peak_memory()
     queries = made.encode([p.text for p in passages(100)])
@@ -57,16 +70,36 @@ def measure(count: int, gigabytes: float, folder: Path) -> dict:
     began = time.perf_counter()
     made.search(pairs.test[0].query, 5)
     one = time.perf_counter() - began
-    size = lambda name: sum(path.stat().st_size for path in (folder / "index").glob(f"shard-*/{name}"))
-    return dict(passages=count, limit_gb=gigabytes, shards=len(made.shards), dim=made.about["dim"], index_seconds=seconds, passages_per_second=count / seconds,
-                peak_mb_index=peak, peak_mb=cl.peak_memory(), vectors_mb=size("vectors.npy") / 1e6, texts_mb=size("passages.jsonl") / 1e6, queries=len(queries),
-                search_seconds=search, one_query_seconds=one)
+    size = lambda name: sum(
+        path.stat().st_size for path in (folder / "index").glob(f"shard-*/{name}")
+    )
+    return dict(
+        passages=count,
+        limit_gb=gigabytes,
+        shards=len(made.shards),
+        dim=made.about["dim"],
+        index_seconds=seconds,
+        passages_per_second=count / seconds,
+        peak_mb_index=peak,
+        peak_mb=cl.peak_memory(),
+        vectors_mb=size("vectors.npy") / 1e6,
+        texts_mb=size("passages.jsonl") / 1e6,
+        queries=len(queries),
+        search_seconds=search,
+        one_query_seconds=one,
+    )
 
 
 def main() -> None:
-    count, gigabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000, float(sys.argv[2]) if len(sys.argv) > 2 else 4.0
+    count, gigabytes = (
+        int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000,
+        float(sys.argv[2]) if len(sys.argv) > 2 else 4.0,
+    )
     with tempfile.TemporaryDirectory() as folder:
-        record = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in measure(count, gigabytes, Path(folder)).items()}
+        record = {
+            key: float(f"{value:.4g}") if isinstance(value, float) else value
+            for key, value in measure(count, gigabytes, Path(folder)).items()
+        }
     print(json.dumps(record, indent=1))
     if count == 1_000_000:
         part = RECORD.with_suffix(".part")

@@ -17,8 +17,18 @@ from .regime import README, between
 
 ROUNDS, WARM, TIMED = 3, 30, 60
 #: N_total is 128 for all but the two that are defined by a smaller one.
-SETTINGS = ["method=dpr", "method=grad_accum", "method=grad_cache", "method=pre_batch", "method=contaccum", "method=momentum",
-            "method=contaccum&hard_negatives=1", "method=contaccum&memory_size=1024", "method=contaccum_no_accum", "method=dpr&local_batch=8"]
+SETTINGS = [
+    "method=dpr",
+    "method=grad_accum",
+    "method=grad_cache",
+    "method=pre_batch",
+    "method=contaccum",
+    "method=momentum",
+    "method=contaccum&hard_negatives=1",
+    "method=contaccum&memory_size=1024",
+    "method=contaccum_no_accum",
+    "method=dpr&local_batch=8",
+]
 
 CHILD = """
 import json, sys, time, torch
@@ -45,7 +55,12 @@ print(json.dumps([time.perf_counter() - began, float(notebook.cells[-1].outputs[
 
 
 def child(code: str, *arguments) -> list[float]:
-    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -55,10 +70,15 @@ def main() -> None:
         for line in SETTINGS:
             found[line].append(child(CHILD, line, WARM, TIMED))
     speed = {line: median(s for s, _ in rounds) for line, rounds in found.items()}
-    rows = ["| settings | updates per second | seconds for 400 updates | time, GradAccum = 1 | peak memory, MB |", "|---" * 5 + "|"]
+    rows = [
+        "| settings | updates per second | seconds for 400 updates | time, GradAccum = 1 | peak memory, MB |",
+        "|---" * 5 + "|",
+    ]
     for line, rounds in found.items():
-        rows.append(f"| `{line}` | {speed[line]:.0f} | {400 / speed[line]:.1f} | {speed['method=grad_accum'] / speed[line]:.2f} "
-                    f"| {median(m for _, m in rounds):.0f} |")
+        rows.append(
+            f"| `{line}` | {speed[line]:.0f} | {400 / speed[line]:.1f} | {speed['method=grad_accum'] / speed[line]:.2f} "
+            f"| {median(m for _, m in rounds):.0f} |"
+        )
     notebooks = [child(NOTEBOOK, path) for path in sorted(Path("notebooks").glob("00*.ipynb"))]
     words = f"Notebook 00 from top to bottom: {notebooks[0][0]:.0f} s, its kernel's peak memory {notebooks[0][1]:.0f} MB."
     text = "\n".join(rows) + "\n\n" + words

@@ -37,7 +37,12 @@ def one(job: tuple[str, int]) -> dict | list[dict]:
 def known() -> dict[str, list[dict]]:
     """The records that are there and still stand for what `RUNS` says."""
     found = json.loads(RECORDS.read_text()) if RECORDS.is_file() else {"runs": [], "curves": []}
-    found["runs"] = [r for r in found["runs"] if r["name"] in stale.RUNS and r["settings"] == stale.RUNS[r["name"]].settings.replace(seed=r["seed"]).share()]
+    found["runs"] = [
+        r
+        for r in found["runs"]
+        if r["name"] in stale.RUNS
+        and r["settings"] == stale.RUNS[r["name"]].settings.replace(seed=r["seed"]).share()
+    ]
     return found
 
 
@@ -47,7 +52,14 @@ def save(found: dict[str, list[dict]]) -> None:
     found["runs"].sort(key=lambda r: (order.index(r["name"]), r["seed"]))
     found["curves"].sort(key=lambda r: r["seed"])
     part = RECORDS.with_suffix(".part")
-    part.write_text("{" + ",\n".join(f'"{kind}": [\n' + ",\n".join(json.dumps(_short(r)) for r in records) + "\n]" for kind, records in found.items()) + "}\n")
+    part.write_text(
+        "{"
+        + ",\n".join(
+            f'"{kind}": [\n' + ",\n".join(json.dumps(_short(r)) for r in records) + "\n]"
+            for kind, records in found.items()
+        )
+        + "}\n"
+    )
     part.replace(RECORDS)
 
 
@@ -55,14 +67,28 @@ def main() -> None:
     from tqdm import tqdm
 
     found = {"runs": [], "curves": []} if "--fresh" in sys.argv else known()
-    done = {(r["name"], r["seed"]) for r in found["runs"]} | {("curves", r["seed"]) for r in found["curves"]}
-    jobs = [(name, seed) for seed in stale.SEEDS for name in ["curves", *stale.RUNS] if (name, seed) not in done]
+    done = {(r["name"], r["seed"]) for r in found["runs"]} | {
+        ("curves", r["seed"]) for r in found["curves"]
+    }
+    jobs = [
+        (name, seed)
+        for seed in stale.SEEDS
+        for name in ["curves", *stale.RUNS]
+        if (name, seed) not in done
+    ]
     if jobs:
         with multiprocessing.get_context("spawn").Pool(2) as pool:
-            for made in tqdm(pool.imap_unordered(one, jobs), total=len(jobs), desc="runs", smoothing=0):
-                found["curves" if isinstance(made, list) else "runs"] += made if isinstance(made, list) else [made]
+            for made in tqdm(
+                pool.imap_unordered(one, jobs), total=len(jobs), desc="runs", smoothing=0
+            ):
+                found["curves" if isinstance(made, list) else "runs"] += (
+                    made if isinstance(made, list) else [made]
+                )
                 save(found)
-    for mark, text in (("stale-runs", stale.runs_table(found["runs"])), ("stale", stale.table(found["runs"], found["curves"]))):
+    for mark, text in (
+        ("stale-runs", stale.runs_table(found["runs"])),
+        ("stale", stale.table(found["runs"], found["curves"])),
+    ):
         print(text, end="\n\n")
         between(README, mark, text)
 

@@ -16,17 +16,21 @@ class MemoryBank:
     pair in the same slot: that is what makes row i's positive column i (equations 5 and 6). Notebook 03.
     """
 
-    def __init__(self, size: int, dim: int, dtype: torch.dtype = torch.float32, device: str = "cpu"):
+    def __init__(
+        self, size: int, dim: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    ):
         whole = isinstance(size, Integral) and isinstance(dim, Integral)
         if not whole or size < 0 or dim < 1:
-            raise ValueError(f"a bank of {size} vectors of length {dim}: size must be 0 or more, "
-                             "dim 1 or more, in whole numbers.")
+            raise ValueError(
+                f"a bank of {size} vectors of length {dim}: size must be 0 or more, "
+                "dim 1 or more, in whole numbers."
+            )
         self.size, self.dim = size, dim
         self._vectors = torch.zeros(size, dim, dtype=dtype, device=device)
         self._ids = torch.full((size,), -1, dtype=torch.int64)
         self._born = torch.zeros(size, dtype=torch.int64)
         self.next_slot = 0  # where the next vector goes
-        self.version = 1    # grows whenever a vector in it changes
+        self.version = 1  # grows whenever a vector in it changes
         self._count = 0
 
     def __len__(self) -> int:
@@ -35,16 +39,16 @@ class MemoryBank:
     @property
     def vectors(self) -> Tensor:
         """The vectors kept, (n, dim); a view, which the next write changes."""
-        return self._vectors[:self._count]
+        return self._vectors[: self._count]
 
     @property
     def ids(self) -> Tensor:
         """The id written with each vector, (n,)."""
-        return self._ids[:self._count]
+        return self._ids[: self._count]
 
     def ages(self, step: int) -> Tensor:
         """How many updates before `step` each vector was made, (n,)."""
-        return step - self._born[:self._count]
+        return step - self._born[: self._count]
 
     def order(self) -> Tensor:
         """The slots from the oldest vector to the newest, (n,)."""
@@ -54,8 +58,10 @@ class MemoryBank:
         """Store detached copies of (B, dim) vectors, in order, over the oldest ones; of more than `size`, the newest stay."""
         ids = torch.as_tensor(ids)
         if vectors.ndim != 2 or vectors.shape[1] != self.dim or ids.shape != vectors.shape[:1]:
-            raise ValueError(f"write got {tuple(vectors.shape)} vectors and {tuple(ids.shape)} "
-                             f"ids: expected (B, {self.dim}) and (B,).")
+            raise ValueError(
+                f"write got {tuple(vectors.shape)} vectors and {tuple(ids.shape)} "
+                f"ids: expected (B, {self.dim}) and (B,)."
+            )
         if not self.size:
             return
         new = min(len(ids), self.size)
@@ -70,7 +76,11 @@ class MemoryBank:
     def _slots(self, count: int) -> slice | Tensor:
         """The next `count` slots to be written: a slice where they do not go round the end, which is the faster way."""
         end = self.next_slot + count
-        return slice(self.next_slot, end) if end <= self.size else (torch.arange(self.next_slot, end) % self.size)
+        return (
+            slice(self.next_slot, end)
+            if end <= self.size
+            else (torch.arange(self.next_slot, end) % self.size)
+        )
 
     def clear(self) -> None:
         """Forget everything."""
@@ -86,7 +96,7 @@ class MemoryBank:
     def resized(self, size: int) -> MemoryBank:
         """A copy with this number of slots and the newest vectors."""
         copy = MemoryBank(size, self.dim, self._vectors.dtype, self._vectors.device)
-        newest = self.order()[max(0, self._count - size):]
+        newest = self.order()[max(0, self._count - size) :]
         n = copy._count = len(newest)
         copy._vectors[:n] = self._vectors[newest]
         copy._ids[:n] = self._ids[newest]
@@ -101,8 +111,14 @@ class MemoryBank:
     def mark(self, count: int) -> tuple:
         """What `restore` needs to take back writes of up to `count` vectors in all."""
         slots = self._slots(min(count, self.size))
-        return (slots, self._vectors[slots].clone(), self._ids[slots].clone(), self._born[slots].clone(),
-                self.next_slot, self._count)
+        return (
+            slots,
+            self._vectors[slots].clone(),
+            self._ids[slots].clone(),
+            self._born[slots].clone(),
+            self.next_slot,
+            self._count,
+        )
 
     def vectors_before(self, count: int):
         """A function that gives the vectors as they are now, (n, dim), after up to `count` more have been written."""
@@ -113,22 +129,36 @@ class MemoryBank:
             found = self._vectors.clone()
             found[slots] = written_over
             return found[:n]
+
         return vectors
 
     def restore(self, mark: tuple) -> None:
         """Be again as at the mark."""
-        slots, self._vectors[slots], self._ids[slots], self._born[slots], self.next_slot, self._count = mark
+        (
+            slots,
+            self._vectors[slots],
+            self._ids[slots],
+            self._born[slots],
+            self.next_slot,
+            self._count,
+        ) = mark
         self.version += 1
 
     def state_dict(self) -> dict[str, Tensor]:
         """All of it as tensors, the write position too."""
-        return {"vectors": self._vectors, "ids": self._ids, "born": self._born,
-                "position": torch.tensor([self.next_slot, self._count])}
+        return {
+            "vectors": self._vectors,
+            "ids": self._ids,
+            "born": self._born,
+            "position": torch.tensor([self.next_slot, self._count]),
+        }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Be as the bank that gave this state. Raises `ValueError` where the sizes differ."""
         if state["vectors"].shape != self._vectors.shape:
-            raise ValueError(f"the state is of a bank of {tuple(state['vectors'].shape)}, this one is {tuple(self._vectors.shape)}.")
+            raise ValueError(
+                f"the state is of a bank of {tuple(state['vectors'].shape)}, this one is {tuple(self._vectors.shape)}."
+            )
         self._vectors.copy_(state["vectors"])
         self._ids.copy_(state["ids"])
         self._born.copy_(state["born"])
@@ -167,10 +197,19 @@ class TableBank:
 
     def write(self, ids: Tensor, vectors: Tensor, step: int) -> None:
         """Put vectors (n, d) in the places of these ids; of an id that comes twice, the last one stays."""
-        if vectors.ndim != 2 or vectors.shape != (len(ids), self.vectors.shape[1]) or (len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(self)):
-            raise ValueError(f"write got {tuple(vectors.shape)} vectors for {len(ids)} ids: expected (n, {self.vectors.shape[1]}) for n ids below {len(self)}.")
+        if (
+            vectors.ndim != 2
+            or vectors.shape != (len(ids), self.vectors.shape[1])
+            or (len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(self))
+        ):
+            raise ValueError(
+                f"write got {tuple(vectors.shape)} vectors for {len(ids)} ids: expected (n, {self.vectors.shape[1]}) for n ids below {len(self)}."
+            )
         last = {int(one): place for place, one in enumerate(ids)}
-        rows, places = torch.tensor(list(last), dtype=torch.int64), torch.tensor(list(last.values()), dtype=torch.int64)
+        rows, places = (
+            torch.tensor(list(last), dtype=torch.int64),
+            torch.tensor(list(last.values()), dtype=torch.int64),
+        )
         if self._undo is not None:
             self._undo.append((rows, self.vectors[rows], self.born[rows]))
         self.vectors[rows] = vectors.detach()[places]

@@ -21,9 +21,16 @@ from .search import acts, one_line, plain
 from .settings import Settings, check_text, range_of, read, shown
 
 FIELDS = {f.name: f for f in dataclasses.fields(Settings)}
-_NO_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory", "not enough memory", "bad_alloc", "failed to allocate")
+_NO_MEMORY = (
+    "can't allocate memory",
+    "out of memory",
+    "Cannot allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "failed to allocate",
+)
 _FULL = ("No space left", "File too large", "quota exceeded")
-_LARGEST = 1_000_000_000     # of a number that counts passages, updates or hits
+_LARGEST = 1_000_000_000  # of a number that counts passages, updates or hits
 PAIRS = "'python-docs', 'toy', 'dpr:FILE', 'beir:FOLDER' or 'jsonl:FILE'"
 
 
@@ -42,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         status = given.command(given)
         sys.stdout.flush()
         return status
-    except SystemExit:          # of --help, and of an option that is wrong
+    except SystemExit:  # of --help, and of an option that is wrong
         if not _flush():
             return 141
         raise
@@ -51,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         _flush()
-        return 141              # what a shell says of a command that SIGPIPE ended
+        return 141  # what a shell says of a command that SIGPIPE ended
     except Exception as error:
         sentence = _sentence(error)
         if sentence is None or debug:
@@ -116,11 +123,21 @@ def _sentence(error: Exception) -> str | None:
     from safetensors import SafetensorError
 
     said = str(error)
-    if isinstance(error, MemoryError) or isinstance(error, (RuntimeError, OSError)) and any(words in said for words in _NO_MEMORY):
+    if (
+        isinstance(error, MemoryError)
+        or isinstance(error, (RuntimeError, OSError))
+        and any(words in said for words in _NO_MEMORY)
+    ):
         return "memory ran out: lower local_batch, passage_tokens or memory_size, set activation_checkpointing, or raise the memory cap"
-    full = any(words in said for words in _FULL) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+    full = any(words in said for words in _FULL) or getattr(error, "errno", None) in (
+        errno.ENOSPC,
+        errno.EFBIG,
+        errno.EDQUOT,
+    )
     room = ": make room there and give the same command again" if full else ""
-    if isinstance(error, SafetensorError) or type(error) is Exception and "(os error" in said:       # the latter is the tokenizers library's
+    if (
+        isinstance(error, SafetensorError) or type(error) is Exception and "(os error" in said
+    ):  # the latter is the tokenizers library's
         return f"a file of the run cannot be written or read ({said}){room}"
     if isinstance(error, OSError):
         return f"{error.filename or 'a file'} cannot be written or read ({error.strerror or said}){room}"
@@ -133,6 +150,7 @@ def _sentence(error: Exception) -> str | None:
 
 # --- options -----------------------------------------------------------------------------------------------------------
 
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one sentence."""
 
@@ -142,49 +160,118 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    top = Parser(prog="contaccum", description="Train, evaluate and use dense retrievers under a memory limit.", allow_abbrev=False)
+    top = Parser(
+        prog="contaccum",
+        description="Train, evaluate and use dense retrievers under a memory limit.",
+        allow_abbrev=False,
+    )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, function, help: str) -> argparse.ArgumentParser:
         one = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
         one.set_defaults(command=function, debug=False)
-        one.add_argument("--debug", action="store_true", help="show where in the code an error came from")
+        one.add_argument(
+            "--debug", action="store_true", help="show where in the code an error came from"
+        )
         return one
 
     one = command("train", train, "Train a retriever; a folder that holds a run goes on with it.")
     one.add_argument("pairs", metavar="PAIRS", type=_text, help=PAIRS)
-    one.add_argument("--out", metavar="FOLDER", type=_text, required=True, help="where the run is kept: checkpoints, settings.yaml, log.jsonl")
-    one.add_argument("--test", metavar="FILE", type=_text, help="test pairs, in the format of PAIRS (dpr and jsonl); left out, some are held out")
-    one.add_argument("--config", metavar="FILE", type=_text, help="settings as YAML, such as a run's settings.yaml; options go before it")
-    one.add_argument("--resume", action="store_true", help="insist that FOLDER holds a run to go on with")
-    one.add_argument("--save-every", metavar="N", type=_whole(0), default=100, help="updates between checkpoints (default 100)")
-    one.add_argument("--evaluate-every", metavar="N", type=_whole(0), default=0, help="updates between evaluations (default 0: only at the end)")
+    one.add_argument(
+        "--out",
+        metavar="FOLDER",
+        type=_text,
+        required=True,
+        help="where the run is kept: checkpoints, settings.yaml, log.jsonl",
+    )
+    one.add_argument(
+        "--test",
+        metavar="FILE",
+        type=_text,
+        help="test pairs, in the format of PAIRS (dpr and jsonl); left out, some are held out",
+    )
+    one.add_argument(
+        "--config",
+        metavar="FILE",
+        type=_text,
+        help="settings as YAML, such as a run's settings.yaml; options go before it",
+    )
+    one.add_argument(
+        "--resume", action="store_true", help="insist that FOLDER holds a run to go on with"
+    )
+    one.add_argument(
+        "--save-every",
+        metavar="N",
+        type=_whole(0),
+        default=100,
+        help="updates between checkpoints (default 100)",
+    )
+    one.add_argument(
+        "--evaluate-every",
+        metavar="N",
+        type=_whole(0),
+        default=0,
+        help="updates between evaluations (default 0: only at the end)",
+    )
     _cap_option(one)
     settings = one.add_argument_group("settings")
     for f in FIELDS.values():
         _add_setting(settings, f)
 
-    one = command("evaluate", evaluate, "Measure a trained retriever on test pairs, over all their passages or over an index.")
+    one = command(
+        "evaluate",
+        evaluate,
+        "Measure a trained retriever on test pairs, over all their passages or over an index.",
+    )
     one.add_argument("folder", metavar="FOLDER", type=_text, help="a folder that train wrote")
     one.add_argument("pairs", metavar="PAIRS", type=_text, help=PAIRS)
-    one.add_argument("--test", metavar="FILE", type=_text, help="test pairs, in the format of PAIRS (dpr and jsonl)")
-    one.add_argument("--split", choices=("test", "dev"), default="test", help="which pairs to ask (default test)")
-    one.add_argument("--index", metavar="INDEX", type=_text, help="rank the passages of this index in place of those of PAIRS")
+    one.add_argument(
+        "--test",
+        metavar="FILE",
+        type=_text,
+        help="test pairs, in the format of PAIRS (dpr and jsonl)",
+    )
+    one.add_argument(
+        "--split", choices=("test", "dev"), default="test", help="which pairs to ask (default test)"
+    )
+    one.add_argument(
+        "--index",
+        metavar="INDEX",
+        type=_text,
+        help="rank the passages of this index in place of those of PAIRS",
+    )
     one.add_argument("--json", action="store_true", help="print JSON")
     _shard_options(one)
 
-    one = command("index", index, "Encode passages in shards; stopped, it goes on after the last whole one.")
+    one = command(
+        "index", index, "Encode passages in shards; stopped, it goes on after the last whole one."
+    )
     one.add_argument("folder", metavar="FOLDER", type=_text, help="a folder that train wrote")
-    one.add_argument("passages", metavar="PASSAGES", type=_text, help="a .jsonl file (_id, title, text), a .tsv file (id, text, title), either .gz, or " + PAIRS)
-    one.add_argument("--out", metavar="INDEX", type=_text, required=True, help="a folder for the index")
-    one.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="number format on disk (default float32)")
+    one.add_argument(
+        "passages",
+        metavar="PASSAGES",
+        type=_text,
+        help="a .jsonl file (_id, title, text), a .tsv file (id, text, title), either .gz, or "
+        + PAIRS,
+    )
+    one.add_argument(
+        "--out", metavar="INDEX", type=_text, required=True, help="a folder for the index"
+    )
+    one.add_argument(
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="number format on disk (default float32)",
+    )
     _shard_options(one)
 
     one = command("search", search, "Find the passages of an index that are nearest to a query.")
     one.add_argument("index", metavar="INDEX", type=_text, help="a folder that index wrote")
     one.add_argument("query", metavar="QUERY", nargs="+", help="a text, or several")
     one.add_argument("-k", metavar="K", type=_whole(1), default=5, help="how many (default 5)")
-    one.add_argument("--json", action="store_true", help="print one JSON object a hit, with its text")
+    one.add_argument(
+        "--json", action="store_true", help="print one JSON object a hit, with its text"
+    )
 
     command("ledger", ledger, "Print what holds of the paper, from the records of its runs.")
     return top
@@ -194,29 +281,46 @@ def _add_setting(group, f) -> None:
     """An option of `train` for a field of `Settings`."""
     symbol, default = f.metadata["symbol"], f.metadata["default"]
     help = f.metadata["help"] + (f" [{symbol}]" if symbol else "")
-    help += f" ({range_of(f)}; default {default})" if f.metadata["low"] is not None else f" (default {default})"
-    options = dict(default=argparse.SUPPRESS, help=help.replace("%", "%%"), dest=f"setting {f.name}")
+    help += (
+        f" ({range_of(f)}; default {default})"
+        if f.metadata["low"] is not None
+        else f" (default {default})"
+    )
+    options = dict(
+        default=argparse.SUPPRESS, help=help.replace("%", "%%"), dest=f"setting {f.name}"
+    )
     name = "--" + f.name.replace("_", "-")
     if str(f.type) == "bool":
         group.add_argument(name, action=argparse.BooleanOptionalAction, **options)
     elif f.metadata["choices"]:
         group.add_argument(name, choices=f.metadata["choices"], **options)
     else:
+
         def value(text: str):
             try:
                 return read(f, text)
             except ValueError as error:
                 raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
+
         group.add_argument(name, type=value, metavar=str(f.type).split(" |")[0].upper(), **options)
 
 
 def _cap_option(one) -> None:
-    one.add_argument("--memory-cap", metavar="SIZE", type=_text, help="hold no more memory than this, as 11GB: the GPU's, or on the CPU the process's")
+    one.add_argument(
+        "--memory-cap",
+        metavar="SIZE",
+        type=_text,
+        help="hold no more memory than this, as 11GB: the GPU's, or on the CPU the process's",
+    )
 
 
 def _shard_options(one) -> None:
-    one.add_argument("--shard", metavar="N", type=_whole(1), help="passages encoded at a time (default 50000)")
-    one.add_argument("--device", type=_text, help="where to encode; left out, where the run trained")
+    one.add_argument(
+        "--shard", metavar="N", type=_whole(1), help="passages encoded at a time (default 50000)"
+    )
+    one.add_argument(
+        "--device", type=_text, help="where to encode; left out, where the run trained"
+    )
     _cap_option(one)
 
 
@@ -233,6 +337,7 @@ def _text(text: str) -> str:
 
 def _whole(lowest: int):
     """A type of options: a whole number from `lowest` on."""
+
     def number(text: str) -> int:
         try:
             value = int(text)
@@ -240,26 +345,39 @@ def _whole(lowest: int):
             value = -1
         if not lowest <= value <= _LARGEST:
             raise argparse.ArgumentTypeError(
-                f"{shown(text)} is not a whole number from {lowest} to {_LARGEST}")
+                f"{shown(text)} is not a whole number from {lowest} to {_LARGEST}"
+            )
         return value
+
     return number
 
 
 def chosen(given) -> dict:
     """The settings that were given: those of --config, and over them the options."""
     fields = read_config(Path(given.config)) if given.config else {}
-    return fields | {name.removeprefix("setting "): value for name, value in vars(given).items() if name.startswith("setting ")}
+    return fields | {
+        name.removeprefix("setting "): value
+        for name, value in vars(given).items()
+        if name.startswith("setting ")
+    }
 
 
 def read_config(path: Path) -> dict:
     """Settings from a YAML file. Raises `ValueError` that names the file and what is wrong with it."""
     fields = _read_yaml(path)
     if not isinstance(fields, dict):
-        raise ValueError(f"{path} holds a {type(fields).__name__}: give settings as in 'local_batch: 8', one a line.")
+        raise ValueError(
+            f"{path} holds a {type(fields).__name__}: give settings as in 'local_batch: 8', one a line."
+        )
     if unknown := [name for name in fields if name not in FIELDS]:
-        raise ValueError(f"{path}: {shown(unknown[0])} is not a setting: the settings are {', '.join(sorted(FIELDS))}.")
-    try:    # YAML takes 2e-5 for a text: a text is read as an option would be
-        return {name: read(FIELDS[name], value) if isinstance(value, str) else value for name, value in fields.items()}
+        raise ValueError(
+            f"{path}: {shown(unknown[0])} is not a setting: the settings are {', '.join(sorted(FIELDS))}."
+        )
+    try:  # YAML takes 2e-5 for a text: a text is read as an option would be
+        return {
+            name: read(FIELDS[name], value) if isinstance(value, str) else value
+            for name, value in fields.items()
+        }
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -274,7 +392,8 @@ def _read_yaml(path: Path):
             if self.check_event(yaml.AliasEvent):
                 raise ComposerError(
                     problem="an alias, *name, where a value is expected",
-                    problem_mark=self.peek_event().start_mark)
+                    problem_mark=self.peek_event().start_mark,
+                )
             return super().compose_node(parent, index)
 
     as_in = "give settings as in 'local_batch: 8', one a line."
@@ -284,7 +403,8 @@ def _read_yaml(path: Path):
         return yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
     except OSError as error:
         raise ValueError(
-            f"{path} cannot be read ({error.strerror}): give a YAML file of settings.") from None
+            f"{path} cannot be read ({error.strerror}): give a YAML file of settings."
+        ) from None
     except RecursionError:
         raise ValueError(f"{path} has values inside values, too deep to be read: {as_in}") from None
     except ComposerError as error:
@@ -297,8 +417,12 @@ def _pairs(given):
     from .data import load_pairs
 
     if given.test and given.pairs.partition(":")[0] not in ("dpr", "jsonl"):
-        raise ValueError(f"--test is for 'dpr:FILE' and 'jsonl:FILE', and PAIRS is {given.pairs!r}: leave --test out.")
-    return load_pairs(given.pairs, progress=sys.stderr.isatty(), **({"test": given.test} if given.test else {}))
+        raise ValueError(
+            f"--test is for 'dpr:FILE' and 'jsonl:FILE', and PAIRS is {given.pairs!r}: leave --test out."
+        )
+    return load_pairs(
+        given.pairs, progress=sys.stderr.isatty(), **({"test": given.test} if given.test else {})
+    )
 
 
 def _quiet() -> None:
@@ -314,16 +438,24 @@ def _quiet() -> None:
 def _bar(total: int | None, start: int = 0, unit: str = "update"):
     from tqdm import tqdm
 
-    return tqdm(total=total, initial=start, unit=unit, disable=None if leads() else True, dynamic_ncols=True, smoothing=0.1)
+    return tqdm(
+        total=total,
+        initial=start,
+        unit=unit,
+        disable=None if leads() else True,
+        dynamic_ncols=True,
+        smoothing=0.1,
+    )
 
 
 # --- train -------------------------------------------------------------------------------------------------------------
+
 
 def train(given) -> int:
     """Train to the end, or until a signal; the folder always holds the last checkpoint whole."""
     from .folders import alone_in
 
-    with alone_in(Path(given.out)) if leads() else nullcontext():     # one of several processes
+    with alone_in(Path(given.out)) if leads() else nullcontext():  # one of several processes
         return _train_alone(given)
 
 
@@ -340,7 +472,7 @@ def _train_alone(given) -> int:
     pairs = _pairs(given)
     run = make_run(pairs, settings, folder, goes_on)
     if not goes_on:
-        run.save(folder)     # there is a run to resume from now on, and a full disk is known
+        run.save(folder)  # there is a run to resume from now on, and a full disk is known
     log = Log(folder, run.step_count)
     if leads():
         if not (goes_on and (folder / "settings.yaml").is_file()):
@@ -348,7 +480,9 @@ def _train_alone(given) -> int:
         _say(f"{pairs!r}")
         for note in run.notes:
             _say(note)
-        _say(f"{f'goes on after update {run.step_count}' if goes_on else 'begins'}, {run.settings.updates} updates in all: {run.settings.share()}")
+        _say(
+            f"{f'goes on after update {run.step_count}' if goes_on else 'begins'}, {run.settings.updates} updates in all: {run.settings.share()}"
+        )
     status = _train(given, run, log, folder)
     log.close()
     return status
@@ -362,10 +496,17 @@ def make_run(pairs, settings: Settings, folder: Path, goes_on: bool):
     if (processes := _of_environment("WORLD_SIZE", 1)) > 1:
         try:
             from . import parallel
+
             accelerator = parallel.accelerator_here(settings.device)
         except ImportError:
-            raise ValueError(f"WORLD_SIZE is {processes}, and accelerate is not installed: pip install \"contaccum-lite[scale]\", or start it without torchrun.") from None
-    return Run.load(folder, pairs, accelerator) if goes_on else Run(pairs, settings, accelerator=accelerator)
+            raise ValueError(
+                f'WORLD_SIZE is {processes}, and accelerate is not installed: pip install "contaccum-lite[scale]", or start it without torchrun.'
+            ) from None
+    return (
+        Run.load(folder, pairs, accelerator)
+        if goes_on
+        else Run(pairs, settings, accelerator=accelerator)
+    )
 
 
 def leads() -> bool:
@@ -391,8 +532,10 @@ def _settings(given, folder: Path, fields: dict, goes_on: bool) -> Settings:
     if not goes_on and given.resume:
         raise ValueError(f"{folder} holds no run to go on with: leave --resume out to begin one.")
     if other := other_files(folder, goes_on):
-        raise ValueError(f"{folder} holds something else ({one_line(other[0])}): give a new or an "
-                         "empty folder as --out.")
+        raise ValueError(
+            f"{folder} holds something else ({one_line(other[0])}): give a new or an "
+            "empty folder as --out."
+        )
     if not goes_on:
         settings = Settings(**fields)
         check_device(settings)
@@ -401,8 +544,10 @@ def _settings(given, folder: Path, fields: dict, goes_on: bool) -> Settings:
     _check_edited(folder / "settings.yaml", saved)
     for name, value in fields.items():
         if value is not None and (held := getattr(saved, name)) != value:
-            raise ValueError(f"{folder} holds a run with {name} {held!r}, and {shown(value)} is given: give another folder as --out to begin a new run, or leave {name} "
-                             "out to go on with this one.")
+            raise ValueError(
+                f"{folder} holds a run with {name} {held!r}, and {shown(value)} is given: give another folder as --out to begin a new run, or leave {name} "
+                "out to go on with this one."
+            )
     check_device(saved)
     return saved
 
@@ -422,14 +567,17 @@ def _check_edited(path: Path, saved: Settings) -> None:
             raise ValueError(
                 f"{path} says {name} {edited!r}, and the run was begun with {held!r}, which it "
                 f"keeps: write {held!r} there to go on, or give the file as --config and another "
-                "folder as --out to begin a new run.")
+                "folder as --out to begin a new run."
+            )
 
 
 def _train(given, run, log: Log, folder: Path) -> int:
     from .train import _uninterrupted
 
     asked_to_stop = []
-    before = signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.append(143))       # as a scheduler does, some seconds before SIGKILL
+    before = signal.signal(
+        signal.SIGTERM, lambda *_: asked_to_stop.append(143)
+    )  # as a scheduler does, some seconds before SIGKILL
     total, saved = run.settings.updates, run.step_count
     try:
         with _bar(total, run.step_count) as bar:
@@ -437,28 +585,38 @@ def _train(given, run, log: Log, folder: Path) -> int:
                 update = run.step()
                 with _uninterrupted():
                     log.updates(run)
-                bar.set_postfix(loss=f"{update.loss:.3f}", ratio=f"{update.grad_norm_ratio:.2f}", refresh=False)
+                bar.set_postfix(
+                    loss=f"{update.loss:.3f}", ratio=f"{update.grad_norm_ratio:.2f}", refresh=False
+                )
                 bar.update()
-                if given.evaluate_every and update.step % given.evaluate_every == 0 and update.step < total and run.pairs.test and leads():
+                if (
+                    given.evaluate_every
+                    and update.step % given.evaluate_every == 0
+                    and update.step < total
+                    and run.pairs.test
+                    and leads()
+                ):
                     log.evaluation(update.step, _evaluate(run))
                 if update.step == total or given.save_every and update.step % given.save_every == 0:
                     run.save(folder)
                     saved = update.step
                 if asked_to_stop:
                     raise KeyboardInterrupt
-        if run.pairs.test and leads():             # the other processes need not wait for it
+        if run.pairs.test and leads():  # the other processes need not wait for it
             measures = _evaluate(run)
             log.evaluation(run.step_count, measures)
             _say(", ".join(f"{name} {value:.3f}" for name, value in measures.items()))
         _say(f"all {total} updates are made; the run is in {folder}")
         return 0
     except KeyboardInterrupt:
-        with _uninterrupted():                     # a second Ctrl-C waits until it is saved
+        with _uninterrupted():  # a second Ctrl-C waits until it is saved
             log.updates(run)
             run.save(folder)
         if leads():
-            _complain(f"contaccum: stopped after update {run.step_count} of {total}, and saved. "
-                      f"Go on with: {given.line}")
+            _complain(
+                f"contaccum: stopped after update {run.step_count} of {total}, and saved. "
+                f"Go on with: {given.line}"
+            )
         return asked_to_stop[0] if asked_to_stop else 130
     except Exception as error:
         error.add_note(f"the run stands as it was saved after update {saved}")
@@ -484,13 +642,14 @@ class Log:
 
     def __init__(self, folder: Path, step: int):
         self.path, self.board, self.file, self.step = folder / "log.jsonl", None, None, step
-        self.evaluated = set()      # updates after which an evaluation is logged
+        self.evaluated = set()  # updates after which an evaluation is logged
         if not leads():
             return
         self._cut(step)
         self.file = open(self.path, "ab", buffering=0)
         try:
             from torch.utils.tensorboard import SummaryWriter
+
             self.board = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
         except ImportError:
             pass
@@ -514,8 +673,14 @@ class Log:
 
     def updates(self, run) -> None:
         """The weight updates that are not logged yet: their fields, learning rate, and the most memory held so far."""
-        for update in run.history[self.step:]:
-            self._write(update._asdict() | {"learning_rate": run.learning_rate(update.step - 1), "memory_mb": memory(run.settings.device)})
+        for update in run.history[self.step :]:
+            self._write(
+                update._asdict()
+                | {
+                    "learning_rate": run.learning_rate(update.step - 1),
+                    "memory_mb": memory(run.settings.device),
+                }
+            )
             self.step = update.step
 
     def evaluation(self, step: int, measures: dict[str, float]) -> None:
@@ -533,7 +698,11 @@ class Log:
         if self.board is not None:
             for name, value in (values.get("evaluation") or values).items():
                 if name != "step":
-                    self.board.add_scalar(f"evaluation/{name}" if "evaluation" in values else f"train/{name}", value, values["step"])
+                    self.board.add_scalar(
+                        f"evaluation/{name}" if "evaluation" in values else f"train/{name}",
+                        value,
+                        values["step"],
+                    )
 
     def close(self) -> None:
         for part in filter(None, (self.file, self.board)):
@@ -556,7 +725,9 @@ def write_settings(folder: Path, settings: Settings) -> None:
 
     from .data import write_atomically
 
-    text = f"# {settings.share()}\n" + yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False, allow_unicode=True)
+    text = f"# {settings.share()}\n" + yaml.safe_dump(
+        dataclasses.asdict(settings), sort_keys=False, allow_unicode=True
+    )
     write_atomically(folder / "settings.yaml", text.encode())
 
 
@@ -566,6 +737,7 @@ def _say(text: str) -> None:
 
 
 # --- evaluate, index, search, ledger -----------------------------------------------------------------------------------
+
 
 def evaluate(given) -> int:
     """Print the measures."""
@@ -578,7 +750,14 @@ def evaluate(given) -> int:
     where = shards.Index(given.index) if given.index else None
     pairs = _pairs(given)
     with _bar(len(pairs.passages), unit="passage") as bar:
-        measures = shards.evaluate(retriever, pairs, given.split, where, given.shard or shards.SHARD, lambda done: bar.update(done - bar.n))
+        measures = shards.evaluate(
+            retriever,
+            pairs,
+            given.split,
+            where,
+            given.shard or shards.SHARD,
+            lambda done: bar.update(done - bar.n),
+        )
     if given.json:
         print(json.dumps(measures))
     else:
@@ -595,8 +774,16 @@ def index(given) -> int:
     if given.memory_cap:
         measure.cap_memory(given.memory_cap, given.device or "cpu")
     with _bar(None, unit="passage") as bar:
-        made = shards.build(given.folder, lambda: read_passages(given.passages), given.out, source=given.passages, shard=given.shard or shards.SHARD,
-                            dtype=given.dtype, device=given.device, progress=lambda done: bar.update(done - bar.n))
+        made = shards.build(
+            given.folder,
+            lambda: read_passages(given.passages),
+            given.out,
+            source=given.passages,
+            shard=given.shard or shards.SHARD,
+            dtype=given.dtype,
+            device=given.device,
+            progress=lambda done: bar.update(done - bar.n),
+        )
     print(repr(made))
     return 0
 
@@ -624,7 +811,12 @@ def search(given) -> int:
             continue
         if len(given.query) > 1:
             print(one_line(query))
-        print("\n".join(f"{hit.score:8.2f}  {one_line(hit.id)}  {one_line(hit.title)}\n          {one_line(hit.passage)[:160]}" for hit in hits))
+        print(
+            "\n".join(
+                f"{hit.score:8.2f}  {one_line(hit.id)}  {one_line(hit.title)}\n          {one_line(hit.passage)[:160]}"
+                for hit in hits
+            )
+        )
     return 0
 
 
@@ -634,7 +826,9 @@ def ledger(given) -> int:
 
     records = Path(__file__).parent.parent / "benchmarks" / "records"
     if not (records / "ledger.json").is_file() or not (records / "cost.json").is_file():
-        raise ValueError("the records of the ledger's runs are not here: they are in the repository (benchmarks/records); run `contaccum ledger` from a checkout.")
+        raise ValueError(
+            "the records of the ledger's runs are not here: they are in the repository (benchmarks/records); run `contaccum ledger` from a checkout."
+        )
     texts = ((records / name).read_bytes() for name in ("ledger.json", "cost.json"))
     print(table(*map(json.loads, texts)))
     return 0

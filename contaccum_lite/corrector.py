@@ -19,12 +19,14 @@ from torch import Tensor, nn
 class Identity:
     """No correction: what every other corrector must beat."""
 
-    ages = False     # whether it looks at the age: it is then the identity at age 0
+    ages = False  # whether it looks at the age: it is then the identity at age 0
 
     def __init__(self, by_age: bool = False):
         if by_age and not self.ages:
-            raise ValueError(f"{type(self).__name__} does not look at ages: it moves old and new vectors alike. Choose one of {', '.join(n for n, c in CORRECTORS.items() if c.ages)}.")
-        self.by_age, self.known = by_age, {}      # known: what `fit` has found, as tensors
+            raise ValueError(
+                f"{type(self).__name__} does not look at ages: it moves old and new vectors alike. Choose one of {', '.join(n for n, c in CORRECTORS.items() if c.ages)}."
+            )
+        self.by_age, self.known = by_age, {}  # known: what `fit` has found, as tensors
 
     @property
     def fitted(self) -> bool:
@@ -32,8 +34,15 @@ class Identity:
 
     def fit(self, stale: Tensor, age: Tensor, target: Tensor) -> None:
         """Learn from n pairs of a stale vector, with its age in updates, and the same passage's vector now."""
-        if stale.shape != target.shape or stale.ndim != 2 or age.shape != stale.shape[:1] or not len(stale):
-            raise ValueError(f"fit got {tuple(stale.shape)} stale vectors, {tuple(age.shape)} ages and {tuple(target.shape)} targets: expected (n, d), (n,) and (n, d), n ≥ 1.")
+        if (
+            stale.shape != target.shape
+            or stale.ndim != 2
+            or age.shape != stale.shape[:1]
+            or not len(stale)
+        ):
+            raise ValueError(
+                f"fit got {tuple(stale.shape)} stale vectors, {tuple(age.shape)} ages and {tuple(target.shape)} targets: expected (n, d), (n,) and (n, d), n ≥ 1."
+            )
         self._check(stale, age)
         stale, target = stale.detach(), target.detach()
         self._fit(stale, self._scale(age, stale, fitting=True), target)
@@ -47,9 +56,11 @@ class Identity:
         length = self._length()
         if stale.ndim != 2 or age.shape != stale.shape[:1] or length not in (None, stale.shape[1]):
             fitted = ", as it was fitted; reset() makes it new" if length else ""
-            raise ValueError(f"{type(self).__name__} got {tuple(stale.shape)} stale vectors and "
-                             f"{tuple(age.shape)} ages: expected (n, {length or 'd'}) and "
-                             f"(n,){fitted}.")
+            raise ValueError(
+                f"{type(self).__name__} got {tuple(stale.shape)} stale vectors and "
+                f"{tuple(age.shape)} ages: expected (n, {length or 'd'}) and "
+                f"(n,){fitted}."
+            )
 
     def _length(self) -> int | None:
         """Of the vectors that it was fitted to."""
@@ -88,7 +99,9 @@ class MeanShift(Identity):
     ages = True
 
     def _fit(self, stale, scale, target):
-        self.known["shift"] = (scale * (target - stale)).sum(0) / (scale * scale).sum().clamp_min(1e-12)
+        self.known["shift"] = (scale * (target - stale)).sum(0) / (scale * scale).sum().clamp_min(
+            1e-12
+        )
 
     def _move(self, stale, scale):
         return stale + scale * self.known["shift"]
@@ -98,8 +111,11 @@ class Moments(Identity):
     """Mean and spread of each coordinate as the fresh vectors have them (as cross-batch normalisation does)."""
 
     def _fit(self, stale, scale, target):
-        self.known = {"from": stale.mean(0), "to": target.mean(0),
-                      "stretch": target.std(0, correction=0) / stale.std(0, correction=0).clamp_min(1e-12)}
+        self.known = {
+            "from": stale.mean(0),
+            "to": target.mean(0),
+            "stretch": target.std(0, correction=0) / stale.std(0, correction=0).clamp_min(1e-12),
+        }
 
     def _move(self, stale, scale):
         return (stale - self.known["from"]) * self.known["stretch"] + self.known["to"]
@@ -110,7 +126,9 @@ class Procrustes(Identity):
 
     def _fit(self, stale, scale, target):
         self.known = {"from": stale.mean(0), "to": target.mean(0)}
-        left, _, right = torch.linalg.svd((stale - self.known["from"]).T @ (target - self.known["to"]))
+        left, _, right = torch.linalg.svd(
+            (stale - self.known["from"]).T @ (target - self.known["to"])
+        )
         self.known["turn"] = left @ right
 
     def _move(self, stale, scale):
@@ -133,14 +151,21 @@ class Ridge(Identity):
 
     def _fit(self, stale, scale, target):
         center = stale.mean(0)
-        x = torch.cat([scale * (stale - center), scale], 1)                       # (n, d + 1)
-        held = torch.full((x.shape[1],), self.penalty * float((x[:, :-1] ** 2).sum()) / stale.shape[1], dtype=x.dtype, device=x.device)
-        held[-1] = 1e-9 * float((scale ** 2).sum())                               # the shift is free
+        x = torch.cat([scale * (stale - center), scale], 1)  # (n, d + 1)
+        held = torch.full(
+            (x.shape[1],),
+            self.penalty * float((x[:, :-1] ** 2).sum()) / stale.shape[1],
+            dtype=x.dtype,
+            device=x.device,
+        )
+        held[-1] = 1e-9 * float((scale**2).sum())  # the shift is free
         found = torch.linalg.solve(x.T @ x + torch.diag(held + 1e-12), x.T @ (target - stale))
         self.known |= {"center": center, "matrix": found[:-1], "shift": found[-1]}
 
     def _move(self, stale, scale):
-        return stale + scale * ((stale - self.known["center"]) @ self.known["matrix"] + self.known["shift"])
+        return stale + scale * (
+            (stale - self.known["center"]) @ self.known["matrix"] + self.known["shift"]
+        )
 
 
 class Kernel(Identity):
@@ -158,8 +183,16 @@ class Kernel(Identity):
         self.width = width
 
     def _fit(self, stale, scale, target):
-        apart = torch.cdist(stale, stale).fill_diagonal_(torch.inf).amin(1) if len(stale) > 1 else torch.ones(1).to(stale)
-        self.known |= {"places": stale.clone(), "drift": (target - stale) / scale.clamp_min(1e-9), "size": self.width * apart.median().clamp_min(1e-9)}
+        apart = (
+            torch.cdist(stale, stale).fill_diagonal_(torch.inf).amin(1)
+            if len(stale) > 1
+            else torch.ones(1).to(stale)
+        )
+        self.known |= {
+            "places": stale.clone(),
+            "drift": (target - stale) / scale.clamp_min(1e-9),
+            "size": self.width * apart.median().clamp_min(1e-9),
+        }
 
     def _move(self, stale, scale):
         near = -0.5 * (torch.cdist(stale, self.known["places"]) / self.known["size"]) ** 2
@@ -175,11 +208,20 @@ class ResidualMLP(Identity):
 
     ages = True
 
-    def __init__(self, by_age: bool = False, width: int = 128, steps: int = 2, learning_rate: float = 3e-3, seed: int = 0):
+    def __init__(
+        self,
+        by_age: bool = False,
+        width: int = 128,
+        steps: int = 2,
+        learning_rate: float = 3e-3,
+        seed: int = 0,
+    ):
         super().__init__(by_age)
         if not (width >= 1 and steps >= 0 and learning_rate > 0):
-            raise ValueError(f"width is {width!r}, steps {steps!r} and learning_rate "
-                             f"{learning_rate!r}: they must be 1 or more, 0 or more, and above 0.")
+            raise ValueError(
+                f"width is {width!r}, steps {steps!r} and learning_rate "
+                f"{learning_rate!r}: they must be 1 or more, 0 or more, and above 0."
+            )
         self.width, self.steps, self.learning_rate, self.seed = width, steps, learning_rate, seed
         self.network = self.optimizer = None
 
@@ -193,10 +235,14 @@ class ResidualMLP(Identity):
         dim = like.shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self.network = nn.Sequential(nn.Linear(dim, self.width), nn.GELU(), nn.Linear(self.width, dim)).to(like)
+            self.network = nn.Sequential(
+                nn.Linear(dim, self.width), nn.GELU(), nn.Linear(self.width, dim)
+            ).to(like)
         nn.init.zeros_(self.network[2].weight)
         nn.init.zeros_(self.network[2].bias)
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.learning_rate, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=self.learning_rate, weight_decay=0.0
+        )
 
     @torch.enable_grad()
     def _fit(self, stale, scale, target):
@@ -215,8 +261,15 @@ class ResidualMLP(Identity):
     def state_dict(self):
         found = super().state_dict()
         if self.network is not None:
-            found |= {f"network.{name}": value.detach().clone() for name, value in self.network.state_dict().items()}
-            found |= {f"optimizer.{n}.{name}": value.clone() for n, slots in self.optimizer.state_dict()["state"].items() for name, value in slots.items()}
+            found |= {
+                f"network.{name}": value.detach().clone()
+                for name, value in self.network.state_dict().items()
+            }
+            found |= {
+                f"optimizer.{n}.{name}": value.clone()
+                for n, slots in self.optimizer.state_dict()["state"].items()
+                for name, value in slots.items()
+            }
         return found
 
     def load_state_dict(self, state):
@@ -225,7 +278,13 @@ class ResidualMLP(Identity):
         if "network.0.weight" in state:
             self.width = len(state["network.0.weight"])
             self._begin(state["network.0.weight"])
-            self.network.load_state_dict({name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")})
+            self.network.load_state_dict(
+                {
+                    name.removeprefix("network."): value
+                    for name, value in state.items()
+                    if name.startswith("network.")
+                }
+            )
             kept = self.optimizer.state_dict()
             for name, value in state.items():
                 if name.startswith("optimizer."):
@@ -235,7 +294,15 @@ class ResidualMLP(Identity):
 
 
 #: name -> corrector; the names that `Settings.corrector` takes
-CORRECTORS = {"identity": Identity, "mean_shift": MeanShift, "moments": Moments, "procrustes": Procrustes, "ridge": Ridge, "kernel": Kernel, "mlp": ResidualMLP}
+CORRECTORS = {
+    "identity": Identity,
+    "mean_shift": MeanShift,
+    "moments": Moments,
+    "procrustes": Procrustes,
+    "ridge": Ridge,
+    "kernel": Kernel,
+    "mlp": ResidualMLP,
+}
 
 
 def make_corrector(name: str, by_age: bool = False, seed: int = 0):

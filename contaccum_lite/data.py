@@ -1,10 +1,10 @@
 """Pairs of a query and the passage that answers it, and where they come from.
 
-    load_pairs("toy")            generated, seeded, at once
-    load_pairs("python-docs")    the documentation of the installed packages: real text, built once, then cached
-    load_pairs("dpr:FILE")       DPR's JSON             (also .gz)
-    load_pairs("beir:FOLDER")    BEIR's corpus.jsonl, queries.jsonl, qrels/*.tsv
-    load_pairs("jsonl:FILE")     one {"query": …, "passage": …} a line (also .gz)
+load_pairs("toy")            generated, seeded, at once
+load_pairs("python-docs")    the documentation of the installed packages: real text, built once, then cached
+load_pairs("dpr:FILE")       DPR's JSON             (also .gz)
+load_pairs("beir:FOLDER")    BEIR's corpus.jsonl, queries.jsonl, qrels/*.tsv
+load_pairs("jsonl:FILE")     one {"query": …, "passage": …} a line (also .gz)
 """
 
 from __future__ import annotations
@@ -59,12 +59,16 @@ class Pairs:
     passages: Sequence[Passage]
     dev: Sequence[Pair] = ()
     notes: tuple[str, ...] = ()
-    memo: dict = field(default_factory=dict, repr=False, compare=False)  # token tables, shared by runs on the same pairs
+    memo: dict = field(
+        default_factory=dict, repr=False, compare=False
+    )  # token tables, shared by runs on the same pairs
 
     def __repr__(self):
         said = "".join(f"\n  {note}" for note in self.notes)
-        return (f"Pairs({self.name!r}: {len(self.train):,} to train on, {len(self.test):,} to test on, "
-                f"{len(self.passages):,} passages){said}")
+        return (
+            f"Pairs({self.name!r}: {len(self.train):,} to train on, {len(self.test):,} to test on, "
+            f"{len(self.passages):,} passages){said}"
+        )
 
     @cached_property
     def row_of(self) -> dict[str, int]:
@@ -79,7 +83,13 @@ class Pairs:
         """
         digest = hashlib.sha256()
         for pair in self.train:
-            for text in (pair.id, pair.query, pair.title, pair.passage, *(h.id for h in pair.hard_negatives)):
+            for text in (
+                pair.id,
+                pair.query,
+                pair.title,
+                pair.passage,
+                *(h.id for h in pair.hard_negatives),
+            ):
                 digest.update(text.encode() + b"\0")
         return digest.hexdigest()[:16]
 
@@ -97,7 +107,12 @@ class Pairs:
         """Rows of `train` that have a hard negative, and a sentence on those that have none (empty if all have one)."""
         rows = [row for row, pair in enumerate(self.train) if pair.hard_negatives]
         dropped = len(self.train) - len(rows)
-        return rows, f"{dropped:,} of {len(self.train):,} training pairs have no hard negative and are left out." if dropped else ""
+        return (
+            rows,
+            f"{dropped:,} of {len(self.train):,} training pairs have no hard negative and are left out."
+            if dropped
+            else "",
+        )
 
 
 def _digest(passages: Iterable[Passage]) -> str:
@@ -124,13 +139,16 @@ def load_pairs(source: str, **options) -> Pairs:
         if kind in makers:
             return makers[kind](**options)
     if not colon or kind not in formats.READERS:
-        raise ValueError(f"no pairs called {source!r}: choose 'python-docs', 'toy', 'dpr:FILE', 'beir:FOLDER' or 'jsonl:FILE'.")
+        raise ValueError(
+            f"no pairs called {source!r}: choose 'python-docs', 'toy', 'dpr:FILE', 'beir:FOLDER' or 'jsonl:FILE'."
+        )
     if not place:
         raise ValueError(f"{source!r} names no file: write '{kind}:' and then a path.")
     return formats.READERS[kind](Path(place), **options)
 
 
 # --- python-docs -------------------------------------------------------------------------------------------------------
+
 
 def python_docs_pairs(progress: bool = True) -> Pairs:
     """(summary → explanation) pairs from the documentation of the installed packages; built once, then read from a cache.
@@ -140,19 +158,35 @@ def python_docs_pairs(progress: bool = True) -> Pairs:
     """
     from . import pydocs
 
-    reader = Path(pydocs.__file__).read_bytes()  # a change of the reader makes a new corpus, as a change of what it reads does
-    key = hashlib.sha256(json.dumps([pydocs.versions(), HARD_NEGATIVES]).encode() + reader).hexdigest()[:16]
-    stored = cached_json(f"python-docs-{key}.json", lambda: _build_python_docs(progress),
-                         _check_python_docs)
+    reader = Path(
+        pydocs.__file__
+    ).read_bytes()  # a change of the reader makes a new corpus, as a change of what it reads does
+    key = hashlib.sha256(
+        json.dumps([pydocs.versions(), HARD_NEGATIVES]).encode() + reader
+    ).hexdigest()[:16]
+    stored = cached_json(
+        f"python-docs-{key}.json", lambda: _build_python_docs(progress), _check_python_docs
+    )
     passages = [Passage(str(row), title, text) for row, (title, _, text, _) in enumerate(stored)]
     groups: dict[str, list[Pair]] = {"train": [], "held out": []}
     ranks = {}
     for passage, (title, summary, text, negatives) in zip(passages, stored):
         ranks[title] = pydocs.held_out_rank(title)
         group = groups["train" if ranks[title] is None else "held out"]
-        group.append(Pair(title, summary, text, title, tuple(passages[row] for row in negatives), passage_id=passage.id))
+        group.append(
+            Pair(
+                title,
+                summary,
+                text,
+                title,
+                tuple(passages[row] for row in negatives),
+                passage_id=passage.id,
+            )
+        )
     held_out = sorted(groups["held out"], key=lambda pair: ranks[pair.id])
-    return Pairs("python-docs", groups["train"], held_out[:TEST_PAIRS], passages, held_out[TEST_PAIRS:])
+    return Pairs(
+        "python-docs", groups["train"], held_out[:TEST_PAIRS], passages, held_out[TEST_PAIRS:]
+    )
 
 
 def _check_python_docs(stored) -> None:
@@ -172,13 +206,18 @@ def _build_python_docs(progress: bool) -> list:
 
     found = pydocs.read_docs(lambda files: _bar(files, "reading documentation", progress))
     train = [row for row, (name, _, _) in enumerate(found) if pydocs.held_out_rank(name) is None]
-    mined = mine_hard_negatives([found[row][1] for row in train], [Passage("", found[row][0], found[row][2]) for row in train],
-                                HARD_NEGATIVES)
+    mined = mine_hard_negatives(
+        [found[row][1] for row in train],
+        [Passage("", found[row][0], found[row][2]) for row in train],
+        HARD_NEGATIVES,
+    )
     negatives = {row: [train[n] for n in chosen] for row, chosen in zip(train, mined)}
     return [[*entry, negatives.get(row, [])] for row, entry in enumerate(found)]
 
 
-def mine_hard_negatives(queries: Sequence[str], passages: Sequence[Passage], count: int) -> list[list[int]]:
+def mine_hard_negatives(
+    queries: Sequence[str], passages: Sequence[Passage], count: int
+) -> list[list[int]]:
     """For query i the `count` best passages by BM25 that are neither passage i nor a copy of its text, as indices."""
     import bm25s
 
@@ -187,15 +226,21 @@ def mine_hard_negatives(queries: Sequence[str], passages: Sequence[Passage], cou
     if len(passages) < 2:
         return [[] for _ in queries]
     index = bm25s.BM25()
-    index.index(bm25s.tokenize([f"{p.title} {p.text}" for p in passages], show_progress=False), show_progress=False)
+    index.index(
+        bm25s.tokenize([f"{p.title} {p.text}" for p in passages], show_progress=False),
+        show_progress=False,
+    )
     tokens = bm25s.tokenize(list(queries), show_progress=False)
     rows, scores = index.retrieve(tokens, k=min(count + 4, len(passages)), show_progress=False)
     texts = [normal(passage.text) for passage in passages]
-    return [[int(row) for row, score in zip(*best) if score > 0 and texts[row] != texts[i]][:count]
-            for i, best in enumerate(zip(rows, scores))]
+    return [
+        [int(row) for row, score in zip(*best) if score > 0 and texts[row] != texts[i]][:count]
+        for i, best in enumerate(zip(rows, scores))
+    ]
 
 
 # --- toy ---------------------------------------------------------------------------------------------------------------
+
 
 def toy_pairs(train: int = 512, test: int = 128, seed: int = 0, progress: bool = False) -> Pairs:
     """Invented text for tests and first steps: a query names three things in one tongue, its passage in another.
@@ -209,7 +254,9 @@ def toy_pairs(train: int = 512, test: int = 128, seed: int = 0, progress: bool =
     things = [(words[i], words[i + 1]) for i in range(0, 80, 2)]
     filler = words[100:]
     if not (train > 1 and test >= 0 and train + test <= 5_000):
-        raise ValueError(f"toy pairs: {train} to train on and {test} to test on; there are words for 2 to 5000 in all.")
+        raise ValueError(
+            f"toy pairs: {train} to train on and {test} to test on; there are words for 2 to 5000 in all."
+        )
 
     triples: dict[tuple, int] = {}
     while len(triples) < train + test:
@@ -227,10 +274,20 @@ def toy_pairs(train: int = 512, test: int = 128, seed: int = 0, progress: bool =
         passages.append(Passage(f"p{row}", f"toy.{row}", " ".join(body)))
     pairs = []
     for (a, b, c), row in triples.items():
-        near = [r for two in ((a, b), (a, c), (b, c)) for r in sharing[two] if r != row and r < train]
+        near = [
+            r for two in ((a, b), (a, c), (b, c)) for r in sharing[two] if r != row and r < train
+        ]
         hard = near[:HARD_NEGATIVES] or [(row + 1) % train]
-        pairs.append(Pair(f"toy.{row}", queries[row], passages[row].text, passages[row].title,
-                          tuple(passages[r] for r in hard if r != row), passage_id=passages[row].id))
+        pairs.append(
+            Pair(
+                f"toy.{row}",
+                queries[row],
+                passages[row].text,
+                passages[row].title,
+                tuple(passages[r] for r in hard if r != row),
+                passage_id=passages[row].id,
+            )
+        )
     return Pairs("toy", pairs[:train], pairs[train:], passages)
 
 
@@ -244,16 +301,26 @@ def crop_pairs(pairs: Pairs, seed: int = 0) -> Pairs:
     def crop(words: list[str]) -> str:
         length = max(3, int(len(words) * draw.uniform(0.2, 0.5)))
         first = draw.randrange(max(1, len(words) - length + 1))
-        return " ".join(words[first:first + length])
+        return " ".join(words[first : first + length])
 
     for pair in pairs.train:
         words = f"{pair.title} {pair.passage}".split()
         crops.append(Passage(f"crop.{pair.id}", "", crop(words)))
-        train.append(Pair(f"crop.{pair.id}", crop(words), crops[-1].text, "", (), passage_id=crops[-1].id))
-    return Pairs(f"{pairs.name}, random crops", train, pairs.test, [*pairs.passages, *crops], pairs.dev, pairs.notes)
+        train.append(
+            Pair(f"crop.{pair.id}", crop(words), crops[-1].text, "", (), passage_id=crops[-1].id)
+        )
+    return Pairs(
+        f"{pairs.name}, random crops",
+        train,
+        pairs.test,
+        [*pairs.passages, *crops],
+        pairs.dev,
+        pairs.notes,
+    )
 
 
 # --- the cache ---------------------------------------------------------------------------------------------------------
+
 
 def cache_folder() -> Path:
     """Where built corpora and vocabularies are kept: $CONTACCUM_LITE_CACHE, or the user's cache folder."""
@@ -286,7 +353,9 @@ def cached_json(name: str, build, check=lambda value: None):
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader finds the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}-{secrets.token_hex(4)}"     # with the rights of any other file, unlike mkstemp's
+    temporary = (
+        path.parent / f".{path.name}-{secrets.token_hex(4)}"
+    )  # with the rights of any other file, unlike mkstemp's
     try:
         with open(temporary, "xb") as file:
             file.write(content)
@@ -302,4 +371,5 @@ def _bar(items, label: str, show: bool):
     if not show:
         return items
     from tqdm.auto import tqdm
+
     return tqdm(items, desc=label, unit="file", leave=False)

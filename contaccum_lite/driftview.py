@@ -41,20 +41,31 @@ class DriftView(View):
         if run.step_count % self.every or run.step_count in probe.seen:
             return
         probe.look()
-        if not self.lab.waiting and (time.monotonic() - self._drawn > 1 or run.step_count == run.settings.updates):
+        if not self.lab.waiting and (
+            time.monotonic() - self._drawn > 1 or run.step_count == run.settings.updates
+        ):
             self.draw()
 
     def data(self) -> dict[str, dict[int, float]]:
         """{"drift within 5": {update: D}, …, "mass": {age: mass}, "control": {age: mass}}, whole."""
-        run, found = self.lab.training, {f"drift within {lag}": self.probe.drift(lag) for lag in self.lags}
+        run, found = (
+            self.lab.training,
+            {f"drift within {lag}": self.probe.drift(lag) for lag in self.lags},
+        )
         if run.history and len(run.passage_bank):
-            found |= {"mass": measure.similarity_mass(run), "control": measure.similarity_mass(run, fresh=True)}
+            found |= {
+                "mass": measure.similarity_mass(run),
+                "control": measure.similarity_mass(run, fresh=True),
+            }
         return found
 
     def draw(self) -> None:
         figure = stills.new(*self.wide)
         self.still(figure)
-        self.image.value, self.words.value = stills.png(figure, ""), paragraph(self.sentence)      # the sentence stands below it
+        self.image.value, self.words.value = (
+            stills.png(figure, ""),
+            paragraph(self.sentence),
+        )  # the sentence stands below it
         self._drawn = time.monotonic()
 
     @property
@@ -62,7 +73,11 @@ class DriftView(View):
         data = self.data()
         last = {lag: list(data[f"drift within {lag}"].values()) for lag in self.lags}
         parts = [f"{_share(values[-1])} within {lag}" for lag, values in last.items() if values]
-        said = f"After update {self.lab.training.step_count} a passage's vector had moved, as squared length over its own, by {', '.join(parts)} updates." if parts else "No drift yet: two looks are needed."
+        said = (
+            f"After update {self.lab.training.step_count} a passage's vector had moved, as squared length over its own, by {', '.join(parts)} updates."
+            if parts
+            else "No drift yet: two looks are needed."
+        )
         if data.get("mass") and len(data["mass"]) > 1:
             oldest = max(data["mass"])
             said += f" The oldest in the bank ({oldest} updates) have {data['mass'][oldest] / data['mass'][0]:.2f} of the softmax mass of this batch's own; encoded now, {data['control'][oldest] / data['control'][0]:.2f}."
@@ -71,10 +86,34 @@ class DriftView(View):
     def still(self, figure) -> None:
         data = self.data()
         left, right = figure.subplots(1, 2)
-        drift = {name: (list(of), list(of.values())) for name, of in data.items() if name.startswith("drift") and of}
-        stills.lines(left, drift or {"no drift yet": ([0], [0])}, "drift", "update", "‖g(t) − g(t − lag)‖² / ‖g(t)‖²", bool(drift), False)
-        mass = {name: (list(data[key]), [v / data[key][0] for v in data[key].values()]) for name, key in (("as stored", "mass"), ("encoded now", "control")) if data.get(key)}
-        stills.lines(right, mass or {"no bank yet": ([0], [0])}, "similarity mass by age", "age in updates", "share of age 0", False, False)
+        drift = {
+            name: (list(of), list(of.values()))
+            for name, of in data.items()
+            if name.startswith("drift") and of
+        }
+        stills.lines(
+            left,
+            drift or {"no drift yet": ([0], [0])},
+            "drift",
+            "update",
+            "‖g(t) − g(t − lag)‖² / ‖g(t)‖²",
+            bool(drift),
+            False,
+        )
+        mass = {
+            name: (list(data[key]), [v / data[key][0] for v in data[key].values()])
+            for name, key in (("as stored", "mass"), ("encoded now", "control"))
+            if data.get(key)
+        }
+        stills.lines(
+            right,
+            mass or {"no bank yet": ([0], [0])},
+            "similarity mass by age",
+            "age in updates",
+            "share of age 0",
+            False,
+            False,
+        )
 
 
 def _share(value: float) -> str:

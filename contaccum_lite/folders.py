@@ -16,8 +16,13 @@ from .search import one_line
 
 LOCK = ".contaccum.lock"
 DAMAGED = "It is damaged: restore it from a copy, or make it again in another folder."
-_TYPES = {str: "a text", int: "a whole number", bool: "true or false", list: "a list",
-          dict: "an object"}
+_TYPES = {
+    str: "a text",
+    int: "a whole number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
 
 
 @contextmanager
@@ -31,26 +36,29 @@ def alone_in(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} holds something else (it is a file): give a new or an empty "
-                         "folder.")
+        raise ValueError(
+            f"{folder} holds something else (it is a file): give a new or an empty folder."
+        )
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder.resolve() / LOCK
-    lock = FileLock(path, is_singleton=True)      # one for each process, which may enter twice
+    lock = FileLock(path, is_singleton=True)  # one for each process, which may enter twice
     try:
         lock.acquire(timeout=0)
         try:
             yield
         finally:
             if lock.lock_counter == 1:
-                with suppress(OSError):           # Windows removes it after the release
+                with suppress(OSError):  # Windows removes it after the release
                     path.unlink()
             lock.release()
     except Timeout:
-        raise ValueError(f"{folder} is in use: another process is writing into it. Wait until "
-                         "that one has ended, or give another folder.") from None
+        raise ValueError(
+            f"{folder} is in use: another process is writing into it. Wait until "
+            "that one has ended, or give another folder."
+        ) from None
     finally:
-        with suppress(OSError):                   # a folder that is not empty stays
+        with suppress(OSError):  # a folder that is not empty stays
             for made in new:
                 made.rmdir()
 
@@ -61,6 +69,7 @@ def is_temporary(name: str, target: str) -> bool:
 
 
 # --- what was written is still there ------------------------------------------------------------
+
 
 def digests_of(folder: Path, skip: str = "") -> dict[str, str]:
     """The SHA-256 of every file under the folder but `skip`, by its path from there."""
@@ -88,16 +97,18 @@ def check_digests(folder: Path, digests: dict[str, str], skip: str = "") -> None
             raise ValueError(f"{folder / name} is not as it was written. {DAMAGED}")
 
 
-def check_record(path: Path, record: dict, needed: dict[str, type],
-                 optional: dict[str, type]) -> None:
+def check_record(
+    path: Path, record: dict, needed: dict[str, type], optional: dict[str, type]
+) -> None:
     """Raise `ValueError` where a JSON file of ours lacks a value or has one of another type."""
     for name, kind in {**needed, **optional}.items():
         if name not in record:
             if name in needed:
                 raise ValueError(f"{path} has no {name!r}. {DAMAGED}")
         elif type(record[name]) is not kind:
-            raise ValueError(f"{path} has {short(record[name])} as {name!r}: expected "
-                             f"{_TYPES[kind]}. {DAMAGED}")
+            raise ValueError(
+                f"{path} has {short(record[name])} as {name!r}: expected {_TYPES[kind]}. {DAMAGED}"
+            )
 
 
 def short(value) -> str:

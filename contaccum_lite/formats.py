@@ -23,14 +23,21 @@ from typing import BinaryIO
 from .data import Pair, Pairs, Passage
 
 MARGIN = 3.0
-_CHUNK = 1 << 20             # bytes read at a time
-_LONGEST_RECORD = 1 << 28   # characters after which a record that has not ended is taken for broken
+_CHUNK = 1 << 20  # bytes read at a time
+_LONGEST_RECORD = 1 << 28  # characters after which a record that has not ended is taken for broken
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 # --- DPR ---------------------------------------------------------------------------------------------------------------
 
-def read_dpr(path: Path, test: str | None = None, test_pairs: int = 1000, margin: float = MARGIN, progress: bool = True) -> Pairs:
+
+def read_dpr(
+    path: Path,
+    test: str | None = None,
+    test_pairs: int = 1000,
+    margin: float = MARGIN,
+    progress: bool = True,
+) -> Pairs:
     """DPR's retriever JSON: a list of {question, answers, positive_ctxs, negative_ctxs, hard_negative_ctxs}.
 
     The first positive is the passage, as in the paper's code. Questions without a positive are left out, and counted.
@@ -50,35 +57,64 @@ def read_dpr(path: Path, test: str | None = None, test_pairs: int = 1000, margin
 
 
 def _dpr_pair(record, row: int, place: _Place, corpus: _Corpus, margin: float) -> Pair | None:
-    place.expect(isinstance(record, dict), record, "an object with question, answers and positive_ctxs")
+    place.expect(
+        isinstance(record, dict), record, "an object with question, answers and positive_ctxs"
+    )
     question = place.text(record, "question")
     answers = place.list_of(record, "answers", str, needed=False)
     positives, negatives, scores = [], [], []
-    for key, into in (("positive_ctxs", positives), ("hard_negative_ctxs", negatives), ("negative_ctxs", [])):
-        for number, context in enumerate(place.list_of(record, key, dict, needed=key == "positive_ctxs")):
+    for key, into in (
+        ("positive_ctxs", positives),
+        ("hard_negative_ctxs", negatives),
+        ("negative_ctxs", []),
+    ):
+        for number, context in enumerate(
+            place.list_of(record, key, dict, needed=key == "positive_ctxs")
+        ):
             inner = place.inside(f"{key}[{number}]")
-            passage = corpus.add(inner.text(context, "title", empty=True, needed=False), inner.text(context, "text"))
+            passage = corpus.add(
+                inner.text(context, "title", empty=True, needed=False), inner.text(context, "text")
+            )
             into.append((passage, inner.number(context, "ce_score")))
     if not positives:
         return None
     (passage, score), grades = positives[0], {found.id: 1 for found, _ in positives}
     kept = keep_hard_negatives([s for _, s in positives], negatives, margin)
-    return Pair(str(row), question, passage.text, passage.title, tuple(p for p in kept if p.id not in grades),
-                tuple(answers), passage.id, grades)
+    return Pair(
+        str(row),
+        question,
+        passage.text,
+        passage.title,
+        tuple(p for p in kept if p.id not in grades),
+        tuple(answers),
+        passage.id,
+        grades,
+    )
 
 
-def keep_hard_negatives(positive_scores: list, negatives: list[tuple], margin: float = MARGIN) -> list[Passage]:
+def keep_hard_negatives(
+    positive_scores: list, negatives: list[tuple], margin: float = MARGIN
+) -> list[Passage]:
     """The negatives whose cross-encoder score is at least `margin` *below* the lowest positive's; those without scores stay.
 
     This is what the paper's code does; its text (Section 4) says "higher", which would keep the unlabelled positives.
     """
     known = [score for score in positive_scores if score is not None]
-    return [p for p, score in negatives if score is None or not known or score <= min(known) - margin]
+    return [
+        p for p, score in negatives if score is None or not known or score <= min(known) - margin
+    ]
 
 
 # --- one pair a line ---------------------------------------------------------------------------------------------------
 
-def read_jsonl(path: Path, test: str | None = None, test_pairs: int = 1000, margin: float = MARGIN, progress: bool = True) -> Pairs:
+
+def read_jsonl(
+    path: Path,
+    test: str | None = None,
+    test_pairs: int = 1000,
+    margin: float = MARGIN,
+    progress: bool = True,
+) -> Pairs:
     """One JSON object a line: query, passage; optional id, title, answers, hard_negatives, score.
 
     A hard negative is a string, or an object with passage and, optionally, title and score (then `margin` applies).
@@ -100,8 +136,10 @@ def _jsonl_pairs(path: Path, corpus: _Corpus, margin: float, prefix: str) -> lis
         pair = _jsonl_pair(record, place, corpus, margin, default_id=f"{prefix}:{line}")
         first = lines.setdefault(pair.id, line)
         if first != line:
-            raise place.error(f"the id {_short(pair.id)}, which {path.name}, line {first} has too",
-                              "an id of its own")
+            raise place.error(
+                f"the id {_short(pair.id)}, which {path.name}, line {first} has too",
+                "an id of its own",
+            )
         pairs.append(pair)
     return pairs
 
@@ -110,12 +148,18 @@ def _jsonl_pair(record, place: _Place, corpus: _Corpus, margin: float, default_i
     place.expect(isinstance(record, dict), record, "an object with query and passage")
     name = place.name(record, "id", default_id)
     query = place.text(record, "query")
-    passage = corpus.add(place.text(record, "title", empty=True, needed=False), place.text(record, "passage"))
+    passage = corpus.add(
+        place.text(record, "title", empty=True, needed=False), place.text(record, "passage")
+    )
     negatives = []
-    for number, negative in enumerate(place.list_of(record, "hard_negatives", (str, dict), needed=False)):
+    for number, negative in enumerate(
+        place.list_of(record, "hard_negatives", (str, dict), needed=False)
+    ):
         inner = place.inside(f"hard_negatives[{number}]")
         negative = negative if isinstance(negative, dict) else {"passage": negative}
-        found = corpus.add(inner.text(negative, "title", empty=True, needed=False), inner.text(negative, "passage"))
+        found = corpus.add(
+            inner.text(negative, "title", empty=True, needed=False), inner.text(negative, "passage")
+        )
         negatives.append((found, inner.number(negative, "score")))
     kept = keep_hard_negatives([place.number(record, "score")], negatives, margin)
     answers = place.list_of(record, "answers", str, needed=False)
@@ -124,6 +168,7 @@ def _jsonl_pair(record, place: _Place, corpus: _Corpus, margin: float, default_i
 
 
 # --- BEIR --------------------------------------------------------------------------------------------------------------
+
 
 def read_beir(folder: Path, margin: float = MARGIN, progress: bool = True) -> Pairs:
     """BEIR's folder: corpus.jsonl, queries.jsonl, qrels/train.tsv and qrels/test.tsv (or dev.tsv); each may be .gz.
@@ -138,18 +183,41 @@ def read_beir(folder: Path, margin: float = MARGIN, progress: bool = True) -> Pa
         corpus.add(title, place.text(record, "text", empty=True), name)
     for place, name, record in _beir_records(_find(folder, "queries.jsonl"), queries):
         queries[name] = place.text(record, "text")
-    found = {split: file for split in ("train", "test", "dev") if (file := _find(folder, f"qrels/{split}.tsv", needed=False))}
+    found = {
+        split: file
+        for split in ("train", "test", "dev")
+        if (file := _find(folder, f"qrels/{split}.tsv", needed=False))
+    }
     if not found:
-        raise ValueError(f"{folder}: found no qrels/train.tsv, qrels/test.tsv or qrels/dev.tsv; expected at least one of them.")
+        raise ValueError(
+            f"{folder}: found no qrels/train.tsv, qrels/test.tsv or qrels/dev.tsv; expected at least one of them."
+        )
     qrels = {split: _read_qrels(file, queries, corpus) for split, file in found.items()}
     negatives = _read_beir_negatives(folder, qrels.get("train", {}), queries, corpus, margin)
-    train = [_beir_pair(name, queries, grades, [corpus.by_id[p]], negatives.get(name, ()), suffix=f"-{p}")
-             for name, grades in qrels.get("train", {}).items() for p in grades]
-    tested = {split: [_beir_pair(name, queries, grades, [corpus.by_id[p] for p in grades], ()) for name, grades in qrels[split].items()]
-              for split in ("test", "dev") if split in qrels}
+    train = [
+        _beir_pair(
+            name, queries, grades, [corpus.by_id[p]], negatives.get(name, ()), suffix=f"-{p}"
+        )
+        for name, grades in qrels.get("train", {}).items()
+        for p in grades
+    ]
+    tested = {
+        split: [
+            _beir_pair(name, queries, grades, [corpus.by_id[p] for p in grades], ())
+            for name, grades in qrels[split].items()
+        ]
+        for split in ("test", "dev")
+        if split in qrels
+    }
     test = tested.get("test", tested.get("dev", []))
     dev = tested.get("dev", []) if "test" in tested else []
-    notes = [] if train else [f"{folder.name} has no qrels/train.tsv with a relevant passage: it can be searched, not trained on."]
+    notes = (
+        []
+        if train
+        else [
+            f"{folder.name} has no qrels/train.tsv with a relevant passage: it can be searched, not trained on."
+        ]
+    )
     return Pairs(f"beir:{folder.name}", train, test, corpus.passages, dev, tuple(notes))
 
 
@@ -160,15 +228,30 @@ def _beir_records(path: Path, known: dict) -> Iterator[tuple[_Place, str, dict]]
         place.expect(isinstance(record, dict), record, "an object with _id and text")
         name = place.text(record, "_id")
         if name in known:
-            raise place.error(f"the _id {_short(name)}, which an earlier line has too",
-                              "an _id of its own")
+            raise place.error(
+                f"the _id {_short(name)}, which an earlier line has too", "an _id of its own"
+            )
         yield place, name, record
 
 
-def _beir_pair(name: str, queries: dict, grades: dict, positives: list[Passage], negatives: Iterable[Passage], suffix="") -> Pair:
+def _beir_pair(
+    name: str,
+    queries: dict,
+    grades: dict,
+    positives: list[Passage],
+    negatives: Iterable[Passage],
+    suffix="",
+) -> Pair:
     best = max(positives, key=lambda p: grades[p.id])
-    return Pair(name + suffix, queries[name], best.text, best.title, tuple(p for p in negatives if p.id not in grades),
-                passage_id=best.id, relevant=grades)
+    return Pair(
+        name + suffix,
+        queries[name],
+        best.text,
+        best.title,
+        tuple(p for p in negatives if p.id not in grades),
+        passage_id=best.id,
+        relevant=grades,
+    )
 
 
 def _read_qrels(path: Path, queries: dict, corpus: _Corpus) -> dict[str, dict[str, int]]:
@@ -189,18 +272,27 @@ def _read_qrels(path: Path, queries: dict, corpus: _Corpus) -> dict[str, dict[st
             place.expect(named, fields, f"the columns {', '.join(_QRELS)}")
             columns = fields
             continue
-        place.expect(len(fields) == 3, raw,
-                     "three columns with tabs between them: query-id, corpus-id, score")
+        place.expect(
+            len(fields) == 3,
+            raw,
+            "three columns with tabs between them: query-id, corpus-id, score",
+        )
         query, passage, score = map(dict(zip(columns, fields)).get, _QRELS)
         grade = _grade(score, place)
-        for known, name, file in ((queries, query, "queries.jsonl"), (corpus.by_id, passage, "corpus.jsonl")):
+        for known, name, file in (
+            (queries, query, "queries.jsonl"),
+            (corpus.by_id, passage, "corpus.jsonl"),
+        ):
             if name not in known:
-                raise place.error(f"the id {_short(name)}, which is not in {file}", f"an id that {file} has")
+                raise place.error(
+                    f"the id {_short(name)}, which is not in {file}", f"an id that {file} has"
+                )
         if seen.setdefault((query, passage), grade) != grade:
             raise place.error(
                 f"the score {grade} for {_short(query)} and {_short(passage)}, which have the "
                 f"score {seen[query, passage]} on an earlier line",
-                "one score for each query and passage")
+                "one score for each query and passage",
+            )
         if grade > 0:
             grades.setdefault(query, {})[passage] = grade
     return grades
@@ -215,7 +307,9 @@ def _grade(score: str, place: _Place) -> int:
     return int(score)
 
 
-def _read_beir_negatives(folder: Path, train: dict, queries: dict, corpus: _Corpus, margin: float) -> dict[str, list[Passage]]:
+def _read_beir_negatives(
+    folder: Path, train: dict, queries: dict, corpus: _Corpus, margin: float
+) -> dict[str, list[Passage]]:
     path = _find(folder, "hard_negatives.jsonl", needed=False)
     kept: dict[str, list[Passage]] = {}
     for line, record in _json_lines(path) if path else ():
@@ -223,10 +317,14 @@ def _read_beir_negatives(folder: Path, train: dict, queries: dict, corpus: _Corp
         place.expect(isinstance(record, dict), record, "an object with qid and neg")
         query = place.name(record, "qid")
         if query not in queries:
-            raise place.error(f"the qid {_short(query)}, which is not in queries.jsonl", "an id that queries.jsonl has")
+            raise place.error(
+                f"the qid {_short(query)}, which is not in queries.jsonl",
+                "an id that queries.jsonl has",
+            )
         if query in kept:
-            raise place.error(f"the qid {_short(query)}, which an earlier line has too",
-                              "one line for each qid")
+            raise place.error(
+                f"the qid {_short(query)}, which an earlier line has too", "one line for each qid"
+            )
         lists = record.get("neg")
         lists = list(lists.values()) if isinstance(lists, dict) else [lists]
         fine = all(isinstance(ids, list) and all(map(_is_name, ids)) for ids in lists)
@@ -236,9 +334,14 @@ def _read_beir_negatives(folder: Path, train: dict, queries: dict, corpus: _Corp
         fine = isinstance(scores, dict) and all(map(_is_number, scores.values()))
         place.expect(fine, scores, "scores as {id: number}")
         if unknown := [name for name in names if name not in corpus.by_id]:
-            raise place.error(f"the negative {_short(unknown[0])}, which is not in corpus.jsonl", "an id that corpus.jsonl has")
+            raise place.error(
+                f"the negative {_short(unknown[0])}, which is not in corpus.jsonl",
+                "an id that corpus.jsonl has",
+            )
         positives = [scores.get(name) for name in train.get(query, {})]
-        kept[query] = keep_hard_negatives(positives, [(corpus.by_id[n], scores.get(n)) for n in names], margin)
+        kept[query] = keep_hard_negatives(
+            positives, [(corpus.by_id[n], scores.get(n)) for n in names], margin
+        )
     return kept
 
 
@@ -247,6 +350,7 @@ READERS = {"dpr": read_dpr, "beir": read_beir, "jsonl": read_jsonl}
 
 
 # --- passages alone ----------------------------------------------------------------------------------------------------
+
 
 def read_passages(source: str) -> Iterator[Passage]:
     """The passages of a corpus, one by one: a .jsonl or .tsv file (also .gz), or all those of a source of `load_pairs`.
@@ -258,7 +362,7 @@ def read_passages(source: str) -> Iterator[Passage]:
     from .data import load_pairs
 
     kind, colon, _ = source.partition(":")
-    if not colon or kind not in READERS:    # a path may have a colon: "C:\\corpus.tsv"
+    if not colon or kind not in READERS:  # a path may have a colon: "C:\\corpus.tsv"
         path = Path(source)
         ending = Path(path.stem if _is_packed(path) else path.name).suffix.lower()
         if ending == ".jsonl":
@@ -269,7 +373,9 @@ def read_passages(source: str) -> Iterator[Passage]:
         return iter(load_pairs(source, progress=False).passages)
     except ValueError as error:
         if str(error).startswith("no pairs called"):
-            raise ValueError(f"no passages called {source!r}: give a .jsonl or .tsv file (or .gz), or a source of pairs as 'beir:FOLDER'.") from None
+            raise ValueError(
+                f"no passages called {source!r}: give a .jsonl or .tsv file (or .gz), or a source of pairs as 'beir:FOLDER'."
+            ) from None
         raise
 
 
@@ -278,8 +384,15 @@ def _jsonl_passages(path: Path) -> Iterator[Passage]:
         place = _Place(path, f"line {line}")
         place.expect(isinstance(record, dict), record, "an object with _id and text")
         name = place.name(record, "_id" if "_id" in record else "id", default=str(line))
-        yield Passage(name, place.text(record, "title", empty=True, needed=False),
-                      place.text(record, "passage" if "text" not in record and "passage" in record else "text", empty=True))
+        yield Passage(
+            name,
+            place.text(record, "title", empty=True, needed=False),
+            place.text(
+                record,
+                "passage" if "text" not in record and "passage" in record else "text",
+                empty=True,
+            ),
+        )
 
 
 def _tsv_passages(path: Path) -> Iterator[Passage]:
@@ -287,8 +400,9 @@ def _tsv_passages(path: Path) -> Iterator[Passage]:
     for line, raw in _lines(path):
         place = _Place(path, f"line {line}")
         if line == 1 and "\r" in raw and not raw.endswith("\n"):
-            raise place.error("lines that end in a carriage return alone",
-                              "lines that end in a line feed")
+            raise place.error(
+                "lines that end in a carriage return alone", "lines that end in a line feed"
+            )
         fields = _fields(raw, place)
         header = _header(fields, place)
         if header or fields == [""]:
@@ -296,16 +410,17 @@ def _tsv_passages(path: Path) -> Iterator[Passage]:
             continue
         if columns is None:
             place.expect(len(fields) in (2, 3), raw, _TSV_COLUMNS)
-            columns = _TSV_NAMES[:len(fields)]
+            columns = _TSV_NAMES[: len(fields)]
         if len(fields) != len(columns):
-            raise place.error(f"{len(fields)} columns in {_short(raw)}",
-                              f"{len(columns)}, as in the lines above")
+            raise place.error(
+                f"{len(fields)} columns in {_short(raw)}", f"{len(columns)}, as in the lines above"
+            )
         passage = dict(zip(columns, fields))
         yield Passage(passage["id"], passage.get("title", ""), passage["text"])
 
 
 _TSV_NAMES = ("id", "text", "title")
-_LONGEST_HEADER = 200    # characters; most lines of a corpus are longer, and need no look
+_LONGEST_HEADER = 200  # characters; most lines of a corpus are longer, and need no look
 _TSV_COLUMNS = "an id, a text and, optionally, a title, with tabs between them"
 
 
@@ -350,13 +465,15 @@ def _fields(raw: str, place: _Place) -> list[str]:
                     "a field that begins with a quote and does not end with one: "
                     f"{_short(line[start:])}",
                     "each field on one line, its quotes doubled if it is in quotes; "
-                    "give texts with line breaks as .jsonl")
+                    "give texts with line breaks as .jsonl",
+                )
             fields.append(line[start:end])
         start = end + 1
     return fields
 
 
 # --- what they share ---------------------------------------------------------------------------------------------------
+
 
 class _Corpus:
     """Every passage once: the same title and text give the same Passage."""
@@ -397,7 +514,9 @@ class _Place:
         if key not in record and not needed:
             return ""
         if key not in record:
-            raise self.error(f"no key {key!r} among {_short(list(record))}", f"a text under {key!r}")
+            raise self.error(
+                f"no key {key!r} among {_short(list(record))}", f"a text under {key!r}"
+            )
         value = record[key]
         if value is None and empty:
             return ""
@@ -419,17 +538,25 @@ class _Place:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise self.error(f"half of a surrogate pair under {key!r}", "characters that exist") from None
+            raise self.error(
+                f"half of a surrogate pair under {key!r}", "characters that exist"
+            ) from None
 
     def list_of(self, record: dict, key: str, kind, needed: bool = True) -> list:
         if key not in record and not needed:
             return []
         if key not in record:
-            raise self.error(f"no key {key!r} among {_short(list(record))}", f"a list under {key!r}")
+            raise self.error(
+                f"no key {key!r} among {_short(list(record))}", f"a list under {key!r}"
+            )
         value = record[key]
         kinds = kind if isinstance(kind, tuple) else (kind,)
         names = " or ".join({str: "texts", dict: "objects"}[k] for k in kinds)
-        self.expect(isinstance(value, list) and all(isinstance(v, kinds) for v in value), value, f"a list of {names} under {key!r}")
+        self.expect(
+            isinstance(value, list) and all(isinstance(v, kinds) for v in value),
+            value,
+            f"a list of {names} under {key!r}",
+        )
         for text in value:
             if isinstance(text, str):
                 self.expect_characters(text, key)
@@ -451,15 +578,27 @@ def _is_number(value) -> bool:
     return is_number and -1e300 < value < 1e300
 
 
-def _finish(name: str, sets: list[list[Pair]], corpus: _Corpus, test_pairs: int, notes: list[str], path: Path) -> Pairs:
+def _finish(
+    name: str,
+    sets: list[list[Pair]],
+    corpus: _Corpus,
+    test_pairs: int,
+    notes: list[str],
+    path: Path,
+) -> Pairs:
     """Pairs from what was read; without a test file, up to a fifth is held out by a hash of the question."""
     if not sets[0]:
         raise ValueError(f"{path}: found no pair of a query and a passage; expected at least one.")
     if len(sets) == 2:
         return Pairs(name, sets[0], sets[1], corpus.passages, notes=tuple(notes))
     held = _held_out(sets[0], test_pairs)
-    return Pairs(name, [p for p in sets[0] if p.id not in held], [p for p in sets[0] if p.id in held], corpus.passages,
-                 notes=tuple(notes))
+    return Pairs(
+        name,
+        [p for p in sets[0] if p.id not in held],
+        [p for p in sets[0] if p.id in held],
+        corpus.passages,
+        notes=tuple(notes),
+    )
 
 
 def _held_out(pairs: list[Pair], most: int) -> set[str]:
@@ -480,7 +619,9 @@ def _find(folder: Path, name: str, needed: bool = True) -> Path | None:
         if path.is_file():
             return path
     if needed:
-        raise ValueError(f"{folder}: found no {name} (or {name}.gz); expected BEIR's corpus.jsonl, queries.jsonl and qrels/*.tsv.")
+        raise ValueError(
+            f"{folder}: found no {name} (or {name}.gz); expected BEIR's corpus.jsonl, queries.jsonl and qrels/*.tsv."
+        )
     return None
 
 
@@ -492,16 +633,20 @@ def _is_packed(path: Path) -> bool:
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """The file's bytes, unpacked if it is a .gz; what goes wrong on the way becomes a sentence."""
     try:
-        with (gzip.open(path) if _is_packed(path) else open(path, "rb")) as file:
+        with gzip.open(path) if _is_packed(path) else open(path, "rb") as file:
             yield file
     except FileNotFoundError:
         raise ValueError(f"{path}: found no such file; expected a file to read.") from None
     except IsADirectoryError:
         raise ValueError(f"{path}: found a folder; expected a file.") from None
     except EOFError:
-        raise ValueError(f"{path}: found a gzip file that breaks off; expected it whole: fetch it again.") from None
+        raise ValueError(
+            f"{path}: found a gzip file that breaks off; expected it whole: fetch it again."
+        ) from None
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: found bytes that are not gzip ({error}); expected a .gz file.") from None
+        raise ValueError(
+            f"{path}: found bytes that are not gzip ({error}); expected a .gz file."
+        ) from None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -513,7 +658,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 # a byte order mark may be in any line: files may have been put one after another
                 yield line, raw.decode("utf-8-sig")
             except UnicodeDecodeError as error:
-                raise _Place(path, f"line {line}").error(f"the byte 0x{raw[error.start]:02x}, which is not UTF-8", "text in UTF-8") from None
+                raise _Place(path, f"line {line}").error(
+                    f"the byte 0x{raw[error.start]:02x}, which is not UTF-8", "text in UTF-8"
+                ) from None
     if not line:
         raise ValueError(f"{path}: found an empty file; expected at least one line.")
 
@@ -574,7 +721,8 @@ def _json_array(path: Path) -> Iterator[object]:
         if text.next_sign():
             raise _Place(path, f"record {text.row}").error(
                 f"{text.here()} after the end of the list",
-                "one list and nothing after it: put the records of all files into one list")
+                "one list and nothing after it: put the records of all files into one list",
+            )
 
 
 class _JsonText:
@@ -592,11 +740,12 @@ class _JsonText:
     def no_list(self) -> ValueError:
         if not self.next_sign():
             return ValueError(f"{self.path}: found an empty file; expected a JSON list of records.")
-        return ValueError(f"{self.path}: found a file that starts with {self.here()}; "
-                          "expected a JSON list ('[').")
+        return ValueError(
+            f"{self.path}: found a file that starts with {self.here()}; expected a JSON list ('[')."
+        )
 
     def here(self) -> str:
-        return _short(self.buffer[self.start:self.start + 12])
+        return _short(self.buffer[self.start : self.start + 12])
 
     def more(self) -> bool:
         """Read as much again as is held, so that a long item is begun few times; False at the end."""
@@ -606,7 +755,7 @@ class _JsonText:
         except UnicodeDecodeError as error:
             byte = error.object[error.start]
             raise self.error(f"the byte 0x{byte:02x}, which is not UTF-8") from None
-        self.buffer, self.start = self.buffer[self.start:] + piece, 0
+        self.buffer, self.start = self.buffer[self.start :] + piece, 0
         return bool(piece)
 
     def next_sign(self) -> str:
@@ -645,7 +794,7 @@ class _JsonText:
         """Raise where the item is broken, and not only cut by the end of what is held."""
         cut = error.msg.startswith("Unterminated string") or error.pos >= len(self.buffer) - 16
         if not cut or len(self.buffer) - self.start > _LONGEST_RECORD:
-            near = _short(self.buffer[error.pos:error.pos + 12])
+            near = _short(self.buffer[error.pos : error.pos + 12])
             raise self.error(f"{error.msg} at {near}") from None
 
 

@@ -14,7 +14,9 @@ import traitlets
 _HERE = Path(__file__).parent
 
 
-LARGEST = 720   # rows or columns beyond which blocks of cells share a byte: a canvas has no room for more
+LARGEST = (
+    720  # rows or columns beyond which blocks of cells share a byte: a canvas has no room for more
+)
 
 
 class Grid(anywidget.AnyWidget):
@@ -31,7 +33,9 @@ class Grid(anywidget.AnyWidget):
     sentence = traitlets.Unicode().tag(sync=True)
     told = traitlets.Unicode().tag(sync=True)
     ranking = traitlets.Unicode().tag(sync=True)
-    talks = traitlets.Unicode("cells", help="'rows' where a row can be picked, '' where nothing is told").tag(sync=True)
+    talks = traitlets.Unicode(
+        "cells", help="'rows' where a row can be picked, '' where nothing is told"
+    ).tag(sync=True)
     empty = traitlets.Unicode(help="what stands in place of no cells").tag(sync=True)
     width = traitlets.Int(420, help="the most, in CSS pixels").tag(sync=True)
     cells = traitlets.Bytes(b"").tag(sync=True)
@@ -47,17 +51,23 @@ class Grid(anywidget.AnyWidget):
     picked = traitlets.List().tag(sync=True, echo_update=False)
     frame = traitlets.Int(0).tag(sync=True)
     beat = traitlets.Int(0).tag(sync=True)
-    window = traitlets.Int(5, help="beats that may be on their way; the page answers each of so many").tag(sync=True)
+    window = traitlets.Int(
+        5, help="beats that may be on their way; the page answers each of so many"
+    ).tag(sync=True)
     beaten = traitlets.Int(0).tag(sync=True, echo_update=False)
     shown = traitlets.Bool(True).tag(sync=True, echo_update=False)
-    patient = traitlets.Bool(False, help="its pictures wait a moment for another grid's, to be painted with them").tag(sync=True)
+    patient = traitlets.Bool(
+        False, help="its pictures wait a moment for another grid's, to be painted with them"
+    ).tag(sync=True)
     key = traitlets.Unicode(help="the same in all views of this widget").tag(sync=True)
 
     @traitlets.default("key")
     def _new_key(self):
         return uuid4().hex
 
-    def show(self, cells: np.ndarray, *, scale: int = 1, shape: tuple[int, int] | None = None, **more) -> None:
+    def show(
+        self, cells: np.ndarray, *, scale: int = 1, shape: tuple[int, int] | None = None, **more
+    ) -> None:
         """One frame: the uint8 cells and whatever else changed, in one message.
 
         scale, shape: where one byte stands for `scale` × `scale` cells of a table of this shape (`strongest`).
@@ -88,10 +98,12 @@ def strongest(values: torch.Tensor, scale: int) -> torch.Tensor:
 def _pooled(values: np.ndarray, scale: int, better) -> np.ndarray:
     """Each block's np.maximum, np.minimum or np.logical_or: down first, which runs along memory; blocks at the edges may have fewer."""
     for axis in (0, 1):
-        parts = [values[(slice(None),) * axis + (slice(first, None, scale),)] for first in range(scale)]
+        parts = [
+            values[(slice(None),) * axis + (slice(first, None, scale),)] for first in range(scale)
+        ]
         values = parts[0].copy()
         for part in parts[1:]:
-            inside = values[:part.shape[0], :part.shape[1]]
+            inside = values[: part.shape[0], : part.shape[1]]
             better(inside, part, out=inside)
     return values
 
@@ -103,10 +115,15 @@ def colours(name: str) -> np.ndarray:
     table[1:, 3] = 255
     place = np.linspace(-1, 1, 255)[:, None]
     if name == "signed":
-        low, middle, high = (np.array(c) for c in ((0x15, 0x4C, 0x8C), (0xE4, 0xE4, 0xE4), (0xC8, 0x5A, 0x00)))
-        table[1:, :3] = np.where(place < 0, middle + (low - middle) * -place, middle + (high - middle) * place).round()
+        low, middle, high = (
+            np.array(c) for c in ((0x15, 0x4C, 0x8C), (0xE4, 0xE4, 0xE4), (0xC8, 0x5A, 0x00))
+        )
+        table[1:, :3] = np.where(
+            place < 0, middle + (low - middle) * -place, middle + (high - middle) * place
+        ).round()
     elif name == "magnitude":
         from matplotlib import colormaps
+
         table[1:, :3] = (colormaps["cividis"](np.linspace(0, 1, 255))[:, :3] * 255).round()
     else:
         raise ValueError(f"colours {name!r}: choose 'signed' or 'magnitude'.")

@@ -38,21 +38,36 @@ class IncrementalSoftmax:
     changed by anyone else (resized, loaded, restored) are noticed, and the table is made anew from them by one full product.
     """
 
-    def __init__(self, query_bank: MemoryBank, passage_bank: MemoryBank, hard_bank: MemoryBank, temperature: float = 1.0,
-                 keys: tuple[Tensor, Tensor, Tensor] | None = None):
+    def __init__(
+        self,
+        query_bank: MemoryBank,
+        passage_bank: MemoryBank,
+        hard_bank: MemoryBank,
+        temperature: float = 1.0,
+        keys: tuple[Tensor, Tensor, Tensor] | None = None,
+    ):
         check_temperature(temperature)
         _check_banks(query_bank, passage_bank, hard_bank)
         self.banks = query_bank, passage_bank, hard_bank
         self.temperature, self.keys = temperature, keys
         self._joint = joint_keys(*keys[:2]) if keys is not None else None
-        self._joint_count = 0 if self._joint is None or not len(self._joint) else int(self._joint.max()) + 1
-        self._sizes, self._place = np.array([1]), 0       # the micro-batches of an epoch, and how many of them are done
-        self._written = None                              # pairs written before each of them, over epochs
-        self._size = None                                 # the size of the bank that this is for
+        self._joint_count = (
+            0 if self._joint is None or not len(self._joint) else int(self._joint.max()) + 1
+        )
+        self._sizes, self._place = (
+            np.array([1]),
+            0,
+        )  # the micro-batches of an epoch, and how many of them are done
+        self._written = None  # pairs written before each of them, over epochs
+        self._size = None  # the size of the bank that this is for
         self._versions, self._seen = None, None
-        self.clock = 0                                    # micro-batches, modulo the slices of `older`
+        self.clock = 0  # micro-batches, modulo the slices of `older`
         like = dict(dtype=query_bank.vectors.dtype, device=query_bank.vectors.device)
-        self.older, self.newer, self.positives = torch.empty(1, 0, **like), torch.empty(0, **like), torch.empty(0, **like)
+        self.older, self.newer, self.positives = (
+            torch.empty(1, 0, **like),
+            torch.empty(0, **like),
+            torch.empty(0, **like),
+        )
 
     @property
     def bytes(self) -> int:
@@ -61,23 +76,37 @@ class IncrementalSoftmax:
 
     def expect(self, sizes: Sequence[int], place: int = 0) -> None:
         """Say how large the micro-batches of an epoch are, and how many of them are done: when each column will leave."""
-        if place != self._place or sizes is not self._sizes and not np.array_equal(sizes, self._sizes):
+        if (
+            place != self._place
+            or sizes is not self._sizes
+            and not np.array_equal(sizes, self._sizes)
+        ):
             if np.ndim(sizes) != 1 or not 0 <= place < len(sizes) or np.min(sizes) < 1:
-                raise ValueError(f"expect got sizes {np.asarray(sizes)!s} and place {place}: "
-                                 "expected the pairs of each micro-batch of an epoch, 1 or more, "
-                                 "and a place among them.")
+                raise ValueError(
+                    f"expect got sizes {np.asarray(sizes)!s} and place {place}: "
+                    "expected the pairs of each micro-batch of an epoch, 1 or more, "
+                    "and a place among them."
+                )
             self._sizes, self._place, self._written, self._versions = sizes, place, None, None
         self._sizes = sizes
 
     # --- loss and gradients --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def contrast(self, queries: Tensor, passages: Tensor, hard: Tensor | None = None, pair_ids: Tensor | None = None,
-                 hard_ids: Tensor | None = None) -> Contrast:
+    def contrast(
+        self,
+        queries: Tensor,
+        passages: Tensor,
+        hard: Tensor | None = None,
+        pair_ids: Tensor | None = None,
+        hard_ids: Tensor | None = None,
+    ) -> Contrast:
         """As `loss.contrast` of these (B, d) vectors with the banks as they stand; `scores` and `weights` are not made."""
         if self.keys is not None and (pair_ids is None or hard is not None and hard_ids is None):
-            raise ValueError("keys were given, by which duplicates are masked, but not whose vectors these are: give pair_ids (B,), and hard_ids where there "
-                             "are hard negatives; or make it without keys.")
+            raise ValueError(
+                "keys were given, by which duplicates are masked, but not whose vectors these are: give pair_ids (B,), and hard_ids where there "
+                "are hard negatives; or make it without keys."
+            )
         self._check(queries, passages, hard, pair_ids, hard_ids)
         hard_ids = torch.zeros(0, dtype=torch.int64) if hard_ids is None else hard_ids
         self._catch_up()
@@ -97,24 +126,45 @@ class IncrementalSoftmax:
         gained = None
         if len(bank_q):
             same_back = self._same_back(hard_ids) if same_hard is not None and h else None
-            more, softmax, gained = self._banked_rows(torch.cat([passages, hard]) if h else passages, b, None if same is None else same[:, b:], same_back)
+            more, softmax, gained = self._banked_rows(
+                torch.cat([passages, hard]) if h else passages,
+                b,
+                None if same is None else same[:, b:],
+                same_back,
+            )
             loss = loss + more
             d_passages.addmm_(softmax[:b], bank_q)
             d_hard = d_hard.addmm_(softmax[b:], bank_q) if h else None
         self._seen = scores, b, len(bank_q), len(bank_p), h, gained
         rows = b + len(bank_q)
-        return Contrast(loss / rows, *(None if d is None else d.mul_(1 / (rows * self.temperature)) for d in (d_queries, d_passages, d_hard)), None, None)
+        return Contrast(
+            loss / rows,
+            *(
+                None if d is None else d.mul_(1 / (rows * self.temperature))
+                for d in (d_queries, d_passages, d_hard)
+            ),
+            None,
+            None,
+        )
 
-    def _check(self, queries: Tensor, passages: Tensor, hard: Tensor | None,
-               pair_ids: Tensor | None, hard_ids: Tensor | None) -> None:
+    def _check(
+        self,
+        queries: Tensor,
+        passages: Tensor,
+        hard: Tensor | None,
+        pair_ids: Tensor | None,
+        hard_ids: Tensor | None,
+    ) -> None:
         """Refuse vectors that do not fit together, or with the banks."""
         check_vectors({"queries": queries, "passages": passages}, self.banks[1].dim)
         if hard is not None:
             check_vectors({"hard": hard}, self.banks[1].dim)
         count, hard_count = len(queries), 0 if hard is None else len(hard)
         if count != len(passages) or not count:
-            raise ValueError(f"{count} queries and {len(passages)} passages: expected one passage "
-                             "per query, and at least one.")
+            raise ValueError(
+                f"{count} queries and {len(passages)} passages: expected one passage "
+                "per query, and at least one."
+            )
         self._check_kept(count, hard_count)
         _check_ids("pair_ids", pair_ids, count)
         _check_ids("hard_ids", hard_ids, hard_count)
@@ -123,17 +173,23 @@ class IncrementalSoftmax:
         """Refuse what the banks cannot take in, and banks that are not filled in step."""
         kept = self.banks[2].size // max(1, self.banks[1].size)
         if kept and hard_count != kept * count:
-            raise ValueError(f"{hard_count} hard negatives for {count} queries: expected "
-                             f"{kept * count}, for the bank keeps {kept} with each passage.")
+            raise ValueError(
+                f"{hard_count} hard negatives for {count} queries: expected "
+                f"{kept * count}, for the bank keeps {kept} with each passage."
+            )
         past_queries, past_passages = len(self.banks[0]), len(self.banks[1])
         if past_queries not in (0, past_passages):
-            raise ValueError(f"the query bank holds {past_queries} vectors and the passage bank "
-                             f"{past_passages}: write both in step, or clear the query bank.")
+            raise ValueError(
+                f"the query bank holds {past_queries} vectors and the passage bank "
+                f"{past_passages}: write both in step, or clear the query bank."
+            )
 
-    def _local_rows(self, queries: Tensor, columns: list[Tensor], same: Tensor | None, same_hard: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _local_rows(
+        self, queries: Tensor, columns: list[Tensor], same: Tensor | None, same_hard: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Scores of the local rows with all columns, the sum of their losses, and their softmax less 1 at the positive."""
         queries = queries / self.temperature
-        scores = torch.cat([queries @ part.T for part in columns], 1)                  # (B, all columns)
+        scores = torch.cat([queries @ part.T for part in columns], 1)  # (B, all columns)
         passages = len(columns[0]) + len(columns[1])
         if same is not None:
             scores[:, :passages].masked_fill_(same, -torch.inf)
@@ -147,7 +203,9 @@ class IncrementalSoftmax:
         weights.diagonal().sub_(1)
         return scores, losses.sum(), weights
 
-    def _banked_rows(self, local: Tensor, b: int, same: Tensor | None, same_hard: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _banked_rows(
+        self, local: Tensor, b: int, same: Tensor | None, same_hard: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The sum of the banked rows' losses, their softmax at the local columns, and what those columns add to `newer`.
 
         local: the B passages and after them their hard negatives; the softmax is (B + hard, N), a banked row to a column.
@@ -158,12 +216,18 @@ class IncrementalSoftmax:
             scores[:b].masked_fill_(same, -torch.inf)
         if same_hard is not None:
             scores[b:].masked_fill_(same_hard, -torch.inf)
-        kept_apart = len(local) > b and not len(self.banks[2])                         # hard negatives that no bank will keep
+        kept_apart = len(local) > b and not len(
+            self.banks[2]
+        )  # hard negatives that no bank will keep
         passages = scores[:b].logsumexp(0) if kept_apart else None
-        top = scores.amax(0).clamp_(min=torch.finfo(scores.dtype).min)                 # all of a row's may be left out
+        top = scores.amax(0).clamp_(
+            min=torch.finfo(scores.dtype).min
+        )  # all of a row's may be left out
         softmax = scores.sub_(top).exp_()
-        gained = softmax.sum(0).log_().add_(top)                                       # log-sum-exp over the local columns
-        lse = torch.logaddexp(gained, torch.logaddexp(self.newer[:rows], self.older[self.clock, :rows]))
+        gained = softmax.sum(0).log_().add_(top)  # log-sum-exp over the local columns
+        lse = torch.logaddexp(
+            gained, torch.logaddexp(self.newer[:rows], self.older[self.clock, :rows])
+        )
         softmax *= (top - lse).exp_()
         return (lse - self.positives[:rows]).sum(), softmax, passages if kept_apart else gained
 
@@ -175,8 +239,13 @@ class IncrementalSoftmax:
             same = self._same(pair_ids, torch.cat([pair_ids, self.banks[1].ids]))
             same.fill_diagonal_(False)
         if len(hard_ids) or len(self.banks[2]):
-            same_hard = self.keys[1][pair_ids][:, None] == self.keys[2][torch.cat([hard_ids, self.banks[2].ids])]
-        return (same.to(device) if same is not None else None), (same_hard.to(device) if same_hard is not None else None)
+            same_hard = (
+                self.keys[1][pair_ids][:, None]
+                == self.keys[2][torch.cat([hard_ids, self.banks[2].ids])]
+            )
+        return (same.to(device) if same is not None else None), (
+            same_hard.to(device) if same_hard is not None else None
+        )
 
     def _all_alone(self, pair_ids: Tensor) -> bool:
         """Whether no local pair shares its query or passage with another one, local or banked; seldom not, and quick to see."""
@@ -197,7 +266,9 @@ class IncrementalSoftmax:
     def _same_back(self, hard_ids: Tensor) -> Tensor:
         """(hard, N): where a local hard negative is a copy of a banked row's own passage."""
         _, passage_keys, text_keys = self.keys
-        return (text_keys[hard_ids][:, None] == passage_keys[self.banks[0].ids]).to(self.newer.device)
+        return (text_keys[hard_ids][:, None] == passage_keys[self.banks[0].ids]).to(
+            self.newer.device
+        )
 
     # --- the table -----------------------------------------------------------------------------------------------------
 
@@ -205,33 +276,37 @@ class IncrementalSoftmax:
     def enter(self) -> None:
         """Take the micro-batch of the last `contrast` into the table; before it goes into the banks."""
         if self._seen is None:
-            raise RuntimeError("enter() takes in the micro-batch of the last contrast(), and there is none: call contrast first, and enter once after it.")
+            raise RuntimeError(
+                "enter() takes in the micro-batch of the last contrast(), and there is none: call contrast first, and enter once after it."
+            )
         (scores, b, rows, n, h, gained), self._seen = self._seen, None
         size = self.banks[1].size
-        if not self.banks[0].size or rows != n:             # no banked rows, or none any more
+        if not self.banks[0].size or rows != n:  # no banked rows, or none any more
             return
         if b != self._sizes[self._place]:
             self.expect(np.array([b]))
         self._place = (self._place + 1) % len(self._sizes)
         if self._versions is None and n:
-            return                                          # another rhythm than the table was made for: made anew next time
+            return  # another rhythm than the table was made for: made anew next time
         new = min(b, size)
         self._make_room()
         if gained is not None:
             torch.logaddexp(self.newer[:n], gained, out=self.newer[:n])
-        old = scores[:, b:b + n]
+        old = scores[:, b : b + n]
         own = scores[:, :b]
-        if self.banks[2].size:                              # a pair's column and those of its hard negatives come and go together
-            old = _together(old, scores[:, b + n + h:])
-            own = _together(own, scores[:, b + n:b + n + h])
+        if self.banks[
+            2
+        ].size:  # a pair's column and those of its hard negatives come and go together
+            old = _together(old, scores[:, b + n + h :])
+            own = _together(own, scores[:, b + n : b + n + h])
         first = self.banks[1].next_slot if n == size else 0
         stay = min(n + new, size) - new
-        in_order = torch.cat([old[:, first:], old[:, :first]], 1)[:, n - stay:]
+        in_order = torch.cat([old[:, first:], old[:, :first]], 1)[:, n - stay :]
         self.clock = (self.clock + 1) % len(self.older)
-        self._fill(self.banks[1].next_slot, torch.cat([in_order, own[:, b - new:]], 1)[b - new:])
+        self._fill(self.banks[1].next_slot, torch.cat([in_order, own[:, b - new :]], 1)[b - new :])
         for slots, part in _ring(self.banks[1].next_slot, new, size):
             self.newer[slots] = -torch.inf
-            self.positives[slots] = scores.diagonal()[b - new:][part]
+            self.positives[slots] = scores.diagonal()[b - new :][part]
         self._versions = ()
 
     def settle(self) -> None:
@@ -241,7 +316,7 @@ class IncrementalSoftmax:
 
     def _cuts(self, count: int) -> np.ndarray:
         """How many of the `count` oldest columns will have left at each micro-batch from the present one on, until all have."""
-        ahead = self._schedule()[self._place:self._gone[self._place]]
+        ahead = self._schedule()[self._place : self._gone[self._place]]
         return np.maximum(0, ahead + (count - self.banks[1].size - ahead[0]))
 
     def _even_steps(self) -> int:
@@ -249,7 +324,11 @@ class IncrementalSoftmax:
         written, place = self._schedule(), self._place
         steps, size = self._gone[place] - place, self.older.shape[1]
         even = written[place + 1] - written[place]
-        return int(steps) if steps * even == size and self._unlike[place] == self._unlike[place + steps - 1] else 0
+        return (
+            int(steps)
+            if steps * even == size and self._unlike[place] == self._unlike[place + steps - 1]
+            else 0
+        )
 
     def _now(self) -> tuple:
         """What is different when anything has been written, cleared, restored, resized or loaded."""
@@ -261,10 +340,14 @@ class IncrementalSoftmax:
         if self._written is None or self._size != size:
             epochs = 1 + -(-size // int(np.sum(self._sizes))) + 1
             self._written = np.concatenate([[0], np.cumsum(np.tile(self._sizes, epochs))])
-            self._gone = np.searchsorted(self._written, self._written[:places] + size)    # when all that is there now has left
-            self._unlike = np.cumsum(np.diff(np.diff(self._written), prepend=self._written[1]) != 0)   # changes of size up to each
+            self._gone = np.searchsorted(
+                self._written, self._written[:places] + size
+            )  # when all that is there now has left
+            self._unlike = np.cumsum(
+                np.diff(np.diff(self._written), prepend=self._written[1]) != 0
+            )  # changes of size up to each
             self._slices = int((self._gone - np.arange(places)).max()) + 1
-            self._size = size       # the last, for memory may run out before
+            self._size = size  # the last, for memory may run out before
         return self._written
 
     def _make_room(self) -> None:
@@ -282,15 +365,19 @@ class IncrementalSoftmax:
         """Write `older` of the rows from this slot on, whose scores with all columns, the oldest first, are given: (rows, columns)."""
         rows, count = scores.shape
         steps = self._even_steps() if count == self.older.shape[1] else 0
-        if steps:                                           # columns leave in equal parts
+        if steps:  # columns leave in equal parts
             parts = scores.reshape(rows, steps, -1)
         else:
             cuts = self._cuts(count)
-            ends = np.append(cuts[1:], count)               # columns from `cuts` to `ends` leave between one micro-batch and the next
+            ends = np.append(
+                cuts[1:], count
+            )  # columns from `cuts` to `ends` leave between one micro-batch and the next
             places = cuts[:, None] + np.arange((ends - cuts).max())
-            places[places >= ends[:, None]] = count         # a column of nothing
-            parts = torch.nn.functional.pad(scores, (0, 1), value=-torch.inf)[:, torch.from_numpy(places).to(scores.device)]
-        sums = parts.logsumexp(2).flip(1).logcumsumexp(1).flip(1).T                   # (micro-batches to come, rows)
+            places[places >= ends[:, None]] = count  # a column of nothing
+            parts = torch.nn.functional.pad(scores, (0, 1), value=-torch.inf)[
+                :, torch.from_numpy(places).to(scores.device)
+            ]
+        sums = parts.logsumexp(2).flip(1).logcumsumexp(1).flip(1).T  # (micro-batches to come, rows)
         for time, then in _ring(self.clock, len(sums), len(self.older)):
             for slots, part in _ring(slot, rows, self.older.shape[1]):
                 self.older[time, slots] = sums[then, part]
@@ -300,14 +387,14 @@ class IncrementalSoftmax:
         versions = self._now()
         if versions == self._versions or not self.banks[0].size:
             return
-        self._versions = None       # until the table is whole: memory may run out on the way
+        self._versions = None  # until the table is whole: memory may run out on the way
         self._make_room()
         self.clock = 0
         self.newer.fill_(-torch.inf)
         rows, size = len(self.banks[0]), self.banks[1].size
         order = self.banks[0].order()
         for start in range(0, rows, 1024):
-            mine = order[start:start + 1024]
+            mine = order[start : start + 1024]
             scores = (self.banks[0].vectors[mine] / self.temperature) @ self.banks[1].vectors.T
             self.positives[mine] = scores[torch.arange(len(mine)), mine]
             hard = (self.banks[0].vectors[mine] / self.temperature) @ self.banks[2].vectors.T
@@ -316,7 +403,12 @@ class IncrementalSoftmax:
                 same = self._same(ids[mine], ids)
                 same[torch.arange(len(mine)), mine] = False
                 scores.masked_fill_(same.to(scores.device), -torch.inf)
-                hard.masked_fill_((self.keys[1][ids[mine]][:, None] == self.keys[2][self.banks[2].ids]).to(hard.device), -torch.inf)
+                hard.masked_fill_(
+                    (self.keys[1][ids[mine]][:, None] == self.keys[2][self.banks[2].ids]).to(
+                        hard.device
+                    ),
+                    -torch.inf,
+                )
             scores = _together(scores, hard) if len(self.banks[2]) else scores
             self._fill((self.banks[0].next_slot - rows + start) % size, scores[:, order])
         self._versions = versions
@@ -326,15 +418,36 @@ class IncrementalSoftmax:
     def mark(self, count: int) -> tuple:
         """What `restore` needs to take back the entering of up to `count` pairs in all."""
         current = self._versions is not None and self._versions == self._now()
-        slots = [slots for slots, _ in _ring(self.banks[1].next_slot, min(count, self.banks[1].size), self.banks[1].size)] if current else []
-        return current, self.clock, self._place, self._sizes, self.newer.clone(), self.positives.clone(), [(s, self.older[:, s].clone()) for s in slots]
+        slots = (
+            [
+                slots
+                for slots, _ in _ring(
+                    self.banks[1].next_slot, min(count, self.banks[1].size), self.banks[1].size
+                )
+            ]
+            if current
+            else []
+        )
+        return (
+            current,
+            self.clock,
+            self._place,
+            self._sizes,
+            self.newer.clone(),
+            self.positives.clone(),
+            [(s, self.older[:, s].clone()) for s in slots],
+        )
 
     def restore(self, mark: tuple) -> None:
         """Be again as at the mark; after the banks are."""
         current, self.clock, self._place, sizes, newer, positives, slices = mark
-        if sizes is not self._sizes:                        # another rhythm was met on the way
+        if sizes is not self._sizes:  # another rhythm was met on the way
             self._sizes, self._written = sizes, None
-        fits = current and newer.shape == self.newer.shape and all(part.shape[0] == len(self.older) for _, part in slices)
+        fits = (
+            current
+            and newer.shape == self.newer.shape
+            and all(part.shape[0] == len(self.older) for _, part in slices)
+        )
         self._versions = None
         if fits:
             self.newer, self.positives = newer, positives
@@ -346,15 +459,27 @@ class IncrementalSoftmax:
         """All of it as tensors; empty where it would be made anew from the banks anyway."""
         if self._versions != self._now() or not self.banks[0].size:
             return {}
-        return {"older": self.older, "newer": self.newer, "positives": self.positives, "clock": torch.tensor(self.clock),
-                "sizes": torch.from_numpy(np.asarray(self._sizes)), "place": torch.tensor(self._place)}
+        return {
+            "older": self.older,
+            "newer": self.newer,
+            "positives": self.positives,
+            "clock": torch.tensor(self.clock),
+            "sizes": torch.from_numpy(np.asarray(self._sizes)),
+            "place": torch.tensor(self._place),
+        }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Be as the table that gave this state; after the banks are."""
         if not state:
             return
-        self.older, self.newer, self.positives = (state[name].to(self.older).clone() for name in ("older", "newer", "positives"))
-        self.clock, self._place, self._sizes = int(state["clock"]), int(state["place"]), state["sizes"].cpu().numpy()
+        self.older, self.newer, self.positives = (
+            state[name].to(self.older).clone() for name in ("older", "newer", "positives")
+        )
+        self.clock, self._place, self._sizes = (
+            int(state["clock"]),
+            int(state["place"]),
+            state["sizes"].cpu().numpy(),
+        )
         self._written, self._versions = None, self._now()
 
 
@@ -362,10 +487,12 @@ def _check_banks(query_bank: MemoryBank, passage_bank: MemoryBank, hard_bank: Me
     queries, passages, hard = query_bank.size, passage_bank.size, hard_bank.size
     in_step = queries in (0, passages) and hard % max(1, passages) == 0
     if not in_step or not query_bank.dim == passage_bank.dim == hard_bank.dim:
-        raise ValueError(f"the banks have {queries}, {passages} and {hard} slots for queries, "
-                         "passages and hard negatives: expected 0 or as many queries as passages, "
-                         "the same number of hard negatives for each passage, and vectors of one "
-                         "length.")
+        raise ValueError(
+            f"the banks have {queries}, {passages} and {hard} slots for queries, "
+            "passages and hard negatives: expected 0 or as many queries as passages, "
+            "the same number of hard negatives for each passage, and vectors of one "
+            "length."
+        )
 
 
 def _check_ids(name: str, ids: Tensor | None, count: int) -> None:

@@ -23,39 +23,68 @@ from pathlib import Path
 import numpy as np
 
 from .data import Pair, Pairs, Passage, write_atomically
-from .folders import (DAMAGED, alone_in, check_digests, check_record, digests_of, is_temporary,
-                      short)
-from .search import Hit, Hits, answer_measures, check_query, finite, one_line, ranked, ranking_measures, TOP
+from .folders import DAMAGED, alone_in, check_digests, check_record, digests_of, is_temporary, short
+from .search import (
+    Hit,
+    Hits,
+    answer_measures,
+    check_query,
+    finite,
+    one_line,
+    ranked,
+    ranking_measures,
+    TOP,
+)
 from .settings import Settings
 from .towers import array_of, load_tower
 from .train import check_device, saved_settings, saved_towers, sync, while_it_stands
 
-SHARD = 50_000          # passages in a shard
-_BLOCK = 32_768         # vectors that a search compares at a time
+SHARD = 50_000  # passages in a shard
+_BLOCK = 32_768  # vectors that a search compares at a time
 _FORMAT = 1
 _SHARD = re.compile(r"shard-(\d{5,})")
-_NEEDED = dict(run=str, towers=str, source=str, shard=int, dtype=str, dim=int, pooling=str,
-               query_tokens=int, passage_tokens=int, precision=str)
+_NEEDED = dict(
+    run=str,
+    towers=str,
+    source=str,
+    shard=int,
+    dtype=str,
+    dim=int,
+    pooling=str,
+    query_tokens=int,
+    passage_tokens=int,
+    precision=str,
+)
 _OPTIONAL = dict(passages=int, finished=bool, digests=dict)
 
 
 # --- towers of a saved run ---------------------------------------------------------------------------------------------
 
+
 class Retriever:
     """Two towers without their data: texts in, vectors out. `Retriever.load(folder)` takes those of a saved run."""
 
     def __init__(self, query_tower, passage_tower, settings: Settings, name: str = "a run"):
-        self.query_tower, self.passage_tower, self.settings, self.name = query_tower, passage_tower, settings, name
+        self.query_tower, self.passage_tower, self.settings, self.name = (
+            query_tower,
+            passage_tower,
+            settings,
+            name,
+        )
 
     @classmethod
     def load(cls, folder: str | Path, device: str | None = None) -> Retriever:
         """The towers that `Run.save` wrote; device: where to encode, left out where the run trained."""
+
         def load(state, place):
             settings = saved_settings(folder, state, **({"device": device} if device else {}))
             check_device(settings)
             check_digests(place, state.get("digests", {}), skip="state.safetensors")
             towers = saved_towers(place, settings)
-            return cls(towers[0], towers[-1], settings, f"{state['pairs']}, {state['step']} updates")
+            return cls(
+                towers[0], towers[-1], settings, f"{state['pairs']}, {state['step']} updates"
+            )
+
         return while_it_stands(folder, load)
 
     @property
@@ -91,7 +120,10 @@ class Retriever:
 
 # --- exact search, shard by shard --------------------------------------------------------------------------------------
 
-def search_shards(queries: np.ndarray, shards: Iterable[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
+
+def search_shards(
+    queries: np.ndarray, shards: Iterable[np.ndarray], k: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The k vectors of the highest inner product over all shards, exactly: (scores, rows), each (queries, ≤ k), best first.
 
     queries: (queries, d) float32. shards: (n, d) arrays of float32 or float16, memory-mapped or made as they are asked for;
@@ -105,11 +137,15 @@ def search_shards(queries: np.ndarray, shards: Iterable[np.ndarray], k: int) -> 
     first = 0
     for shard in shards:
         for start in range(0, len(shard), _BLOCK):
-            block = np.ascontiguousarray(shard[start:start + _BLOCK], dtype=np.float32)
-            nearest = faiss.knn(queries, block, min(k, len(block)),
-                                metric=faiss.METRIC_INNER_PRODUCT)
+            block = np.ascontiguousarray(shard[start : start + _BLOCK], dtype=np.float32)
+            nearest = faiss.knn(
+                queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT
+            )
             found, places = ranked(*nearest)
-            scores, rows = np.concatenate([scores, found], 1), np.concatenate([rows, places + (first + start)], 1)
+            scores, rows = (
+                np.concatenate([scores, found], 1),
+                np.concatenate([rows, places + (first + start)], 1),
+            )
             best = np.lexsort((rows, -scores), axis=1)[:, :k]
             scores, rows = np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
         first += len(shard)
@@ -118,6 +154,7 @@ def search_shards(queries: np.ndarray, shards: Iterable[np.ndarray], k: int) -> 
 
 # --- on disk -----------------------------------------------------------------------------------------------------------
 
+
 class Index:
     """An index that `build` finished: `search(query)` finds passages. Raises `ValueError` for a folder that holds none."""
 
@@ -125,14 +162,20 @@ class Index:
         self.folder = Path(folder)
         self.about = _about(self.folder)
         if self.about is None:
-            raise ValueError(f"{folder} holds no index: expected a folder that `contaccum index` wrote.")
+            raise ValueError(
+                f"{folder} holds no index: expected a folder that `contaccum index` wrote."
+            )
         if not self.about.get("finished"):
-            raise ValueError(f"{folder} holds an index that is not finished ({len(_shards(self.folder))} shards so far): run `contaccum index` again, as before.")
+            raise ValueError(
+                f"{folder} holds an index that is not finished ({len(_shards(self.folder))} shards so far): run `contaccum index` again, as before."
+            )
         self.shards = _shards(self.folder)
         self.starts = np.cumsum([0, *map(len, self.vectors())])
         self._tower = None
         if len(self) != self.about["passages"]:
-            raise ValueError(f"{folder} should hold {self.about['passages']:,} passages, and its shards hold {len(self):,}: make it anew.")
+            raise ValueError(
+                f"{folder} should hold {self.about['passages']:,} passages, and its shards hold {len(self):,}: make it anew."
+            )
         for shard, rows in zip(self.shards, np.diff(self.starts)):
             _array(shard / "starts.npy", _WHOLE, (int(rows),))
 
@@ -169,8 +212,10 @@ class Index:
         except (OSError, ValueError, RecursionError):
             pass
         if not _is_passage(columns):
-            raise ValueError(f"{path} or starts.npy beside it is not as it was written: passage "
-                             f"{row} cannot be read. {DAMAGED}")
+            raise ValueError(
+                f"{path} or starts.npy beside it is not as it was written: passage "
+                f"{row} cannot be read. {DAMAGED}"
+            )
         return Passage(*columns)
 
     def encode(self, queries: Sequence[str]) -> np.ndarray:
@@ -178,7 +223,7 @@ class Index:
         if self._tower is None:
             place = self.folder / "query_tower"
             check_digests(place, self.about.get("digests", {}))
-            if not place.is_dir():                 # a name alone would be looked up on the hub
+            if not place.is_dir():  # a name alone would be looked up on the hub
                 raise ValueError(f"{self.folder} has no folder 'query_tower'. {DAMAGED}")
             self._tower = load_tower(place, self.about["pooling"]).eval()
         queries = list(queries)
@@ -190,11 +235,22 @@ class Index:
         """The k passages nearest to the query: hits with score, id, title, passage."""
         check_query(query, k)
         scores, rows = self.rank(self.encode([query]), k)
-        return Hits(Hit(float(score), *self.passage(int(row))) for score, row in zip(scores[0], rows[0]))
+        return Hits(
+            Hit(float(score), *self.passage(int(row))) for score, row in zip(scores[0], rows[0])
+        )
 
 
-def build(run: str | Path, passages: Callable[[], Iterable[Passage]] | Sequence[Passage], folder: str | Path, *, source: str = "", shard: int = SHARD,
-          dtype: str = "float32", device: str | None = None, progress: Callable[[int], None] = lambda done: None) -> Index:
+def build(
+    run: str | Path,
+    passages: Callable[[], Iterable[Passage]] | Sequence[Passage],
+    folder: str | Path,
+    *,
+    source: str = "",
+    shard: int = SHARD,
+    dtype: str = "float32",
+    device: str | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Index:
     """Encode passages by a saved run's passage tower into an index; one that was broken off goes on after its last whole shard.
 
     run: a folder that `Run.save` wrote. passages: a list, or a function that gives them anew as a stream, of which one shard is held
@@ -208,16 +264,28 @@ def build(run: str | Path, passages: Callable[[], Iterable[Passage]] | Sequence[
         raise ValueError(f"shard is {shard}: it must be 1 or more passages.")
     folder, retriever = Path(folder), Retriever.load(run, device)
     s = retriever.settings
-    about = dict(format=_FORMAT, run=retriever.name, towers=retriever.fingerprint, source=source, shard=shard, dtype=dtype, dim=retriever.dim, pooling=s.pooling,
-                 query_tokens=s.query_tokens, passage_tokens=s.passage_tokens, precision=s.precision)
+    about = dict(
+        format=_FORMAT,
+        run=retriever.name,
+        towers=retriever.fingerprint,
+        source=source,
+        shard=shard,
+        dtype=dtype,
+        dim=retriever.dim,
+        pooling=s.pooling,
+        query_tokens=s.query_tokens,
+        passage_tokens=s.passage_tokens,
+        precision=s.precision,
+    )
     with alone_in(folder):
         before = _about(folder)
         _check_same(folder, before, about)
         stream = iter(passages() if callable(passages) else passages)
-        start = next(stream, None)     # what cannot be read says so before anything is written
+        start = next(stream, None)  # what cannot be read says so before anything is written
         if start is None:
-            raise ValueError(f"{source or 'the source'} has no passages: there is nothing to "
-                             "index.")
+            raise ValueError(
+                f"{source or 'the source'} has no passages: there is nothing to index."
+            )
         if before is None:
             _place(folder / "query_tower", retriever.query_tower.save_pretrained)
             about["digests"] = digests_of(folder / "query_tower")
@@ -235,17 +303,26 @@ def _check_same(folder: Path, before: dict | None, about: dict) -> None:
     """Raise `ValueError` where the folder holds something else, or an index made otherwise."""
     if before is None:
         if any(not path.name.startswith(".") for path in folder.iterdir()):
-            raise ValueError(f"{folder} holds other files: give a new or an empty folder for the "
-                             "index.")
+            raise ValueError(
+                f"{folder} holds other files: give a new or an empty folder for the index."
+            )
         return
     for name, value in about.items():
         if before[name] != value:
-            raise ValueError(f"{folder} holds an index made with another {name} "
-                             f"({short(before[name])}, now {short(value)}): give another folder.")
+            raise ValueError(
+                f"{folder} holds an index made with another {name} "
+                f"({short(before[name])}, now {short(value)}): give another folder."
+            )
 
 
-def _write_shards(folder: Path, retriever: Retriever, stream: Iterator[Passage], about: dict,
-                  finished: bool, progress: Callable[[int], None]) -> int:
+def _write_shards(
+    folder: Path,
+    retriever: Retriever,
+    stream: Iterator[Passage],
+    about: dict,
+    finished: bool,
+    progress: Callable[[int], None],
+) -> int:
     """Write the shards that are not there yet, compare the others; how many passages there are."""
     source, done = about["source"] or "those given", 0
     begun = "is finished, and holds" if finished else "was begun with"
@@ -257,19 +334,25 @@ def _write_shards(folder: Path, retriever: Retriever, stream: Iterator[Passage],
         place = folder / f"shard-{number:05d}"
         if place.is_dir():
             if _digest(lines) != _read_digest(place):
-                raise ValueError(f"{folder} {begun} other passages than {source} (shard {number} "
-                                 "differs): give another folder.")
+                raise ValueError(
+                    f"{folder} {begun} other passages than {source} (shard {number} "
+                    "differs): give another folder."
+                )
         elif finished:
-            raise ValueError(f"{folder} {begun} fewer passages than {source} (there is no "
-                             f"{place.name}): give another folder.")
+            raise ValueError(
+                f"{folder} {begun} fewer passages than {source} (there is no "
+                f"{place.name}): give another folder."
+            )
         else:
             vectors = _as_type(retriever.passages(part), about["dtype"], part)
             _place(place, lambda new: _write_shard(new, vectors, lines))
         done += len(part)
         progress(done)
     for path in _shards(folder)[number:]:
-        raise ValueError(f"{folder} {begun} more passages than {source} ({path.name} is beyond the "
-                         "end): give another folder.")
+        raise ValueError(
+            f"{folder} {begun} more passages than {source} ({path.name} is beyond the "
+            "end): give another folder."
+        )
     return done
 
 
@@ -279,8 +362,10 @@ def _as_type(vectors: np.ndarray, dtype: str, passages: Sequence[Passage]) -> np
         stored = vectors.astype(dtype)
     good = np.isfinite(stored).all(1)
     if not good.all():
-        raise ValueError(f"the vector of passage {short(passages[int(good.argmin())].id)} has a "
-                         "number above 65,504, the largest of float16: choose --dtype float32.")
+        raise ValueError(
+            f"the vector of passage {short(passages[int(good.argmin())].id)} has a "
+            "number above 65,504, the largest of float16: choose --dtype float32."
+        )
     return stored
 
 
@@ -312,7 +397,7 @@ def _place(folder: Path, write: Callable[[Path], None]) -> None:
     """A folder that is there whole or not at all: filled under another name, brought to the disk, and renamed."""
     if folder.is_dir():
         return
-    for old in folder.parent.iterdir():                        # what a killed build left
+    for old in folder.parent.iterdir():  # what a killed build left
         if is_temporary(old.name, folder.name):
             shutil.rmtree(old, ignore_errors=True)
     new = folder.parent / f".{folder.name}-{secrets.token_hex(4)}"
@@ -335,20 +420,26 @@ def _about(folder: Path) -> dict | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}): expected what `contaccum index` wrote.") from None
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): expected what `contaccum index` wrote."
+        ) from None
     if version != _FORMAT:
-        raise ValueError(f"{folder} was made in format {short(version)}; this version reads format "
-                         f"{_FORMAT}.")
+        raise ValueError(
+            f"{folder} was made in format {short(version)}; this version reads format {_FORMAT}."
+        )
     check_record(path, about, _NEEDED, _OPTIONAL)
-    wrong = [name for name in ("shard", "dim", "query_tokens", "passages")
-             if about.get(name, 1) < 1]
+    wrong = [
+        name for name in ("shard", "dim", "query_tokens", "passages") if about.get(name, 1) < 1
+    ]
     if about["dtype"] not in ("float32", "float16"):
         wrong.append("dtype")
     if about.get("finished") and "passages" not in about:
         wrong.append("passages")
     if wrong:
-        raise ValueError(f"{path} has {short(about.get(wrong[0]))} as {wrong[0]!r}, which no index "
-                         f"has. {DAMAGED}")
+        raise ValueError(
+            f"{path} has {short(about.get(wrong[0]))} as {wrong[0]!r}, which no index "
+            f"has. {DAMAGED}"
+        )
     return about
 
 
@@ -362,30 +453,42 @@ def _shards(folder: Path) -> list[Path]:
     return sorted(numbers, key=numbers.get)
 
 
-_WHOLE = ("int64", "int32")      # the second one is of older versions, on Windows
+_WHOLE = ("int64", "int32")  # the second one is of older versions, on Windows
 
 
 def _array(path: Path, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
     """A file's array by memory map. Raises `ValueError` where it is not of this type and shape."""
     try:
         array = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:       # the bytes of a header can be anything, and so can the error
+    except Exception as error:  # the bytes of a header can be anything, and so can the error
         raise ValueError(f"{path} cannot be read ({type(error).__name__}). {DAMAGED}") from error
     if array.dtype not in dtypes or array.shape != shape or not array.flags.c_contiguous:
-        raise ValueError(f"{path} holds {array.shape} numbers of {array.dtype}: expected {shape} "
-                         f"of {dtypes[0]}. {DAMAGED}")
+        raise ValueError(
+            f"{path} holds {array.shape} numbers of {array.dtype}: expected {shape} "
+            f"of {dtypes[0]}. {DAMAGED}"
+        )
     return array
 
 
 def _is_passage(columns) -> bool:
-    return (isinstance(columns, list) and len(columns) == 3
-            and all(isinstance(column, str) for column in columns))
+    return (
+        isinstance(columns, list)
+        and len(columns) == 3
+        and all(isinstance(column, str) for column in columns)
+    )
 
 
 # --- evaluation --------------------------------------------------------------------------------------------------------
 
-def evaluate(retriever: Retriever, pairs: Pairs, split: str = "test", index: Index | None = None, shard: int = SHARD,
-             progress: Callable[[int], None] = lambda done: None) -> dict[str, float]:
+
+def evaluate(
+    retriever: Retriever,
+    pairs: Pairs,
+    split: str = "test",
+    index: Index | None = None,
+    shard: int = SHARD,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, float]:
     """The measures of `Run.evaluate`, by a saved run's towers, over all passages of `pairs` a shard at a time, or over an index.
 
     An index may be of another corpus than the pairs' own (all of Wikipedia): then a passage counts as relevant where its title and
@@ -398,11 +501,15 @@ def evaluate(retriever: Retriever, pairs: Pairs, split: str = "test", index: Ind
     if index is None:
         texts = pairs.passages
         _, rows = search_shards(queries, _encoded(retriever, texts, shard, progress), max(TOP))
-        relevant = [{pairs.row_of[name]: grade for name, grade in _grades(pair).items()} for pair in asked]
+        relevant = [
+            {pairs.row_of[name]: grade for name, grade in _grades(pair).items()} for pair in asked
+        ]
     else:
         if index.about["dim"] != retriever.dim or index.about["towers"] != retriever.fingerprint:
-            raise ValueError(f"{index.folder} was made by other towers "
-                             f"({one_line(index.about['run'])}): make an index with this run.")
+            raise ValueError(
+                f"{index.folder} was made by other towers "
+                f"({one_line(index.about['run'])}): make an index with this run."
+            )
         _, rows = index.rank(queries, max(TOP))
         texts = {int(row): index.passage(int(row)) for row in np.unique(rows)}
         relevant = [_rows_of(pair, found, pairs, texts) for pair, found in zip(asked, rows)]
@@ -412,9 +519,11 @@ def evaluate(retriever: Retriever, pairs: Pairs, split: str = "test", index: Ind
     return measures
 
 
-def _encoded(retriever: Retriever, passages: Sequence[Passage], shard: int, progress: Callable[[int], None]) -> Iterator[np.ndarray]:
+def _encoded(
+    retriever: Retriever, passages: Sequence[Passage], shard: int, progress: Callable[[int], None]
+) -> Iterator[np.ndarray]:
     for start in range(0, len(passages), shard):
-        yield retriever.passages(passages[start:start + shard])
+        yield retriever.passages(passages[start : start + shard])
         progress(min(start + shard, len(passages)))
 
 
@@ -422,10 +531,14 @@ def _grades(pair: Pair) -> dict[str, int]:
     return pair.relevant or {pair.passage_id: 1}
 
 
-def _rows_of(pair: Pair, found: np.ndarray, pairs: Pairs, texts: dict[int, Passage]) -> dict[int, int]:
+def _rows_of(
+    pair: Pair, found: np.ndarray, pairs: Pairs, texts: dict[int, Passage]
+) -> dict[int, int]:
     """The pair's grades by row of the index; a relevant passage that was not found gets a row that does not exist, so that it is counted."""
     row_of = {texts[int(row)][1:]: int(row) for row in reversed(found)}
-    wanted = [(pairs.passages[pairs.row_of[name]][1:], grade) for name, grade in _grades(pair).items()]
+    wanted = [
+        (pairs.passages[pairs.row_of[name]][1:], grade) for name, grade in _grades(pair).items()
+    ]
     return {row_of.get(text, -1 - n): grade for n, (text, grade) in enumerate(wanted)}
 
 

@@ -19,15 +19,29 @@ from .settings import PRESETS, Settings, checked, read
 from .tracks import NAMES, Track, names, symbol, table, what_we_saw, word
 from .train import Run, TakenBack
 
-LIVE = ("learning_rate", "memory_size")   # settings that a run under way can take
-PASSES = 10                               # of the event loop at each look: a message of the page goes through several before it is heard
-BREATH = 0.01                             # seconds between two looks at the buttons, between micro-batches
-GHOSTS = 6                                # earlier runs that are kept
+LIVE = ("learning_rate", "memory_size")  # settings that a run under way can take
+PASSES = 10  # of the event loop at each look: a message of the page goes through several before it is heard
+BREATH = 0.01  # seconds between two looks at the buttons, between micro-batches
+GHOSTS = 6  # earlier runs that are kept
 _FIELDS = {f.name: f for f in dataclasses.fields(Settings)}
-_SHAPES = ("method", "tower", "dim")      # settings on which other settings' defaults depend
+_SHAPES = ("method", "tower", "dim")  # settings on which other settings' defaults depend
 #: What a teacher can leave out of a lab: its settings' controls, its buttons and its views.
-HIDEABLE = ("method", *(n for n, f in _FIELDS.items() if f.metadata["slider"]), "pace", "micro", "update", "stop", "reset", "race", "kind", "matrix", "banks",
-            "curves", "search", "line")
+HIDEABLE = (
+    "method",
+    *(n for n, f in _FIELDS.items() if f.metadata["slider"]),
+    "pace",
+    "micro",
+    "update",
+    "stop",
+    "reset",
+    "race",
+    "kind",
+    "matrix",
+    "banks",
+    "curves",
+    "search",
+    "line",
+)
 
 
 class Refused(ValueError, traitlets.TraitError):
@@ -68,19 +82,26 @@ class Lab(_Traits):
     """
 
     playing = traitlets.Bool(False, help="whether it trains by itself now")
-    pace = traitlets.Float(0.0, min=0.0, max=1000.0, help="micro-batches per second while it plays; 0 is as fast as it can")
+    pace = traitlets.Float(
+        0.0,
+        min=0.0,
+        max=1000.0,
+        help="micro-batches per second while it plays; 0 is as fast as it can",
+    )
     message = traitlets.Unicode("", help="what the lab wants you to know, in words")
     ghosts = traitlets.List(help="earlier runs, the newest last")
     ticks = traitlets.Int(0, help="pieces of work done: what pictures watch")
     hide = traitlets.Tuple(help="controls and views that are left out")
 
-    def __init__(self, pairs: Pairs, settings: Settings | None = None, *, every: int = 25, hide=(), **fields):
+    def __init__(
+        self, pairs: Pairs, settings: Settings | None = None, *, every: int = 25, hide=(), **fields
+    ):
         super().__init__()
         if every < 1:
             raise ValueError(f"every is {every}: it must be 1 or more updates.")
         self.pairs, self.every, self.hide = pairs, every, hideable(hide)
         self._micro = None
-        self.waiting = False           # inside `run`, where no button can be heard
+        self.waiting = False  # inside `run`, where no button can be heard
         self._settling, self._task, self._plan, self._script = False, None, [], {}
         self._views = self._on_close = None
         try:
@@ -88,7 +109,13 @@ class Lab(_Traits):
         except RuntimeError:
             self._loop = None
         self._thread = threading.get_ident()
-        start = Settings(**fields) if settings is None else settings.replace(**fields) if fields else settings
+        start = (
+            Settings(**fields)
+            if settings is None
+            else settings.replace(**fields)
+            if fields
+            else settings
+        )
         self._own = _chosen_in(start, [name for name, value in fields.items() if value is not None])
         self._show(start)
         self._begin(Track(Run(pairs, start)))
@@ -104,14 +131,19 @@ class Lab(_Traits):
     def settings(self) -> Settings:
         """What the sliders say: the settings of the next run."""
         fields = {name: getattr(self, name) for name in _FIELDS}
-        return Settings(**fields if "similarity" in self._own else fields | {"similarity": None})   # which follows the others
+        return Settings(
+            **fields if "similarity" in self._own else fields | {"similarity": None}
+        )  # which follows the others
 
     @property
     def pending(self) -> dict[str, tuple]:
         """{field: (what the run has, what the sliders say)} of all that waits for a reset."""
         now, wanted = self.training.settings, self.settings
-        return {n: (getattr(now, n), getattr(wanted, n)) for n in _FIELDS
-                if getattr(now, n) != getattr(wanted, n) and not self._can_change(n)}
+        return {
+            n: (getattr(now, n), getattr(wanted, n))
+            for n in _FIELDS
+            if getattr(now, n) != getattr(wanted, n) and not self._can_change(n)
+        }
 
     def fixed(self, name: str) -> bool:
         """Whether the method leaves no choice of this field."""
@@ -188,7 +220,9 @@ class Lab(_Traits):
         method = value if name == "method" else self.method
         own = {n: v for n, v in self._own.items() if n not in PRESETS[method]["fixes"]}
         if method == "dpr":
-            plain = {n: v for n, v in self._own.items() if n in ("local_batch", "accumulation_steps")}
+            plain = {
+                n: v for n, v in self._own.items() if n in ("local_batch", "accumulation_steps")
+            }
             total = min(Settings(**plain).total_batch, _FIELDS["local_batch"].metadata["high"])
             own["local_batch"] = total if name == "method" else self.local_batch
         return _that_fit({**own, "method": method, name: value})
@@ -197,7 +231,9 @@ class Lab(_Traits):
         if waiting := self.pending:
             new = ", ".join(f"{symbol(n)} = {word(n, to)}" for n, (_, to) in waiting.items())
             old = ", ".join(f"{symbol(n)} = {word(n, was)}" for n, (was, _) in waiting.items())
-            self.message = f"Press Reset to train with {new}. Until then this run goes on with {old}."
+            self.message = (
+                f"Press Reset to train with {new}. Until then this run goes on with {old}."
+            )
         elif self.message.startswith("Press Reset"):
             self.message = ""
 
@@ -224,11 +260,15 @@ class Lab(_Traits):
         Raises `RuntimeError` where no event loop runs (plain Python): `run(updates)` does the same work there.
         """
         if self._loop is None or self._loop.is_closed():
-            raise RuntimeError("nothing can play here, because no event loop runs: call lab.run(updates), which does the same work at once.")
+            raise RuntimeError(
+                "nothing can play here, because no event loop runs: call lab.run(updates), which does the same work at once."
+            )
         if self.playing:
             return
         if self.done:
-            self.message = f"All {self.training.settings.updates} updates are made. Press Reset for a new run."
+            self.message = (
+                f"All {self.training.settings.updates} updates are made. Press Reset for a new run."
+            )
             return
         self.playing = True
         self._task = self._loop.create_task(self._play())
@@ -245,11 +285,11 @@ class Lab(_Traits):
                         await asyncio.sleep(0)
                     heard = time.perf_counter()
         except Exception:
-            pass                       # _advance has put it into words
+            pass  # _advance has put it into words
         finally:
             if self._task is None or self._task is asyncio.current_task():
                 self.playing, self._task = False, None
-                self.ticks += 1        # a last picture
+                self.ticks += 1  # a last picture
 
     def pause(self) -> None:
         """Hold where it is, between two micro-batches; `play()` and `step()` go on from there."""
@@ -273,7 +313,9 @@ class Lab(_Traits):
             raise ValueError(f"kind is {kind!r}: a step is an 'update' or a 'micro-batch'.")
         self.pause()
         if self.done:
-            self.message = f"All {self.training.settings.updates} updates are made. Press Reset for a new run."
+            self.message = (
+                f"All {self.training.settings.updates} updates are made. Press Reset for a new run."
+            )
             return
         self.waiting = True
         try:
@@ -294,7 +336,9 @@ class Lab(_Traits):
         end = None if updates is None else self.training.step_count + updates
         self.waiting = True
         try:
-            while (end is None or self.training.step_count < end or self._due) and self._advance() is not None:
+            while (
+                end is None or self.training.step_count < end or self._due
+            ) and self._advance() is not None:
                 pass
         except KeyboardInterrupt:
             self._rewind()
@@ -401,7 +445,9 @@ class Lab(_Traits):
     def _due(self) -> bool:
         """Whether Top@20 is to be looked at before the next update."""
         run, seen = self.training, self.track.top20
-        return (run.step_count % self.every == 0 or run.step_count == run.settings.updates) and (not seen or seen[-1][0] < run.step_count)
+        return (run.step_count % self.every == 0 or run.step_count == run.settings.updates) and (
+            not seen or seen[-1][0] < run.step_count
+        )
 
     def _train(self) -> Iterator[str]:
         """The work that is left in this run, piece by piece; between two pieces a button can be heard."""
@@ -508,9 +554,15 @@ class Lab(_Traits):
         if not run.history:
             return f"{name}: no update made yet; {run.settings.updates} are planned."
         last = run.history[-1]
-        seen = f", Top@20 {self.track.top20[-1][1]:.1%} after update {self.track.top20[-1][0]}" if self.track.top20 else ""
-        return (f"{name}: update {update} of {run.settings.updates}, loss {last.loss:.2f}, {last.negatives} negatives per query, "
-                f"gradient norm of the passage tower {last.grad_norm_ratio:.2f} times the query tower's{seen}.")
+        seen = (
+            f", Top@20 {self.track.top20[-1][1]:.1%} after update {self.track.top20[-1][0]}"
+            if self.track.top20
+            else ""
+        )
+        return (
+            f"{name}: update {update} of {run.settings.updates}, loss {last.loss:.2f}, {last.negatives} negatives per query, "
+            f"gradient norm of the passage tower {last.grad_norm_ratio:.2f} times the query tower's{seen}."
+        )
 
     def tracks(self) -> list[tuple[str, Track]]:
         """(name, track) of the ghosts and, last, of the run under way; a name says what differs."""
@@ -539,6 +591,7 @@ class Lab(_Traits):
         """The lab's pictures (`panel.LabView`), made when first asked for."""
         if self._views is None:
             from .panel import LabView
+
             self._views = LabView(self)
         return self._views
 
@@ -597,7 +650,7 @@ def _is_whole(fields: dict) -> bool:
     return True
 
 
-_labs: dict[str, list] = {}   # notebook cell -> [its execution, its labs]
+_labs: dict[str, list] = {}  # notebook cell -> [its execution, its labs]
 
 
 def _one_per_cell(lab: Lab) -> None:
@@ -618,6 +671,7 @@ def _cell() -> tuple[str | None, str | None]:
     """Which notebook cell is running, and which run of it this is; (None, None) elsewhere."""
     try:
         from IPython import get_ipython
+
         parent = get_ipython().kernel.get_parent("shell")
         return parent["metadata"]["cellId"], parent["header"]["msg_id"]
     except (ImportError, AttributeError, KeyError, TypeError):

@@ -49,14 +49,23 @@ def similarity_mass(run, fresh: bool = False) -> dict[int, float]:
     mask = run.learner.mask(columns, columns[:0], len(batch.pair_ids))
     scores = scores if mask is None else scores.masked_fill(mask, -torch.inf)
     scores.fill_diagonal_(-torch.inf)
-    mass = scores.softmax(1).mean(0).cpu()                                       # (columns,)
-    ages = torch.cat([torch.zeros(len(batch.pair_ids), dtype=torch.int64), bank.ages(run.step_count)])
+    mass = scores.softmax(1).mean(0).cpu()  # (columns,)
+    ages = torch.cat(
+        [torch.zeros(len(batch.pair_ids), dtype=torch.int64), bank.ages(run.step_count)]
+    )
     return {int(age): float(mass[ages == age].mean()) for age in ages.unique()}
 
 
 def activation_memory(run, pairs: int) -> int:
     """How many bytes autograd keeps for the backward pass of one batch of so many pairs, without the weights. Notebook 02."""
-    kept, weights = {}, {p.untyped_storage().data_ptr() for tower in run.learner.towers for p in tower.parameters()}
+    kept, weights = (
+        {},
+        {
+            p.untyped_storage().data_ptr()
+            for tower in run.learner.towers
+            for p in tower.parameters()
+        },
+    )
 
     def pack(tensor):
         storage = tensor.untyped_storage()
@@ -65,11 +74,15 @@ def activation_memory(run, pairs: int) -> int:
         return tensor
 
     if not 1 <= pairs <= len(run.feed.rows):
-        raise ValueError(f"pairs is {pairs}: it must be from 1 to {len(run.feed.rows)}, the pairs to train on.")
+        raise ValueError(
+            f"pairs is {pairs}: it must be from 1 to {len(run.feed.rows)}, the pairs to train on."
+        )
     batch = run.feed.micro_batch(run.feed.rows[:pairs])
-    noise = run.learner.noise(run.step_count, 0)       # as in training: dropout keeps its masks
+    noise = run.learner.noise(run.step_count, 0)  # as in training: dropout keeps its masks
     with noise, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        vectors = run.learner.encode(batch, purpose=None)      # kept alive, so that no storage is used twice
+        vectors = run.learner.encode(
+            batch, purpose=None
+        )  # kept alive, so that no storage is used twice
     del vectors
     return sum(kept.values())
 
@@ -91,7 +104,11 @@ def tensor_memory(function) -> int:
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
-            given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+            given = {
+                t.untyped_storage()._cdata
+                for t in tree_leaves((args, kwargs))
+                if isinstance(t, Tensor)
+            }
             for tensor in tree_leaves(out):
                 if isinstance(tensor, Tensor):
                     storage = tensor.untyped_storage()
@@ -124,10 +141,16 @@ def peak_memory() -> float:
     """The most memory that this process has held, in MB."""
     if sys.platform == "win32":
         import psutil
+
         return psutil.Process().memory_info().peak_wset / 1e6
-    if sys.platform.startswith("linux"):       # getrusage would count what the parent held when it started this process
-        return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6
+    if sys.platform.startswith(
+        "linux"
+    ):  # getrusage would count what the parent held when it started this process
+        return (
+            int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6
+        )
     import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
@@ -143,21 +166,32 @@ def cap_memory(size: str | int, device: str = "cpu") -> int:
     if device_here(device).type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         if cap > total:
-            raise ValueError(f"the memory cap is {size}, and {device} has {total / 1e9:.1f} GB: give a smaller cap.")
+            raise ValueError(
+                f"the memory cap is {size}, and {device} has {total / 1e9:.1f} GB: give a smaller cap."
+            )
         torch.cuda.set_per_process_memory_fraction(cap / total, torch.device(device))
         return cap
     if not sys.platform.startswith("linux"):
-        raise ValueError(f"the memory cap of a process can be set on Linux or on a CUDA device, and this is {sys.platform} with device {device!r}: leave it out.")
+        raise ValueError(
+            f"the memory cap of a process can be set on Linux or on a CUDA device, and this is {sys.platform} with device {device!r}: leave it out."
+        )
     import resource
 
-    space, held = (int(pages) * resource.getpagesize() for pages in Path("/proc/self/statm").read_text().split()[:2])
+    space, held = (
+        int(pages) * resource.getpagesize()
+        for pages in Path("/proc/self/statm").read_text().split()[:2]
+    )
     if cap <= held:
-        raise ValueError(f"the memory cap is {size}, and the process holds {held / 1e9:.2f} GB before it has begun: give a larger cap.")
+        raise ValueError(
+            f"the memory cap is {size}, and the process holds {held / 1e9:.2f} GB before it has begun: give a larger cap."
+        )
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     limit = space + cap - held
     if limit > sys.maxsize:
         raise ValueError(_TOO_LARGE.format(shown(size)))
-    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    resource.setrlimit(
+        resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard)
+    )
     return cap
 
 
@@ -178,11 +212,13 @@ def device_here(name: str) -> torch.device:
         choices = f"'cpu' or {kind!r}" if kind else "'cpu'"
         wanted = device.type.upper()
         raise ValueError(
-            f"device is {name!r}, and PyTorch finds no {wanted} device here: choose {choices}.")
+            f"device is {name!r}, and PyTorch finds no {wanted} device here: choose {choices}."
+        )
     if (device.index or 0) >= there:
         last = f"{kind}:{there - 1}"
         raise ValueError(
-            f"device is {name!r}, and the last one here is {last!r}: choose it or one before it.")
+            f"device is {name!r}, and the last one here is {last!r}: choose it or one before it."
+        )
     return device
 
 
@@ -196,4 +232,6 @@ def _bytes(size: str | int) -> int:
         return int(count)
     if isinstance(size, int) and size > 0:
         return size
-    raise ValueError(f"the memory cap is {shown(size)}: write a number and a unit, as in 11GB or 512MiB.")
+    raise ValueError(
+        f"the memory cap is {shown(size)}: write a number and a unit, as in 11GB or 512MiB."
+    )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .settings import Settings
 
 FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
-BACKEND = "inductor"     # of torch.compile
+BACKEND = "inductor"  # of torch.compile
 
 
 def encode(tower: nn.Module, ids: Tensor, settings: Settings) -> Tensor:
@@ -27,14 +27,20 @@ def prepare(towers: list[nn.Module], settings: Settings) -> None:
     """Switch on what the settings ask of the towers. Raises `ValueError` for what these towers or this machine cannot do."""
     on_cuda = torch.device(settings.device).type == "cuda"
     if settings.precision == "fp16" and not on_cuda:
-        raise ValueError(f"precision is 'fp16' and device is {settings.device!r}: half precision with loss scaling needs a CUDA device; choose 'bf16' or 'fp32'.")
+        raise ValueError(
+            f"precision is 'fp16' and device is {settings.device!r}: half precision with loss scaling needs a CUDA device; choose 'bf16' or 'fp32'."
+        )
     if settings.precision != "fp32" and settings.dtype != "float32":
-        raise ValueError(f"precision is {settings.precision!r} and dtype is {settings.dtype!r}: autocast leaves {settings.dtype} alone; set dtype to 'float32'.")
+        raise ValueError(
+            f"precision is {settings.precision!r} and dtype is {settings.dtype!r}: autocast leaves {settings.dtype} alone; set dtype to 'float32'."
+        )
     for tower in towers:
         for name in ("activation_checkpointing", "compile"):
             if getattr(settings, name) and not hasattr(tower, "model"):
-                raise ValueError(f"{name} is True, but a tower of kind {type(tower).__name__} has no layers that it would help: set {name} to False, "
-                                 "or give a transformers encoder as tower.")
+                raise ValueError(
+                    f"{name} is True, but a tower of kind {type(tower).__name__} has no layers that it would help: set {name} to False, "
+                    "or give a transformers encoder as tower."
+                )
         if settings.activation_checkpointing:
             _checkpoint(tower.model)
         if settings.compile:
@@ -43,7 +49,9 @@ def prepare(towers: list[nn.Module], settings: Settings) -> None:
 
 def _checkpoint(model: nn.Module) -> None:
     options = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):      # its name in newer versions of transformers
+    if hasattr(
+        model, "activation_checkpointing_enable"
+    ):  # its name in newer versions of transformers
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
     else:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
@@ -54,8 +62,10 @@ def _compile(tower: nn.Module, settings: Settings) -> None:
 
     if settings.method == "grad_cache" and has_dropout(tower):
         # its two passes, one without and one with a graph, are compiled apart and may draw their noise in another order
-        raise ValueError("compile is True, the method 'grad_cache', and the encoder has dropout: a compiled encoder does not promise the same noise in both "
-                         "passes; set compile to False, or the encoder's dropout to 0.")
+        raise ValueError(
+            "compile is True, the method 'grad_cache', and the encoder has dropout: a compiled encoder does not promise the same noise in both "
+            "passes; set compile to False, or the encoder's dropout to 0."
+        )
     tower.model.compile(dynamic=True, backend=BACKEND)
 
 
@@ -75,7 +85,9 @@ class LossScale:
     def undo(self, towers: list[nn.Module]) -> None:
         """Divide the towers' gradients by it."""
         if self.value != 1:
-            gradients = [p.grad for tower in towers for p in tower.parameters() if p.grad is not None]
+            gradients = [
+                p.grad for tower in towers for p in tower.parameters() if p.grad is not None
+            ]
             torch._foreach_mul_(gradients, 1 / self.value)
 
     def halve(self) -> bool:

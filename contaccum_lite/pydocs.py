@@ -23,15 +23,33 @@ PACKAGES = ("numpy", "torch", "transformers")  # and the standard library
 #: Of 1,000 names this many, by hash, are never trained on.
 HELD_OUT_PER_MILLE = 160
 
-_SKIPPED_FOLDERS = {"test", "tests", "testdata", "_vendor", "vendored", "_vendored", "third_party", "_bundled", "idlelib",
-                    "lib2to3", "turtledemo", "pydoc_data", "site-packages", "dist-packages", "__pycache__"}
+_SKIPPED_FOLDERS = {
+    "test",
+    "tests",
+    "testdata",
+    "_vendor",
+    "vendored",
+    "_vendored",
+    "third_party",
+    "_bundled",
+    "idlelib",
+    "lib2to3",
+    "turtledemo",
+    "pydoc_data",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+}
 _GENERATED = re.compile(rb"automatically.generated|auto-?generated|@generated", re.IGNORECASE)
 _ADDERS = {"add_newdoc", "add_docstr", "_add_docstr", "add_docstr_all"}
 
 
 def versions() -> dict[str, str]:
     """The version of everything that is read: Python's and each package's."""
-    return {"python": "%d.%d.%d" % sys.version_info[:3], **{name: version(name) for name in PACKAGES}}
+    return {
+        "python": "%d.%d.%d" % sys.version_info[:3],
+        **{name: version(name) for name in PACKAGES},
+    }
 
 
 def held_out_rank(name: str) -> int | None:
@@ -49,13 +67,19 @@ def read_docs(progress: Callable = iter) -> list[tuple[str, str, str]]:
     collecting = gc.isenabled()
     gc.disable()  # syntax trees are millions of objects without cycles: looking for cycles in them triples the time
     try:
-        entries = sorted(_public_docstrings(progress), key=lambda entry: (entry[0].count("."), entry[0]))
+        entries = sorted(
+            _public_docstrings(progress), key=lambda entry: (entry[0].count("."), entry[0])
+        )
     finally:
         if collecting:
             gc.enable()
     for name, docstring in entries:  # of two places with the same text, the shorter name keeps it
         parts = split_docstring(docstring, name)
-        keys = parts and {("name", name), ("summary", normal(parts[0])), ("explanation", normal(parts[1]))}
+        keys = parts and {
+            ("name", name),
+            ("summary", normal(parts[0])),
+            ("explanation", normal(parts[1])),
+        }
         if keys and not keys & seen:
             seen |= keys
             found.append((name, *parts))
@@ -64,25 +88,35 @@ def read_docs(progress: Callable = iter) -> list[tuple[str, str, str]]:
 
 # --- text --------------------------------------------------------------------------------------------------------------
 
+
 def normal(text: str) -> str:
     """Text with case, punctuation and spacing taken away: two texts that agree in this are the same text."""
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
 _SIGNATURE = re.compile(r"([\w.]+)\s*\(.*?\)[ \t]*(->[^\n]+)?(\n\s*--)?[ \t]*(\n|$)", re.DOTALL)
-_NO_SUMMARY = re.compile(r"\W|(args?|arguments|parameters|returns?|raises|examples?|inputs?|notes?|usage|references?|shape|"
-                         r"attributes|warnings?)( *-| *:|$)|copied from|todo\b|\w+ ?\(", re.IGNORECASE)
+_NO_SUMMARY = re.compile(
+    r"\W|(args?|arguments|parameters|returns?|raises|examples?|inputs?|notes?|usage|references?|shape|"
+    r"attributes|warnings?)( *-| *:|$)|copied from|todo\b|\w+ ?\(",
+    re.IGNORECASE,
+)
 
 
 def split_docstring(docstring: str, name: str) -> tuple[str, str] | None:
     """Its first paragraph on one line, and the rest, signatures stripped; None where one of the two says too little."""
-    text = inspect.cleandoc(docstring.encode(errors="ignore").decode())  # a docstring may hold half a surrogate pair
+    text = inspect.cleandoc(
+        docstring.encode(errors="ignore").decode()
+    )  # a docstring may hold half a surrogate pair
     own = name.rsplit(".", 1)[-1]
     while (signature := _SIGNATURE.match(text)) and signature[1].rsplit(".", 1)[-1] == own:
-        text = text[signature.end():].lstrip()
+        text = text[signature.end() :].lstrip()
     first, _, rest = text.partition("\n\n")
     first, rest = " ".join(plain(first).split()), plain(rest).strip()
-    if not 3 <= len(first.split()) <= 60 or len(normal(rest).split()) < 8 or _NO_SUMMARY.match(first):
+    if (
+        not 3 <= len(first.split()) <= 60
+        or len(normal(rest).split()) < 8
+        or _NO_SUMMARY.match(first)
+    ):
         return None
     return first, rest
 
@@ -90,12 +124,17 @@ def split_docstring(docstring: str, name: str) -> tuple[str, str] | None:
 def plain(text: str) -> str:
     """Documentation without its markup: roles, cross-references, back-quotes and directives' marks."""
     text = re.sub(r":\w+(:\w+)*:`~?([^`<]*?)( <[^`]*>)?`", r"\2", text)
-    text = re.sub(r"^\s*\.\. ((version|deprecated)[^\n]*|\w+::|_[^\n]*:)", "", text, flags=re.MULTILINE)
-    text = re.sub(r"\[`~?([^`]*)`\](\([^)]*\))?", r"\1", text).replace("`", "").replace("::\n", ":\n")
+    text = re.sub(
+        r"^\s*\.\. ((version|deprecated)[^\n]*|\w+::|_[^\n]*:)", "", text, flags=re.MULTILINE
+    )
+    text = (
+        re.sub(r"\[`~?([^`]*)`\](\([^)]*\))?", r"\1", text).replace("`", "").replace("::\n", ":\n")
+    )
     return re.sub(r"\n\s*\n+", "\n\n", text)
 
 
 # --- files -------------------------------------------------------------------------------------------------------------
+
 
 class _File(NamedTuple):
     module: str
@@ -122,15 +161,21 @@ def _files() -> list[_File]:
     for package, root in roots.items():
         for path in sorted(root.rglob("*.py")):
             parts = [p for p in (package, *path.relative_to(root).with_suffix("").parts) if p]
-            if not _SKIPPED_FOLDERS & set(parts[:-1]) and not any(p.startswith(("test_", "dummy_")) for p in parts):
-                files.append(_File(".".join(parts[:-1] if parts[-1] == "__init__" else parts), path))
+            if not _SKIPPED_FOLDERS & set(parts[:-1]) and not any(
+                p.startswith(("test_", "dummy_")) for p in parts
+            ):
+                files.append(
+                    _File(".".join(parts[:-1] if parts[-1] == "__init__" else parts), path)
+                )
     return files
 
 
 def _public_docstrings(progress: Callable) -> Iterator[tuple[str, str]]:
     """(public name, docstring): what public modules define, then what they take from private ones, then compiled functions."""
     files = {file.module: file for file in _files()}
-    wanted = defaultdict(dict)  # private module -> {name there: public name}; "*" stands for all, with the public module
+    wanted = defaultdict(
+        dict
+    )  # private module -> {name there: public name}; "*" stands for all, with the public module
     private = [file for file in files.values() if not _is_public(file.module)]
     for file in progress([file for file in files.values() if _is_public(file.module)]):
         source = file.path.read_bytes()
@@ -144,8 +189,11 @@ def _public_docstrings(progress: Callable) -> Iterator[tuple[str, str]]:
     while todo := [module for module in wanted if module not in done]:
         for module in todo:
             done.add(module)
-            if module in files and not _is_public(module) and (
-                    tree := _parse(files[module].path.read_bytes())) is not None:
+            if (
+                module in files
+                and not _is_public(module)
+                and (tree := _parse(files[module].path.read_bytes())) is not None
+            ):
                 yield from _named(_taken(files[module], tree, wanted))
     for file in private:
         source = file.path.read_bytes()
@@ -158,7 +206,12 @@ def _adds(source: bytes) -> bool:
 
 
 def _parse(source: bytes) -> ast.Module | None:
-    if b'"""' not in source and b"'''" not in source and b"import *" not in source or _GENERATED.search(source[:3000]):
+    if (
+        b'"""' not in source
+        and b"'''" not in source
+        and b"import *" not in source
+        or _GENERATED.search(source[:3000])
+    ):
         return None
     try:
         return ast.parse(source)
@@ -178,14 +231,22 @@ def _walk(body, prefix: str, own: str | None = None) -> Iterator[tuple[str, str 
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             yield f"{prefix}.{node.name}", ast.get_docstring(node, clean=False)
         elif isinstance(node, ast.ClassDef):
-            yield from _walk(node.body, f"{prefix}.{node.name}", ast.get_docstring(node, clean=False))
+            yield from _walk(
+                node.body, f"{prefix}.{node.name}", ast.get_docstring(node, clean=False)
+            )
 
 
 def _statements(body) -> Iterator[ast.stmt]:
     """The statements of a body, those under `if` and `try` too."""
     for node in body:
         if isinstance(node, (ast.If, ast.Try)):
-            yield from _statements([*node.body, *(n for h in getattr(node, "handlers", []) for n in h.body), *node.orelse])
+            yield from _statements(
+                [
+                    *node.body,
+                    *(n for h in getattr(node, "handlers", []) for n in h.body),
+                    *node.orelse,
+                ]
+            )
         else:
             yield node
 
@@ -195,14 +256,16 @@ def _note_imports(file: _File, tree: ast.Module, wanted) -> None:
     reexport = file.path.name == "__init__.py"
     for source, name, alias in _imports(file, tree):
         if not _is_public(source) and (name == "*" or reexport and _is_public(alias)):
-            wanted[source].setdefault(name, file.module if name == "*" else f"{file.module}.{alias}")
+            wanted[source].setdefault(
+                name, file.module if name == "*" else f"{file.module}.{alias}"
+            )
 
 
 def _imports(file: _File, tree: ast.Module) -> Iterator[tuple[str, str, str]]:
     """(module, name, alias) of each `from module import name as alias`."""
     for node in _statements(tree.body):
         if isinstance(node, ast.ImportFrom):
-            package = file.package[:len(file.package) - node.level + 1] if node.level else []
+            package = file.package[: len(file.package) - node.level + 1] if node.level else []
             source = ".".join([*package, *([node.module] if node.module else [])])
             yield from ((source, a.name, a.asname or a.name) for a in node.names)
 
@@ -228,12 +291,20 @@ def _taken(file: _File, tree: ast.Module, wanted) -> Iterator[tuple[str, str | N
 
 # --- docstrings that are handed to compiled functions -------------------------------------------------------------------
 
+
 def _added(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:
     """(public name, docstring) of each add_newdoc(place, name, text), add_docstr(function, text) and the like."""
-    assigned = {id(node.value): node.targets[0].id for node in ast.walk(tree)
-                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)}
+    assigned = {
+        id(node.value): node.targets[0].id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Call) or getattr(node.func, "id", None) not in _ADDERS or len(node.args) < 2:
+        if (
+            not isinstance(node, ast.Call)
+            or getattr(node.func, "id", None) not in _ADDERS
+            or len(node.args) < 2
+        ):
             continue
         if node.func.id == "add_newdoc":
             found = _newdoc(*node.args[:3]) if len(node.args) >= 3 else []
@@ -241,7 +312,14 @@ def _added(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:
             owner = "torch.Tensor" if "tensor" in module else "torch.Storage"
             found = [(f"{owner}.{_string(node.args[0])}", node.args[1])]
         else:
-            found = [(f"{module}.{assigned[id(node)]}" if id(node) in assigned else _dotted(node.args[0]), node.args[1])]
+            found = [
+                (
+                    f"{module}.{assigned[id(node)]}"
+                    if id(node) in assigned
+                    else _dotted(node.args[0]),
+                    node.args[1],
+                )
+            ]
         for name, text in found:
             if name and (docstring := _string(text)):
                 yield _without_private(name), docstring
@@ -253,7 +331,11 @@ def _newdoc(place, name, text) -> list[tuple[str, ast.expr]]:
     if isinstance(text, ast.Tuple):
         text = ast.List(elts=[text])
     if isinstance(text, ast.List):
-        return [(f"{owner}.{_string(pair.elts[0])}", pair.elts[1]) for pair in text.elts if isinstance(pair, ast.Tuple)]
+        return [
+            (f"{owner}.{_string(pair.elts[0])}", pair.elts[1])
+            for pair in text.elts
+            if isinstance(pair, ast.Tuple)
+        ]
     return [(owner, text)]
 
 
@@ -265,8 +347,16 @@ def _string(node) -> str:
         return _string(node.left) + _string(node.right)
     if isinstance(node, ast.JoinedStr):
         return "".join(_string(part) for part in node.values)
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "format":
-        return re.sub(r"\{(\w*)\}", lambda m: "" if "note" in m[1] else m[1], _string(node.func.value)).replace("{{", "{").replace("}}", "}")
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "format"
+    ):
+        return (
+            re.sub(r"\{(\w*)\}", lambda m: "" if "note" in m[1] else m[1], _string(node.func.value))
+            .replace("{{", "{")
+            .replace("}}", "}")
+        )
     if isinstance(node, ast.Call) and node.args:  # textwrap.dedent(...) and its like
         return _string(node.args[0])
     return ""
@@ -286,7 +376,10 @@ def _without_private(name: str) -> str:
     if first is None:
         return name
     rest = [part for part in parts[first:] if not part.startswith("_")]
-    lowest = next((i for i, part in enumerate(rest) if i and not part.islower() or part in _CLASSES), len(rest) - 1)
+    lowest = next(
+        (i for i, part in enumerate(rest) if i and not part.islower() or part in _CLASSES),
+        len(rest) - 1,
+    )
     return ".".join(parts[:first] + rest[lowest:])
 
 

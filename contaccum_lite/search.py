@@ -97,9 +97,11 @@ def ranked(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """What FAISS gave. Raises `ValueError` where it could not rank: there it gives the row -1."""
     bad = (rows < 0) | ~np.isfinite(scores)
     if bad.any():
-        raise ValueError(f"query {int(bad.any(1).argmax()) + 1} and a passage have a score that is "
-                         "not finite: their vectors are not finite, or too long. Make them again "
-                         "with towers that are trained at a lower learning_rate.")
+        raise ValueError(
+            f"query {int(bad.any(1).argmax()) + 1} and a passage have a score that is "
+            "not finite: their vectors are not finite, or too long. Make them again "
+            "with towers that are trained at a lower learning_rate."
+        )
     return scores, rows
 
 
@@ -107,9 +109,11 @@ def finite(vectors: np.ndarray, name: Callable[[int], str]) -> np.ndarray:
     """The vectors, (n, d). Raises `ValueError` where one is not finite; name(row) is its text's."""
     good = np.isfinite(vectors).all(1)
     if not good.all():
-        raise ValueError(f"the vector of {name(int(good.argmin()))} is not finite: the towers' "
-                         "weights are damaged, or their training diverged. Take an earlier "
-                         "checkpoint, or train again with a lower learning_rate.")
+        raise ValueError(
+            f"the vector of {name(int(good.argmin()))} is not finite: the towers' "
+            "weights are damaged, or their training diverged. Take an earlier "
+            "checkpoint, or train again with a lower learning_rate."
+        )
     return vectors
 
 
@@ -125,25 +129,34 @@ def ranking_measures(rows: np.ndarray, relevant: Sequence[dict[int, int]]) -> di
     for place, (found, wanted) in enumerate(zip(rows, relevant)):
         for row, grade in wanted.items():
             grades[place, found == row] = grade
-    hit = grades > 0                                                              # (queries, k)
+    hit = grades > 0  # (queries, k)
     first = np.where(hit.any(1), hit.argmax(1), rows.shape[1] + 10**9)
     measures = {f"top@{k}": float((first < k).mean()) for k in TOP}
     measures["mrr@10"] = float(np.where(first < 10, 1 / (first + 1), 0).mean())
     discounts = 1 / np.log2(np.arange(10) + 2)
-    gained = (grades[:, :10] * discounts[:grades.shape[1]]).sum(1)
-    ideal = [sum(g * d for g, d in zip(sorted(wanted.values(), reverse=True), discounts)) for wanted in relevant]
+    gained = (grades[:, :10] * discounts[: grades.shape[1]]).sum(1)
+    ideal = [
+        sum(g * d for g, d in zip(sorted(wanted.values(), reverse=True), discounts))
+        for wanted in relevant
+    ]
     measures["ndcg@10"] = float(np.mean([g / i if i else 0.0 for g, i in zip(gained, ideal)]))
-    measures["recall@100"] = float(np.mean([h[:100].sum() / len(wanted) if wanted else 0.0 for h, wanted in zip(hit, relevant)]))
+    measures["recall@100"] = float(
+        np.mean(
+            [h[:100].sum() / len(wanted) if wanted else 0.0 for h, wanted in zip(hit, relevant)]
+        )
+    )
     return measures
 
 
-def answer_measures(rows: np.ndarray, answers: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str, float]:
+def answer_measures(
+    rows: np.ndarray, answers: Sequence[Sequence[str]], texts: Sequence[str]
+) -> dict[str, float]:
     """answer_top@k: whether one of the first k passages contains an answer string, as DPR defines it (`has_answer`)."""
     known: dict[int, list[str]] = {}
     first = np.full(len(rows), 10**9)
     for place, (found, wanted) in enumerate(zip(rows, answers)):
         patterns = [words for words in map(_words, wanted) if words]
-        for position, row in enumerate(found[:max(TOP)]):
+        for position, row in enumerate(found[: max(TOP)]):
             if row not in known:
                 known[row] = _words(texts[row])
             if any(_contains(known[row], words) for words in patterns):
@@ -167,4 +180,7 @@ def _words(text: str) -> list[str]:
 
 def _contains(words: list[str], pattern: list[str]) -> bool:
     n = len(pattern)
-    return any(words[start] == pattern[0] and words[start:start + n] == pattern for start in range(len(words) - n + 1))
+    return any(
+        words[start] == pattern[0] and words[start : start + n] == pattern
+        for start in range(len(words) - n + 1)
+    )

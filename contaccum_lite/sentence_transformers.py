@@ -29,8 +29,10 @@ from .loss import duplicate_mask
 
 _BANKS = ("position", "vectors", "keys")
 _PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_LONGEST = 32_768             # tokens of a text that count for what it is
-_FACTORS = torch.from_numpy(np.random.Generator(np.random.PCG64(20240618)).integers(-2**63, 2**63, size=_LONGEST))
+_LONGEST = 32_768  # tokens of a text that count for what it is
+_FACTORS = torch.from_numpy(
+    np.random.Generator(np.random.PCG64(20240618)).integers(-(2**63), 2**63, size=_LONGEST)
+)
 
 
 class ContAccumLoss(nn.Module):
@@ -52,31 +54,66 @@ class ContAccumLoss(nn.Module):
     notebooks 03 and 09. Raises `ValueError` for settings or data that do not fit.
     """
 
-    def __init__(self, model, memory_size: int, *, query_bank: bool = True, passage_bank: bool = True, bank_hard_negatives: bool = True,
-                 past_encoder: bool = True, scale: float = 20.0, similarity_fct=cos_sim, mask_duplicates: bool = True,
-                 gather_across_devices: bool = True, name: str = "contaccum"):
+    def __init__(
+        self,
+        model,
+        memory_size: int,
+        *,
+        query_bank: bool = True,
+        passage_bank: bool = True,
+        bank_hard_negatives: bool = True,
+        past_encoder: bool = True,
+        scale: float = 20.0,
+        similarity_fct=cos_sim,
+        mask_duplicates: bool = True,
+        gather_across_devices: bool = True,
+        name: str = "contaccum",
+    ):
         super().__init__()
         memory_size, scale = _sizes(memory_size, scale)
         _check_name(name)
         if not callable(similarity_fct):
-            raise ValueError(f"similarity_fct is {similarity_fct!r}: expected a function of (n, d) "
-                             "and (m, d) vectors that gives (n, m) similarities, like cos_sim.")
+            raise ValueError(
+                f"similarity_fct is {similarity_fct!r}: expected a function of (n, d) "
+                "and (m, d) vectors that gives (n, m) similarities, like cos_sim."
+            )
         _check_switches(
-            query_bank=query_bank, passage_bank=passage_bank,
-            bank_hard_negatives=bank_hard_negatives, past_encoder=past_encoder,
-            mask_duplicates=mask_duplicates, gather_across_devices=gather_across_devices)
+            query_bank=query_bank,
+            passage_bank=passage_bank,
+            bank_hard_negatives=bank_hard_negatives,
+            past_encoder=past_encoder,
+            mask_duplicates=mask_duplicates,
+            gather_across_devices=gather_across_devices,
+        )
         if query_bank and not passage_bank:
-            raise ValueError("query_bank is True and passage_bank is False: the positive of a past query is in the passage bank, so a query bank needs "
-                             "passage_bank=True.")
+            raise ValueError(
+                "query_bank is True and passage_bank is False: the positive of a past query is in the passage bank, so a query bank needs "
+                "passage_bank=True."
+            )
         self.model = model
-        self.memory_size, self.query_bank, self.passage_bank, self.bank_hard_negatives = memory_size, query_bank, passage_bank, bank_hard_negatives
+        self.memory_size, self.query_bank, self.passage_bank, self.bank_hard_negatives = (
+            memory_size,
+            query_bank,
+            passage_bank,
+            bank_hard_negatives,
+        )
         self.past_encoder, self.scale, self.similarity_fct = past_encoder, scale, similarity_fct
-        self.mask_duplicates, self.gather_across_devices, self.name = mask_duplicates, gather_across_devices, name
+        self.mask_duplicates, self.gather_across_devices, self.name = (
+            mask_duplicates,
+            gather_across_devices,
+            name,
+        )
         self.callback = BankCallback(self)
         self._empties_itself = None
-        self._pending = None      # the texts of a batch whose backward pass has not come yet (a weak reference)
-        self.register_buffer("position", torch.zeros(2, dtype=torch.int64))      # where the next pair goes, and how many there are
-        self.register_buffer("vectors", torch.zeros(memory_size * passage_bank, 2, 0))       # (N, query, passage and hard negatives, d)
+        self._pending = (
+            None  # the texts of a batch whose backward pass has not come yet (a weak reference)
+        )
+        self.register_buffer(
+            "position", torch.zeros(2, dtype=torch.int64)
+        )  # where the next pair goes, and how many there are
+        self.register_buffer(
+            "vectors", torch.zeros(memory_size * passage_bank, 2, 0)
+        )  # (N, query, passage and hard negatives, d)
         self.register_buffer("keys", torch.zeros(memory_size * passage_bank, 2, dtype=torch.int64))
 
     def __len__(self) -> int:
@@ -88,10 +125,12 @@ class ContAccumLoss(nn.Module):
     def forward(self, sentence_features, labels: Tensor | None = None) -> Tensor:
         features = list(sentence_features)
         if len(features) < 2:
-            raise ValueError(f"the data have {len(features)} column of texts: expected (anchor, positive), and perhaps negatives after them.")
+            raise ValueError(
+                f"the data have {len(features)} column of texts: expected (anchor, positive), and perhaps negatives after them."
+            )
         texts = next((value for value in features[0].values() if isinstance(value, Tensor)), None)
         self._refuse_again(texts)
-        keys = self._keys(features)                                              # before the model: it may change the features
+        keys = self._keys(features)  # before the model: it may change the features
         found = [self.model(column)["sentence_embedding"] for column in features]
         loss = self.compute_loss_from_embeddings(found, labels, keys)
         if self._remembers and loss.requires_grad and texts is not None:
@@ -108,7 +147,8 @@ class ContAccumLoss(nn.Module):
                 "of the first: each of its pairs would be in the banks several times. A loss around it "
                 "that calls it for several layers or dimensions (AdaptiveLayerLoss, MatryoshkaLoss, "
                 "Matryoshka2dLoss) does so: train with ContAccumLoss itself. To look at a batch's loss, "
-                "call it under torch.no_grad().")
+                "call it under torch.no_grad()."
+            )
 
     def _backward_has_come(self, _: Tensor) -> None:
         self._pending = None
@@ -119,12 +159,20 @@ class ContAccumLoss(nn.Module):
         has_banks = self.memory_size > 0 and self.passage_bank
         return has_banks and self.model.training and torch.is_grad_enabled()
 
-    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
+    def compute_loss_from_embeddings(
+        self, embeddings: list[Tensor], labels: Tensor | None = None, keys: Tensor | None = None
+    ) -> Tensor:
         """The loss of (B, d) vectors of each column; keys: (B, columns) numbers that are equal for equal texts."""
         remembers = self._remembers
-        vectors = torch.stack([part.to(torch.promote_types(part.dtype, torch.float32)) for part in embeddings], 1)   # (B, columns, d)
+        vectors = torch.stack(
+            [part.to(torch.promote_types(part.dtype, torch.float32)) for part in embeddings], 1
+        )  # (B, columns, d)
         masks = self.mask_duplicates and self.memory_size > 0 and keys is not None
-        keys = torch.zeros(vectors.shape[:2], dtype=torch.int64, device=vectors.device) if keys is None else keys
+        keys = (
+            torch.zeros(vectors.shape[:2], dtype=torch.int64, device=vectors.device)
+            if keys is None
+            else keys
+        )
         if self.gather_across_devices and _processes() > 1:
             vectors, keys = _gathered(vectors), _gathered(keys)
         if remembers:
@@ -150,11 +198,13 @@ class ContAccumLoss(nn.Module):
         rows, columns, texts = torch.cat(rows), torch.cat(columns), torch.cat(texts)
         scores = self.similarity_fct(rows, columns) * self.scale
         if scores.shape != (len(rows), len(columns)):
-            raise ValueError(f"similarity_fct gave {tuple(scores.shape)} similarities of {len(rows)} queries and {len(columns)} passages: "
-                             "expected those of each query with each passage, like cos_sim's, not of pairs.")
+            raise ValueError(
+                f"similarity_fct gave {tuple(scores.shape)} similarities of {len(rows)} queries and {len(columns)} passages: "
+                "expected those of each query with each passage, like cos_sim's, not of pairs."
+            )
         if masks:
             queries = torch.full_like(texts, -1)
-            queries[:len(keys) + kept] = torch.cat([keys[:, 0], bank_keys[:, 0]])
+            queries[: len(keys) + kept] = torch.cat([keys[:, 0], bank_keys[:, 0]])
             mask = duplicate_mask(queries, texts, len(rows))
             scores = scores if mask is None else scores.masked_fill(mask, -torch.inf)
         return nn.functional.cross_entropy(scores, torch.arange(len(rows), device=scores.device))
@@ -164,13 +214,23 @@ class ContAccumLoss(nn.Module):
         found = []
         for column in features:
             ids, mask = column.get("input_ids"), column.get("attention_mask")
-            if not (isinstance(ids, Tensor) and isinstance(mask, Tensor) and ids.ndim == 2 and ids.shape == mask.shape):
+            if not (
+                isinstance(ids, Tensor)
+                and isinstance(mask, Tensor)
+                and ids.ndim == 2
+                and ids.shape == mask.shape
+            ):
                 if self.mask_duplicates and self.memory_size:
-                    raise ValueError("the model's features are not rows of token ids with an attention mask, by which equal texts would be known: "
-                                     "set mask_duplicates=False.")
+                    raise ValueError(
+                        "the model's features are not rows of token ids with an attention mask, by which equal texts would be known: "
+                        "set mask_duplicates=False."
+                    )
                 return None
             places = (mask.long().cumsum(1) - 1).clamp(0, _LONGEST - 1)
-            found.append((((ids.long() + 1) * _FACTORS.to(ids.device)[places] * mask.long()).sum(1)) & (2**63 - 1))   # sums go round at 2**64
+            found.append(
+                (((ids.long() + 1) * _FACTORS.to(ids.device)[places] * mask.long()).sum(1))
+                & (2**63 - 1)
+            )  # sums go round at 2**64
         return torch.stack(found, 1)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -197,12 +257,17 @@ class ContAccumLoss(nn.Module):
         if not self.vectors.numel() and not len(self):
             self.vectors = vectors.new_zeros(shape, requires_grad=False)
             self.keys = torch.zeros(shape[:2], dtype=torch.int64, device=vectors.device)
-        self.vectors, self.keys = self.vectors.to(vectors.device), self.keys.to(vectors.device)      # loaded, and not moved
+        self.vectors, self.keys = (
+            self.vectors.to(vectors.device),
+            self.keys.to(vectors.device),
+        )  # loaded, and not moved
         if self.vectors.shape != shape:
-            raise ValueError(f"this batch has {vectors.shape[1]} columns of vectors of length {vectors.shape[2]}, and the banks hold "
-                             f"{self.vectors.shape[1]} of length {self.vectors.shape[2]}: one ContAccumLoss keeps one kind. "
-                             "Give each data set its own; and a loss around it that shortens vectors (MatryoshkaLoss, "
-                             "Matryoshka2dLoss) does not go with banks: train with ContAccumLoss itself.")
+            raise ValueError(
+                f"this batch has {vectors.shape[1]} columns of vectors of length {vectors.shape[2]}, and the banks hold "
+                f"{self.vectors.shape[1]} of length {self.vectors.shape[2]}: one ContAccumLoss keeps one kind. "
+                "Give each data set its own; and a loss around it that shortens vectors (MatryoshkaLoss, "
+                "Matryoshka2dLoss) does not go with banks: train with ContAccumLoss itself."
+            )
 
     @torch.no_grad()
     def _remember(self, vectors: Tensor, keys: Tensor) -> None:
@@ -217,7 +282,9 @@ class ContAccumLoss(nn.Module):
         new = min(len(vectors), self.memory_size)
         slots = torch.arange(start, start + new, device=vectors.device) % self.memory_size
         self.vectors[slots], self.keys[slots] = vectors[-new:].to(self.vectors), keys[-new:]
-        self.position.copy_(torch.tensor([(start + new) % self.memory_size, min(count + new, self.memory_size)]))
+        self.position.copy_(
+            torch.tensor([(start + new) % self.memory_size, min(count + new, self.memory_size)])
+        )
 
     def _empty_after_updates(self) -> None:
         """Without past encoders, the banks are emptied by whatever optimiser moves this model's weights."""
@@ -239,8 +306,10 @@ class ContAccumLoss(nn.Module):
 
     def _take(self, banks: dict[str, Tensor]) -> None:
         """Have these banks, of which `_fault` found none."""
-        with torch.inference_mode(False):                                        # else no training could write into them
-            banks = {name: value.to(self.position.device, copy=True) for name, value in banks.items()}
+        with torch.inference_mode(False):  # else no training could write into them
+            banks = {
+                name: value.to(self.position.device, copy=True) for name, value in banks.items()
+            }
             vectors = banks["vectors"]
             banks["vectors"] = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
         for name in _BANKS:
@@ -274,8 +343,10 @@ class ContAccumLoss(nn.Module):
         file = self._file(folder)
         banks, written_by = _read(file)
         if len(banks["vectors"]) != len(self.vectors):
-            raise ValueError(f"{folder} holds banks of {len(banks['vectors'])} pairs, this loss has {len(self.vectors)}: give it memory_size="
-                             f"{len(banks['vectors'])}.")
+            raise ValueError(
+                f"{folder} holds banks of {len(banks['vectors'])} pairs, this loss has {len(self.vectors)}: give it memory_size="
+                f"{len(banks['vectors'])}."
+            )
         if training is not None and training != written_by:
             raise ValueError(f"{file} was written by another training than the checkpoint.")
         self._take(banks)
@@ -291,8 +362,20 @@ class ContAccumLoss(nn.Module):
     # --- what model cards ask ------------------------------------------------------------------------------------------
 
     def get_config_dict(self) -> dict[str, Any]:
-        names = ("memory_size", "query_bank", "passage_bank", "bank_hard_negatives", "past_encoder", "scale", "mask_duplicates", "gather_across_devices")
-        return {**{name: getattr(self, name) for name in names}, "similarity_fct": getattr(self.similarity_fct, "__name__", str(self.similarity_fct))}
+        names = (
+            "memory_size",
+            "query_bank",
+            "passage_bank",
+            "bank_hard_negatives",
+            "past_encoder",
+            "scale",
+            "mask_duplicates",
+            "gather_across_devices",
+        )
+        return {
+            **{name: getattr(self, name) for name in names},
+            "similarity_fct": getattr(self.similarity_fct, "__name__", str(self.similarity_fct)),
+        }
 
     @property
     def temperature(self) -> float:
@@ -320,11 +403,16 @@ class BankCallback(TrainerCallback):
     """
 
     def __init__(self, loss: ContAccumLoss | None = None):
-        self._loss, self.loaded = [loss], False       # (in a list: a module within a module's attribute would be registered)
-        self.training = ""                            # the number of the training under way, or of the last one
+        self._loss, self.loaded = (
+            [loss],
+            False,
+        )  # (in a list: a module within a module's attribute would be registered)
+        self.training = ""  # the number of the training under way, or of the last one
 
     def on_save(self, args, state, control, **_):
-        if len(self._loss[0].vectors) and not state.is_hyper_param_search:       # (its checkpoints are elsewhere)
+        if (
+            len(self._loss[0].vectors) and not state.is_hyper_param_search
+        ):  # (its checkpoints are elsewhere)
             self._loss[0].save_banks(_checkpoint(args.output_dir, state))
 
     def on_optimizer_step(self, args, state, control, **_):
@@ -349,12 +437,13 @@ class BankCallback(TrainerCallback):
 
     def _refuse_a_shared_file(self, state) -> None:
         """Two losses of one training with one file: the second would write over the banks of the first."""
-        writers = state.__dict__.setdefault("writers_of_banks", {})       # no field: it is not saved
+        writers = state.__dict__.setdefault("writers_of_banks", {})  # no field: it is not saved
         file = self._loss[0]._file("").name
         if writers.setdefault(file.casefold(), id(self._loss[0])) != id(self._loss[0]):
             raise ValueError(
                 f"two losses of this training would keep their banks in the same file, {file}: give "
-                f"each a name of its own, as in ContAccumLoss(model, ..., name='{self._loss[0].name}-2').")
+                f"each a name of its own, as in ContAccumLoss(model, ..., name='{self._loss[0].name}-2')."
+            )
 
     def _resume(self, args, state) -> None:
         """The banks of the checkpoint: in output_dir, or in the folder of the training that wrote it."""
@@ -370,7 +459,8 @@ class BankCallback(TrainerCallback):
                 reasons.append(str(error))
         raise ValueError(
             f"training resumes at update {state.global_step} without its banks: {' '.join(reasons)} "
-            "Where it resumes from another place, call loss.load_banks(checkpoint) before trainer.train.")
+            "Where it resumes from another place, call loss.load_banks(checkpoint) before trainer.train."
+        )
 
 
 class _Emptying:
@@ -402,7 +492,9 @@ def _records(state) -> dict[str, dict[str, str]]:
 
 def _new_training(device: torch.device) -> str:
     """A number that no other training has, the same on all its processes."""
-    number = torch.tensor([secrets.randbits(63)], device=device)          # no draw of torch's: training would change
+    number = torch.tensor(
+        [secrets.randbits(63)], device=device
+    )  # no draw of torch's: training would change
     if _processes() > 1:
         torch.distributed.broadcast(number, 0)
     return f"{int(number):016x}"
@@ -410,13 +502,16 @@ def _new_training(device: torch.device) -> str:
 
 # --- what is refused ---------------------------------------------------------------------------------------------------
 
+
 def _sizes(memory_size: int, scale: float) -> tuple[int, float]:
     """Both as plain numbers."""
     pairs = isinstance(memory_size, Integral) and not isinstance(memory_size, bool)
     factor = isinstance(scale, Real) and not isinstance(scale, bool)
     if not (pairs and 0 <= memory_size < 2**31 and factor and 0 < scale < math.inf):
-        raise ValueError(f"memory_size is {memory_size!r} and scale {scale!r}: memory_size must be a "
-                         "whole number, 0 or more, and scale a finite number above 0.")
+        raise ValueError(
+            f"memory_size is {memory_size!r} and scale {scale!r}: memory_size must be a "
+            "whole number, 0 or more, and scale a finite number above 0."
+        )
     return int(memory_size), float(scale)
 
 
@@ -424,11 +519,15 @@ def _check_name(name: str) -> None:
     """A name that a file can have on any system, and that no file of the model has."""
     plain = isinstance(name, str) and name.isprintable() and not re.search(r'[/\\:*?"<>|]', name)
     if not plain or not 0 < len(name.encode()) <= 200 or name != name.strip(" ."):
-        raise ValueError(f"name is {name!r}: expected the name of a file, such as 'contaccum', without "
-                         "a folder and its ending; each checkpoint gets this file.")
+        raise ValueError(
+            f"name is {name!r}: expected the name of a file, such as 'contaccum', without "
+            "a folder and its ending; each checkpoint gets this file."
+        )
     if re.fullmatch(r"(adapter_)?model(-\d.*)?", name, re.IGNORECASE):
-        raise ValueError(f"name is {name!r}: that file of a checkpoint has the weights of the model; "
-                         "give another name, such as 'contaccum'.")
+        raise ValueError(
+            f"name is {name!r}: that file of a checkpoint has the weights of the model; "
+            "give another name, such as 'contaccum'."
+        )
 
 
 def _check_switches(**switches: bool) -> None:
@@ -446,18 +545,26 @@ def _read(file: Path) -> tuple[dict[str, Tensor], str]:
             marks = content.metadata() or {}
             banks = {name: content.get_tensor(name) for name in content.keys()}
     except OSError as error:
-        raise ValueError(f"{file.parent} holds no banks ({error}): expected {file.name}, which a trainer with callbacks=[loss.callback] "
-                         "writes into its checkpoints.") from None
+        raise ValueError(
+            f"{file.parent} holds no banks ({error}): expected {file.name}, which a trainer with callbacks=[loss.callback] "
+            "writes into its checkpoints."
+        ) from None
     except SafetensorError as error:
-        words = repr(str(error)[:200])                                       # of the file's own, some of them
-        raise ValueError(f"{file} cannot be read ({words}): it is damaged, or no file of banks. Give another checkpoint.") from None
+        words = repr(str(error)[:200])  # of the file's own, some of them
+        raise ValueError(
+            f"{file} cannot be read ({words}): it is damaged, or no file of banks. Give another checkpoint."
+        ) from None
     fault = _fault(banks)
     if fault:
-        raise ValueError(f"{file} holds no banks of a ContAccumLoss: {fault}. Give another checkpoint.")
-    if not {"training", "digest"} & set(marks):                            # written before there were marks
+        raise ValueError(
+            f"{file} holds no banks of a ContAccumLoss: {fault}. Give another checkpoint."
+        )
+    if not {"training", "digest"} & set(marks):  # written before there were marks
         return banks, ""
     if marks.get("digest") != _digest(banks):
-        raise ValueError(f"{file} is damaged: its banks are not those that were written. Give another checkpoint.")
+        raise ValueError(
+            f"{file} is damaged: its banks are not those that were written. Give another checkpoint."
+        )
     return banks, marks.get("training", "")
 
 
@@ -504,7 +611,11 @@ def _fault_of_position(start: int, count: int, vectors: Tensor) -> str | None:
 
 
 def _processes() -> int:
-    return torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
+    return (
+        torch.distributed.get_world_size()
+        if torch.distributed.is_available() and torch.distributed.is_initialized()
+        else 1
+    )
 
 
 def _gathered(rows: Tensor) -> Tensor:

@@ -27,10 +27,10 @@ def usual_interrupts() -> None:
 
 def _is_command_line() -> bool:
     program = sys.argv[0] if getattr(sys, "argv", None) else ""
-    looks_for_module = program == "-m"          # what `python -m` calls itself until then
+    looks_for_module = program == "-m"  # what `python -m` calls itself until then
     return looks_for_module or Path(program).stem == "contaccum"
 
 
 def _stop(*_) -> None:
     os.write(2, b"contaccum: stopped.\n")
-    os._exit(130)               # nothing has begun
+    os._exit(130)  # nothing has begun

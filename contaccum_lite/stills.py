@@ -15,17 +15,28 @@ from .settings import PRESETS
 STYLES = {method: preset["line"] for method, preset in PRESETS.items()}
 _DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (9, 3))}
 #: Lines of any picture, in turn: colour, dash, mark.
-LINES = list(zip(["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7A7A7A", "#8F5BD0"], ["-", "--", ":", "-.", "-", "--"], "os^Dvx"))
+LINES = list(
+    zip(
+        ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7A7A7A", "#8F5BD0"],
+        ["-", "--", ":", "-.", "-", "--"],
+        "os^Dvx",
+    )
+)
 
 
 def bundle(widget, png: bytes, sentence: str) -> tuple[dict, dict]:
     """One output for all readers: the live widget, a picture where no kernel runs, and the sentence."""
     sentence = without_halves(sentence)
-    data, metadata = {"text/plain": sentence, "image/png": base64.b64encode(png).decode()}, {"image/png": {"alt": sentence}}
+    data, metadata = (
+        {"text/plain": sentence, "image/png": base64.b64encode(png).decode()},
+        {"image/png": {"alt": sentence}},
+    )
     if widget is not None:
         live = widget._repr_mimebundle_()
         live = live[0] if isinstance(live, tuple) else live
-        data["application/vnd.jupyter.widget-view+json"] = live["application/vnd.jupyter.widget-view+json"]
+        data["application/vnd.jupyter.widget-view+json"] = live[
+            "application/vnd.jupyter.widget-view+json"
+        ]
     return data, metadata
 
 
@@ -42,7 +53,7 @@ def without_halves(text: str) -> str:
 def label(name: str) -> str:
     """A line's name for a legend, as `literal`."""
     name = literal(name)
-    return f" {name}" if name.startswith("_") else name    # matplotlib would leave it out
+    return f" {name}" if name.startswith("_") else name  # matplotlib would leave it out
 
 
 def new(width: float, height: float):
@@ -63,10 +74,13 @@ def png(figure, sentence: str) -> bytes:
     more = 0.16 * lines + 0.1
     figure.set_size_inches(width, height + more)
     figure.get_layout_engine().set(rect=(0, more / (height + more), 1, height / (height + more)))
-    figure.text(0.01, 0.05 / (height + more), literal(caption), fontsize=8.5, va="bottom", color="#333333")
+    figure.text(
+        0.01, 0.05 / (height + more), literal(caption), fontsize=8.5, va="bottom", color="#333333"
+    )
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=80)
     from PIL import Image
+
     small = Image.open(out).convert("RGB").quantize(128, dither=Image.Dither.NONE)
     out = io.BytesIO()
     small.save(out, format="png", optimize=True)
@@ -79,7 +93,15 @@ def grid(axis, grid) -> None:
     axis.set(xticks=[], yticks=[])
     if not grid.rows:
         axis.spines[:].set_linestyle((0, (4, 4)))
-        axis.text(0.5, 0.5, literal(textwrap.fill(grid.empty, 28)), ha="center", va="center", fontsize=9, transform=axis.transAxes)
+        axis.text(
+            0.5,
+            0.5,
+            literal(textwrap.fill(grid.empty, 28)),
+            ha="center",
+            va="center",
+            fontsize=9,
+            transform=axis.transAxes,
+        )
         return
     table = np.frombuffer(grid.colours, dtype=np.uint8).reshape(256, 4)
     cells = np.frombuffer(grid.cells, dtype=np.uint8).reshape(-(-grid.rows // grid.scale), -1)
@@ -94,18 +116,36 @@ def grid(axis, grid) -> None:
     for name, start, end, side in grid.blocks:
         place = start - 0.5
         if start:
-            (axis.axvline if side == "column" else axis.axhline)(place, color="white", linewidth=2.4)
-            (axis.axvline if side == "column" else axis.axhline)(place, color="black", linewidth=1.2)
+            (axis.axvline if side == "column" else axis.axhline)(
+                place, color="white", linewidth=2.4
+            )
+            (axis.axvline if side == "column" else axis.axhline)(
+                place, color="black", linewidth=1.2
+            )
         if (end - start) / (grid.columns if side == "column" else grid.rows) > 0.15:
-            at, away = (((start + end) / 2 - 0.5, -0.5), (0, 3)) if side == "column" else ((-0.5, (start + end) / 2 - 0.5), (-3, 0))
-            axis.annotate(name, at, xytext=away, textcoords="offset points", fontsize=8, ha="center" if side == "column" else "right",
-                          va="bottom" if side == "column" else "center", rotation=0 if side == "column" else 90, annotation_clip=False)
+            at, away = (
+                (((start + end) / 2 - 0.5, -0.5), (0, 3))
+                if side == "column"
+                else ((-0.5, (start + end) / 2 - 0.5), (-3, 0))
+            )
+            axis.annotate(
+                name,
+                at,
+                xytext=away,
+                textcoords="offset points",
+                fontsize=8,
+                ha="center" if side == "column" else "right",
+                va="bottom" if side == "column" else "center",
+                rotation=0 if side == "column" else 90,
+                annotation_clip=False,
+            )
     for row, column in grid.marks:
         axis.add_patch(_box(column, row))
 
 
 def _box(column: int, row: int):
     from matplotlib.patches import Rectangle
+
     return Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="#D55E00", linewidth=2)
 
 
@@ -122,14 +162,25 @@ def curves(figure, lines: list[dict], panels: dict) -> None:
     handles = []
     for line in lines:
         if line["x"]:
-            drawn, = axes[line["panel"]].plot(line["x"], line["y"], color=line["color"], linestyle=_DASHES[line["dash"]], linewidth=line["width"] * 0.75,
-                                              alpha=0.7 if line["ghost"] else 1, marker="." if line.get("markers") else None, label=label(line["name"]))
+            (drawn,) = axes[line["panel"]].plot(
+                line["x"],
+                line["y"],
+                color=line["color"],
+                linestyle=_DASHES[line["dash"]],
+                linewidth=line["width"] * 0.75,
+                alpha=0.7 if line["ghost"] else 1,
+                marker="." if line.get("markers") else None,
+                label=label(line["name"]),
+            )
             if line["panel"] == "top20":
                 handles.append(drawn)
             if line["panel"] == "norms":
                 axes["norms"].legend(frameon=False, fontsize=7.5)
     axes["ratio"].axhspan(0.5, 2, color="#009E73", alpha=0.1)
-    for panel, (_, log) in panels.items():                            # after the lines: which numbers are written follows their range
+    for panel, (
+        _,
+        log,
+    ) in panels.items():  # after the lines: which numbers are written follows their range
         if log:
             plain(axes[panel].yaxis)
     for panel in ("loss", "top20", "mass"):
@@ -144,7 +195,9 @@ def plain(axis, places=()) -> None:
 
     places = sorted(set(map(float, places)))
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(10, subs=(1.0,) if places or high > 1e4 * low else (1.0, 2.0, 5.0), numticks=6))
+    axis.set_major_locator(
+        LogLocator(10, subs=(1.0,) if places or high > 1e4 * low else (1.0, 2.0, 5.0), numticks=6)
+    )
     if 0 < len(places) <= 12:
         axis.set_ticks(places)
     axis.set_major_formatter(_written)
@@ -158,7 +211,16 @@ def _written(value: float, _=None) -> str:
 def lines(axis, lines: dict, title: str, x: str, y: str, log: bool, log_x: bool) -> None:
     """Named lines, each with a dash and a mark of its own."""
     for (name, (xs, ys)), (color, dash, mark) in zip(lines.items(), cycle(LINES)):
-        axis.plot(xs, ys, color=color, linestyle=dash, marker=mark if len(xs) < 20 else None, markersize=5, linewidth=2, label=label(name))
+        axis.plot(
+            xs,
+            ys,
+            color=color,
+            linestyle=dash,
+            marker=mark if len(xs) < 20 else None,
+            markersize=5,
+            linewidth=2,
+            label=label(name),
+        )
     axis.set_title(literal(title), fontsize=10)
     axis.set_xlabel(literal(x), fontsize=9)
     axis.set_ylabel(literal(y), fontsize=9)
@@ -177,7 +239,15 @@ def lines(axis, lines: dict, title: str, x: str, y: str, log: bool, log_x: bool)
 def points(axis, places: dict, title: str, x: str, y: str, log_x: bool) -> None:
     """Numbered points with bars for their spread, and their names in a list beside them: names near each other would overlap."""
     for number, (name, (across, up, spread)) in enumerate(places.items(), 1):
-        axis.errorbar(across, up, yerr=spread or None, fmt="o", color="#0072B2", ecolor="#B0B0B0", markersize=5)
+        axis.errorbar(
+            across,
+            up,
+            yerr=spread or None,
+            fmt="o",
+            color="#0072B2",
+            ecolor="#B0B0B0",
+            markersize=5,
+        )
         axis.plot([], [], " ", label=literal(f"{number} {name}"))
     axis.set_title(literal(title), fontsize=10)
     axis.set_xlabel(literal(x), fontsize=9)
@@ -187,20 +257,40 @@ def points(axis, places: dict, title: str, x: str, y: str, log_x: bool) -> None:
         axis.xaxis.set_major_formatter(_written)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8)
-    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=0, markerscale=0)
-    axis.figure.canvas.draw()                                        # where the points lie is known only now
-    at = axis.transData.transform([(across, up) for across, up, _ in places.values()]) * 72 / axis.figure.dpi
+    axis.legend(
+        frameon=False,
+        fontsize=8,
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        handlelength=0,
+        markerscale=0,
+    )
+    axis.figure.canvas.draw()  # where the points lie is known only now
+    at = (
+        axis.transData.transform([(across, up) for across, up, _ in places.values()])
+        * 72
+        / axis.figure.dpi
+    )
     for number, (down, (across, up, _)) in enumerate(zip(apart(at), places.values()), 1):
-        axis.annotate(str(number), (across, up), textcoords="offset points", xytext=(16, down - 3), fontsize=9,
-                      arrowprops=dict(arrowstyle="-", color="#B0B0B0", linewidth=0.6, shrinkA=0, shrinkB=2))
+        axis.annotate(
+            str(number),
+            (across, up),
+            textcoords="offset points",
+            xytext=(16, down - 3),
+            fontsize=9,
+            arrowprops=dict(arrowstyle="-", color="#B0B0B0", linewidth=0.6, shrinkA=0, shrinkB=2),
+        )
 
 
 def apart(at: np.ndarray, near: float = 22.0, height: float = 10.0) -> list[float]:
     """How far up (points of type) each label must move so that labels of points with nearly the same x, (n, 2) in points, do not overlap."""
     moved = [0.0] * len(at)
-    for group in (sorted(np.flatnonzero(np.abs(at[:, 0] - x) < near), key=lambda n: at[n, 1]) for x in at[:, 0]):
+    for group in (
+        sorted(np.flatnonzero(np.abs(at[:, 0] - x) < near), key=lambda n: at[n, 1])
+        for x in at[:, 0]
+    ):
         ends = [at[n, 1] for n in group]
-        for _ in range(50):                                          # push neighbours apart, each by half of what is missing
+        for _ in range(50):  # push neighbours apart, each by half of what is missing
             for k in range(len(ends) - 1):
                 missing = max(0.0, height - (ends[k + 1] - ends[k]))
                 ends[k], ends[k + 1] = ends[k] - missing / 2, ends[k + 1] + missing / 2
@@ -212,10 +302,14 @@ def apart(at: np.ndarray, near: float = 22.0, height: float = 10.0) -> list[floa
 def beside(target, yours) -> bytes:
     """A target and an answer side by side, and their difference."""
     parts = (np.atleast_2d(np.asarray(part, dtype=float)) for part in (target, yours))
-    target, yours = (part.clip(-1e30, 1e30) for part in parts)     # so that differences are finite
+    target, yours = (part.clip(-1e30, 1e30) for part in parts)  # so that differences are finite
     figure = new(7.2, 2.6)
     most = max(np.abs(target).max(), np.abs(yours).max(), 1e-12)
-    for axis, part, title in zip(figure.subplots(1, 3), (target, yours, yours - target), ("expected", "yours", "yours − expected")):
+    for axis, part, title in zip(
+        figure.subplots(1, 3),
+        (target, yours, yours - target),
+        ("expected", "yours", "yours − expected"),
+    ):
         image = axis.imshow(part, cmap="PuOr_r", vmin=-most, vmax=most, aspect="equal")
         axis.set_title(title, fontsize=9.5)
         axis.set(xticks=[], yticks=[])
@@ -226,8 +320,13 @@ def beside(target, yours) -> bytes:
 # --- the four methods --------------------------------------------------------------------------------------------------
 
 #: What an entry of the similarity matrix carries gradient to: colour and legend.
-GRADIENTS = {"both": ("#1F4E79", "both towers"), "query": ("#7FB2E5", "query tower only"), "passage": ("#F0A04B", "passage tower only"),
-             "none": ("#D9D9D9", "neither (frozen)"), "absent": ("#FFFFFF", "not computed")}
+GRADIENTS = {
+    "both": ("#1F4E79", "both towers"),
+    "query": ("#7FB2E5", "query tower only"),
+    "passage": ("#F0A04B", "passage tower only"),
+    "none": ("#D9D9D9", "neither (frozen)"),
+    "absent": ("#FFFFFF", "not computed"),
+}
 
 
 def methods_figure():
@@ -238,20 +337,51 @@ def methods_figure():
         if method == "GradAccum" and row // 2 != column // 2:
             return "absent"
         local = 4 if method in ("DPR, the big batch", "GradAccum") else 2
-        return {(True, True): "both", (True, False): "query", (False, True): "passage", (False, False): "none"}[row < local, column < local]
+        return {
+            (True, True): "both",
+            (True, False): "query",
+            (False, True): "passage",
+            (False, False): "none",
+        }[row < local, column < local]
 
-    shapes = {"DPR, the big batch": (4, 4), "GradAccum": (4, 4), "pre-batch": (2, 6), "ContAccum": (6, 6)}
-    notes = {"DPR, the big batch": "3 negatives per query\nall 4 pairs in memory at once", "GradAccum": "1 negative per query\n2 pairs in memory, twice",
-             "pre-batch": "5 negatives per query\na bank of 4 past passages", "ContAccum": "5 negatives per query\nbanks of 4 past queries and passages"}
+    shapes = {
+        "DPR, the big batch": (4, 4),
+        "GradAccum": (4, 4),
+        "pre-batch": (2, 6),
+        "ContAccum": (6, 6),
+    }
+    notes = {
+        "DPR, the big batch": "3 negatives per query\nall 4 pairs in memory at once",
+        "GradAccum": "1 negative per query\n2 pairs in memory, twice",
+        "pre-batch": "5 negatives per query\na bank of 4 past passages",
+        "ContAccum": "5 negatives per query\nbanks of 4 past queries and passages",
+    }
     figure = new(11, 3.6)
     axes = figure.subplots(1, 4)
     for axis, (method, (rows, columns)) in zip(axes, shapes.items()):
         for row in range(rows):
             for column in range(columns):
                 color = GRADIENTS[kind(method, row, column)][0]
-                axis.add_patch(Rectangle((column, -row - 1), 1, 1, facecolor=color, edgecolor="#888888", linewidth=0.6))
+                axis.add_patch(
+                    Rectangle(
+                        (column, -row - 1),
+                        1,
+                        1,
+                        facecolor=color,
+                        edgecolor="#888888",
+                        linewidth=0.6,
+                    )
+                )
                 if row == column:
-                    axis.text(column + 0.5, -row - 0.5, "+", ha="center", va="center", color="white" if color == "#1F4E79" else "black", fontsize=13)
+                    axis.text(
+                        column + 0.5,
+                        -row - 0.5,
+                        "+",
+                        ha="center",
+                        va="center",
+                        color="white" if color == "#1F4E79" else "black",
+                        fontsize=13,
+                    )
         if columns == 6:
             axis.plot([2, 2], [0, -rows], color="black", linewidth=1.6)
         if rows == 6:
@@ -261,7 +391,16 @@ def methods_figure():
         axis.spines[:].set_visible(False)
         axis.text(0, -rows - 0.3, notes[method], va="top", fontsize=8.5)
     axes[0].set_ylabel("queries", fontsize=9)
-    figure.legend(handles=[Patch(facecolor=c, edgecolor="#888888", label=text) for c, text in GRADIENTS.values()], loc="lower center",
-                  ncols=5, frameon=False, fontsize=9, title="An entry's gradient goes to (+ is the positive; columns are passages)", title_fontsize=9)
+    figure.legend(
+        handles=[
+            Patch(facecolor=c, edgecolor="#888888", label=text) for c, text in GRADIENTS.values()
+        ],
+        loc="lower center",
+        ncols=5,
+        frameon=False,
+        fontsize=9,
+        title="An entry's gradient goes to (+ is the positive; columns are passages)",
+        title_fontsize=9,
+    )
     figure.get_layout_engine().set(rect=(0, 0.14, 1, 0.86))
     return figure

@@ -17,19 +17,59 @@ class Term(NamedTuple):
 
     reads: str
     says: str
-    entries: object            # (row is local, column is local, on the diagonal) as arrays -> which entries, bool array
-    code: str                  # a piece of the line
+    entries: object  # (row is local, column is local, on the diagonal) as arrays -> which entries, bool array
+    code: str  # a piece of the line
 
 
 TERMS: dict[str, Term] = {
-    "7": Term("S = Q·Pᵀ/τ", "every query with every passage", lambda r, c, d: r | ~r, "scores = rows @ columns.T / temperature"),
-    "7, the positives": Term("S_ii", "each row's own passage, which its loss pulls up", lambda r, c, d: d, "scores.diagonal()"),
-    "8, first term": Term("−p_l / nτ", "what pulls query l towards its own passage", lambda r, c, d: d & r, "weights.diagonal().sub_(1)"),
-    "8, second term": Term("+ Σ_j S_lj p_j / nτ", "what pushes query l from all passages, local and memory", lambda r, c, d: r & (c | ~c), "weights[:local] @ columns / temperature"),
-    "9, first term": Term("−q_l / nτ", "what pulls passage l towards its own query", lambda r, c, d: d & c, "weights.diagonal().sub_(1)"),
-    "9, second term": Term("+ Σ_i S_il q_i / nτ", "what pushes passage l from all queries, local and memory", lambda r, c, d: c & (r | ~r), "weights[:, :local].T @ rows / temperature"),
-    "9, its memory rows": Term("+ Σ_{i in M_q} S_il q_i / nτ", "the part of it that is gone when there is no query bank", lambda r, c, d: c & ~r, "weights[:, :local].T @ rows / temperature"),
-    "frozen": Term("(no gradient)", "memory with memory: in the loss, and in no gradient", lambda r, c, d: ~r & ~c, "scores = rows @ columns.T / temperature"),
+    "7": Term(
+        "S = Q·Pᵀ/τ",
+        "every query with every passage",
+        lambda r, c, d: r | ~r,
+        "scores = rows @ columns.T / temperature",
+    ),
+    "7, the positives": Term(
+        "S_ii",
+        "each row's own passage, which its loss pulls up",
+        lambda r, c, d: d,
+        "scores.diagonal()",
+    ),
+    "8, first term": Term(
+        "−p_l / nτ",
+        "what pulls query l towards its own passage",
+        lambda r, c, d: d & r,
+        "weights.diagonal().sub_(1)",
+    ),
+    "8, second term": Term(
+        "+ Σ_j S_lj p_j / nτ",
+        "what pushes query l from all passages, local and memory",
+        lambda r, c, d: r & (c | ~c),
+        "weights[:local] @ columns / temperature",
+    ),
+    "9, first term": Term(
+        "−q_l / nτ",
+        "what pulls passage l towards its own query",
+        lambda r, c, d: d & c,
+        "weights.diagonal().sub_(1)",
+    ),
+    "9, second term": Term(
+        "+ Σ_i S_il q_i / nτ",
+        "what pushes passage l from all queries, local and memory",
+        lambda r, c, d: c & (r | ~r),
+        "weights[:, :local].T @ rows / temperature",
+    ),
+    "9, its memory rows": Term(
+        "+ Σ_{i in M_q} S_il q_i / nτ",
+        "the part of it that is gone when there is no query bank",
+        lambda r, c, d: c & ~r,
+        "weights[:, :local].T @ rows / temperature",
+    ),
+    "frozen": Term(
+        "(no gradient)",
+        "memory with memory: in the loss, and in no gradient",
+        lambda r, c, d: ~r & ~c,
+        "scores = rows @ columns.T / temperature",
+    ),
 }
 
 
@@ -40,10 +80,16 @@ class EquationView:
         import ipywidgets as w
 
         if local < 1 or memory < 0:
-            raise ValueError(f"local is {local} and memory {memory}: expected at least 1 local pair and 0 or more memories.")
+            raise ValueError(
+                f"local is {local} and memory {memory}: expected at least 1 local pair and 0 or more memories."
+            )
         self.local, self.memory, self.query_bank = local, memory, query_bank
         self.grid = Grid(title="the entries that it sums over", width=330, talks="")
-        self.choice = w.ToggleButtons(options=[(f"({name}) {t.reads}", name) for name, t in TERMS.items()], value=term, style=dict(button_width="29em"))
+        self.choice = w.ToggleButtons(
+            options=[(f"({name}) {t.reads}", name) for name, t in TERMS.items()],
+            value=term,
+            style=dict(button_width="29em"),
+        )
         self.bank = w.Checkbox(value=query_bank, description="with a query bank", indent=False)
         self.code = w.HTML()
         self.widget = w.VBox([self.choice, self.bank, self.grid, self.code])
@@ -61,22 +107,38 @@ class EquationView:
         rows, columns = self.local + self.memory * self.bank.value, self.local + self.memory
         r, c = np.arange(rows)[:, None] < self.local, np.arange(columns)[None, :] < self.local
         diagonal = np.arange(rows)[:, None] == np.arange(columns)[None, :]
-        return np.broadcast_to(TERMS[self.term].entries(r, c, diagonal), (rows, columns)).astype(bool)
+        return np.broadcast_to(TERMS[self.term].entries(r, c, diagonal), (rows, columns)).astype(
+            bool
+        )
 
     def line(self) -> tuple[int, str]:
         """(number in loss.py, text) of the line that computes the term."""
         source, first = inspect.getsourcelines(loss.contrast)
-        number = next(n for n, text in enumerate(source) if TERMS[self.term].code in text and '"""' not in text)
+        number = next(
+            n
+            for n, text in enumerate(source)
+            if TERMS[self.term].code in text and '"""' not in text
+        )
         return first + number, source[number].strip()
 
     def draw(self) -> None:
         """Light the entries of the term that is chosen."""
         import html
+
         lit = self.data()
-        blocks = [("local", 0, self.local, "row"), ("local", 0, self.local, "column"), ("passage bank", self.local, lit.shape[1], "column")]
+        blocks = [
+            ("local", 0, self.local, "row"),
+            ("local", 0, self.local, "column"),
+            ("passage bank", self.local, lit.shape[1], "column"),
+        ]
         blocks += [("query bank", self.local, lit.shape[0], "row")] if self.bank.value else []
-        self.grid.show(np.where(lit, 230, 118).astype(np.uint8), colours=colours("signed").tobytes(), sentence=self.sentence,
-                       blocks=[b for b in blocks if b[2] > b[1]], diagonal=min(lit.shape))
+        self.grid.show(
+            np.where(lit, 230, 118).astype(np.uint8),
+            colours=colours("signed").tobytes(),
+            sentence=self.sentence,
+            blocks=[b for b in blocks if b[2] > b[1]],
+            diagonal=min(lit.shape),
+        )
         number, text = self.line()
         self.code.value = f"<p>loss.py, line {number}: <code>{html.escape(text)}</code></p>"
 

@@ -23,13 +23,29 @@ _ROOM = 10
 #: how many characters a tokenizer's steps may make of one, together; ALBERT's make 1,944
 _GROWTH = 2000
 #: how many characters one step can make of one; steps that only split, strip or translate make 1
-_GROWTH_OF = {"NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18, "Precompiled": 18, "Lowercase": 3,
-              "BertNormalizer": 4, "ByteLevel": 4, "Metaspace": 2}
-_JSON_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-               "added_tokens.json")
-_COMES_WITH_CODE = ("it comes with Python code of its own, which is never run here. If you trust "
-                    "it, load it yourself with transformers, and give it to the run: "
-                    "towers=(TransformerTower(model, tokenizer), another)")
+_GROWTH_OF = {
+    "NFC": 3,
+    "NFD": 4,
+    "NFKC": 18,
+    "NFKD": 18,
+    "Precompiled": 18,
+    "Lowercase": 3,
+    "BertNormalizer": 4,
+    "ByteLevel": 4,
+    "Metaspace": 2,
+}
+_JSON_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+_COMES_WITH_CODE = (
+    "it comes with Python code of its own, which is never run here. If you trust "
+    "it, load it yourself with transformers, and give it to the run: "
+    "towers=(TransformerTower(model, tokenizer), another)"
+)
 
 
 @contextmanager
@@ -65,6 +81,7 @@ def read_object(path: Path) -> dict:
 
 # --- tokenizers ----------------------------------------------------------------------------------
 
+
 def read_tokenizer(path: Path):
     """The tokenizer in this tokenizer.json, which pads and cuts nothing by itself."""
     tokenizer = make_tokenizer(read_object(path), path)
@@ -87,12 +104,16 @@ def check_tokenizer(value: dict, path: str | Path) -> None:
     with refusing(path, "the steps of a tokenizer"):
         growth = _growth(value.get("normalizer")) * _growth(value.get("pre_tokenizer"))
     if growth > _GROWTH:
-        raise ValueError(f"{path} has steps that can make {growth:.3g} characters of one: expected "
-                         f"{_GROWTH:,} at most. Take out steps of its normalizer or pre-tokenizer.")
+        raise ValueError(
+            f"{path} has steps that can make {growth:.3g} characters of one: expected "
+            f"{_GROWTH:,} at most. Take out steps of its normalizer or pre-tokenizer."
+        )
     model = value.get("model")
     if isinstance(model, dict) and model.get("dropout"):
-        raise ValueError(f"{path} draws its tokens at random (dropout is {model['dropout']!r}): "
-                         "expected the same tokens each time. Set dropout to null.")
+        raise ValueError(
+            f"{path} draws its tokens at random (dropout is {model['dropout']!r}): "
+            "expected the same tokens each time. Set dropout to null."
+        )
 
 
 def _growth(step: dict | None) -> float:
@@ -113,6 +134,7 @@ def _growth(step: dict | None) -> float:
 
 # --- weights -------------------------------------------------------------------------------------
 
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors in this safetensors file."""
     from safetensors.torch import load_file
@@ -121,21 +143,27 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
 
 
-def check_shapes(weights: dict[str, Tensor], expected: dict[str, tuple[int, ...]],
-                 path: Path) -> None:
+def check_shapes(
+    weights: dict[str, Tensor], expected: dict[str, tuple[int, ...]], path: Path
+) -> None:
     """Refuse weights that are not, tensor by tensor, of the tower that config.json describes."""
     for name in sorted({*weights, *expected}):
         shape = tuple(weights[name].shape) if name in weights else None
         if shape != expected.get(name):
-            raise ValueError(f"{path} does not fit config.json and tokenizer.json beside it: "
-                             f"{name[:100]!r} is {shape or 'missing'}, expected "
-                             f"{expected.get(name) or 'no such tensor'}. Save the tower again.")
+            raise ValueError(
+                f"{path} does not fit config.json and tokenizer.json beside it: "
+                f"{name[:100]!r} is {shape or 'missing'}, expected "
+                f"{expected.get(name) or 'no such tensor'}. Save the tower again."
+            )
         if weights[name].dtype not in _FLOATS:
-            raise ValueError(f"{path} holds {name!r} as {weights[name].dtype}: expected one of "
-                             f"{', '.join(map(str, _FLOATS))}.")
+            raise ValueError(
+                f"{path} holds {name!r} as {weights[name].dtype}: expected one of "
+                f"{', '.join(map(str, _FLOATS))}."
+            )
 
 
 # --- encoders of transformers --------------------------------------------------------------------
+
 
 def pretrained(folder: str | Path) -> tuple:
     """(model, tokenizer) from a folder or, by a hub name, from the cache, then from the network.
@@ -153,11 +181,14 @@ def pretrained(folder: str | Path) -> tuple:
             return _load(folder)
     except Exception as error:
         if "trust_remote_code" in str(error):
-            raise ValueError(f"no encoder could be loaded from {str(folder)!r}: "
-                             f"{_COMES_WITH_CODE}.") from error
-        raise ValueError(f"no encoder could be loaded from {str(folder)!r} ({said(error)}): "
-                         "expected a folder with config.json, model.safetensors and a "
-                         "tokenizer.") from error
+            raise ValueError(
+                f"no encoder could be loaded from {str(folder)!r}: {_COMES_WITH_CODE}."
+            ) from error
+        raise ValueError(
+            f"no encoder could be loaded from {str(folder)!r} ({said(error)}): "
+            "expected a folder with config.json, model.safetensors and a "
+            "tokenizer."
+        ) from error
 
 
 def _check_files(folder: Path) -> list[int]:
@@ -167,7 +198,7 @@ def _check_files(folder: Path) -> list[int]:
     for name in _JSON_FILES:
         if (folder / name).is_file():
             read_object(folder / name)
-    for path in sorted(folder.glob("tokenizer*.json")):     # tokenizer_config.json can name another
+    for path in sorted(folder.glob("tokenizer*.json")):  # tokenizer_config.json can name another
         check_tokenizer(read_object(path), path)
     sizes = []
     for path in sorted(folder.glob("*.safetensors")):
@@ -189,13 +220,19 @@ def _load(folder: str | Path, sizes: list[int] | None = None, **options) -> tupl
             _check_size(config, sizes)
     with _named("its weights and config.json do not go together"):
         model, report = AutoModel.from_pretrained(
-            folder, config=config, use_safetensors=True, output_loading_info=True,
-            ignore_mismatched_sizes=True, **options)
+            folder,
+            config=config,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
         missing = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
         missing = sorted(name for name in missing if "pooler" not in name)  # which no tower keeps
         if missing:
-            raise ValueError(f"{len(missing)} tensors are missing or of another shape, among them "
-                             f"{missing[0]}")
+            raise ValueError(
+                f"{len(missing)} tensors are missing or of another shape, among them {missing[0]}"
+            )
     with _named("its tokenizer, tokenizer.json or tokenizer_config.json"):
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     if tokenizer.is_fast and sizes is None:
@@ -219,8 +256,10 @@ def _check_config(config) -> None:
     for part in (config, *(value for value in vars(config).values() if hasattr(value, "to_dict"))):
         attention = getattr(part, "_attn_implementation", None)
         if attention not in _ATTENTION:
-            raise ValueError(f"attn_implementation is {attention!r}, for which code may be "
-                             f"downloaded: expected one of {', '.join(_ATTENTION[1:])}, or none")
+            raise ValueError(
+                f"attn_implementation is {attention!r}, for which code may be "
+                f"downloaded: expected one of {', '.join(_ATTENTION[1:])}, or none"
+            )
     weights = getattr(config, "transformers_weights", None) or ".safetensors"
     if not str(weights).endswith((".safetensors", ".safetensors.index.json")):
         raise ValueError(f"transformers_weights is {weights!r}: only safetensors are read")
@@ -233,8 +272,9 @@ def _check_size(config, sizes: list[int]) -> None:
     names = ("num_hidden_layers", "encoder_layers", "decoder_layers")
     layers = max(getattr(config, name, 0) for name in names)
     if layers > len(sizes):
-        raise ValueError(f"it speaks of {layers:,} layers, and the files hold {len(sizes):,} "
-                         "tensors")
+        raise ValueError(
+            f"it speaks of {layers:,} layers, and the files hold {len(sizes):,} tensors"
+        )
     with torch.device("meta"):
         model = AutoModel.from_config(config, trust_remote_code=False)
     count = sum(weight.numel() for weight in model.parameters())

@@ -23,18 +23,26 @@ import torch
 from . import measure, search
 from .cache import BankCorrection, Cache
 from .data import Pairs, Passage, write_atomically
-from .folders import (DAMAGED, LOCK, alone_in, check_digests, check_record, digests_of,
-                      is_temporary, short)
+from .folders import (
+    DAMAGED,
+    LOCK,
+    alone_in,
+    check_digests,
+    check_record,
+    digests_of,
+    is_temporary,
+    short,
+)
 from .methods import Alone, Learner, MicroBatch, MicroStep, gradient
 from .precision import prepare
 from .settings import Settings
 from .towers import Tokens, array_of, load_tower, make_towers, vectors_of
 
 _FORMAT = 1
-_STATE = re.compile(r"update-\d{6,}-[0-9a-f]{8}")     # the folder of a saved state
-_TRIES = 100             # a reader's, while a training process replaces what it reads
+_STATE = re.compile(r"update-\d{6,}-[0-9a-f]{8}")  # the folder of a saved state
+_TRIES = 100  # a reader's, while a training process replaces what it reads
 _NEEDED = dict(state=str, settings=dict, step=int, pairs=str, fingerprint=str, history=list)
-_OPTIONAL = dict(loss_scale=list, encodes=dict, digests=dict)        # not in every older run
+_OPTIONAL = dict(loss_scale=list, encodes=dict, digests=dict)  # not in every older run
 _SMALL_CORPUS = 100_000  # passages up to which all token ids are kept
 
 
@@ -45,12 +53,14 @@ class TakenBack(RuntimeError):
 class Update(NamedTuple):
     """What one weight update did. Gradient norms are of the whole update, before clipping."""
 
-    step: int                 # from 1
-    loss: float               # mean over its micro-batches
+    step: int  # from 1
+    loss: float  # mean over its micro-batches
     grad_norm_query: float
     grad_norm_passage: float
-    grad_norm_ratio: float    # passage / query
-    negatives: int            # columns other than its own positive that a local query had in the last micro-batch
+    grad_norm_ratio: float  # passage / query
+    negatives: (
+        int  # columns other than its own positive that a local query had in the last micro-batch
+    )
     seconds: float
 
 
@@ -63,23 +73,50 @@ class Feed:
 
     def __init__(self, pairs: Pairs, settings: Settings, tower, world: int = 1):
         self.settings = settings
-        self.local, self.total = settings.local_batch * world, settings.total_batch * world   # of all processes together
-        rows, self.note = pairs.with_hard_negatives() if settings.hard_negatives else (range(len(pairs.train)), "")
+        self.local, self.total = (
+            settings.local_batch * world,
+            settings.total_batch * world,
+        )  # of all processes together
+        rows, self.note = (
+            pairs.with_hard_negatives()
+            if settings.hard_negatives
+            else (range(len(pairs.train)), "")
+        )
         self.rows = np.array(rows, dtype=np.int64)
         if not len(self.rows):
-            raise ValueError(f"{pairs.name} has no pair to train on" + (" that has a hard negative: set hard_negatives=0." if
-                             settings.hard_negatives else ": give a source with training pairs."))
+            raise ValueError(
+                f"{pairs.name} has no pair to train on"
+                + (
+                    " that has a hard negative: set hard_negatives=0."
+                    if settings.hard_negatives
+                    else ": give a source with training pairs."
+                )
+            )
         self.positive = np.array([pairs.row_of[pair.passage_id] for pair in pairs.train])
-        self.hard = [[pairs.row_of[p.id] for p in pair.hard_negatives] for pair in pairs.train] if settings.hard_negatives else []
+        self.hard = (
+            [[pairs.row_of[p.id] for p in pair.hard_negatives] for pair in pairs.train]
+            if settings.hard_negatives
+            else []
+        )
         self.queries = tokens_of(pairs, tower, settings, "train")
         if len(pairs.passages) <= _SMALL_CORPUS:
             self.met = np.arange(len(pairs.passages))
             self.passages = tokens_of(pairs, tower, settings, "passages")
         else:
-            self.met = np.unique(np.concatenate([self.positive, *map(np.array, filter(None, self.hard))]))
-            self.passages = _tokenize_passages(tower, [pairs.passages[row] for row in self.met], settings)
-        self.sizes = np.array([min(self.local, len(chosen) - start) for first in range(0, len(self.rows), self.total)
-                               for chosen in [self.rows[first:first + self.total]] for start in range(0, len(chosen), self.local)])
+            self.met = np.unique(
+                np.concatenate([self.positive, *map(np.array, filter(None, self.hard))])
+            )
+            self.passages = _tokenize_passages(
+                tower, [pairs.passages[row] for row in self.met], settings
+            )
+        self.sizes = np.array(
+            [
+                min(self.local, len(chosen) - start)
+                for first in range(0, len(self.rows), self.total)
+                for chosen in [self.rows[first : first + self.total]]
+                for start in range(0, len(chosen), self.local)
+            ]
+        )
         self._epoch = (-1, None, None)
 
     @property
@@ -90,8 +127,12 @@ class Feed:
         """Numbers that are equal for equal texts: of each training pair's query and passage, and of each passage."""
         queries, texts = {}, {}
         text_keys = torch.full((len(pairs.passages),), -1)
-        text_keys[self.met] = torch.tensor([texts.setdefault(pairs.passages[row].text, len(texts)) for row in self.met])
-        query_keys = torch.tensor([queries.setdefault(pair.query, len(queries)) for pair in pairs.train])
+        text_keys[self.met] = torch.tensor(
+            [texts.setdefault(pairs.passages[row].text, len(texts)) for row in self.met]
+        )
+        query_keys = torch.tensor(
+            [queries.setdefault(pair.query, len(queries)) for pair in pairs.train]
+        )
         return query_keys, text_keys[torch.from_numpy(self.positive)], text_keys
 
     def batches(self, update: int) -> list[MicroBatch]:
@@ -99,18 +140,34 @@ class Feed:
         epoch, place = divmod(update, self.updates_per_epoch)
         if self._epoch[0] != epoch:
             draw = np.random.default_rng([self.settings.seed, epoch])
-            self._epoch = (epoch, draw.permutation(self.rows), draw.random((len(self.positive), self.settings.hard_negatives)))
-        chosen = self._epoch[1][place * self.total:(place + 1) * self.total]
-        return [self.micro_batch(chosen[start:start + self.local]) for start in range(0, len(chosen), self.local)]
+            self._epoch = (
+                epoch,
+                draw.permutation(self.rows),
+                draw.random((len(self.positive), self.settings.hard_negatives)),
+            )
+        chosen = self._epoch[1][place * self.total : (place + 1) * self.total]
+        return [
+            self.micro_batch(chosen[start : start + self.local])
+            for start in range(0, len(chosen), self.local)
+        ]
 
     def micro_batch(self, rows: np.ndarray) -> MicroBatch:
         """These training pairs as a micro-batch, with the hard negatives that this epoch drew for them."""
         if self._epoch[0] < 0:
             self.batches(0)
-        hard = np.array([self.hard[r][int(u * len(self.hard[r]))] for r in rows for u in self._epoch[2][r]]
-                        if self.hard else [], dtype=np.int64)
+        hard = np.array(
+            [self.hard[r][int(u * len(self.hard[r]))] for r in rows for u in self._epoch[2][r]]
+            if self.hard
+            else [],
+            dtype=np.int64,
+        )
         passages = np.searchsorted(self.met, np.concatenate([self.positive[rows], hard]))
-        return MicroBatch(torch.from_numpy(rows), torch.from_numpy(hard), self.queries[rows], self.passages[passages])
+        return MicroBatch(
+            torch.from_numpy(rows),
+            torch.from_numpy(hard),
+            self.queries[rows],
+            self.passages[passages],
+        )
 
 
 class Run:
@@ -123,7 +180,15 @@ class Run:
     the same methods in the same order.
     """
 
-    def __init__(self, pairs: Pairs, settings: Settings | None = None, *, towers=None, accelerator=None, **fields):
+    def __init__(
+        self,
+        pairs: Pairs,
+        settings: Settings | None = None,
+        *,
+        towers=None,
+        accelerator=None,
+        **fields,
+    ):
         if settings is not None and fields:
             settings = settings.replace(**fields)
         self.pairs = pairs
@@ -133,17 +198,23 @@ class Run:
         prepare([query_tower] if query_tower is passage_tower else [query_tower, passage_tower], s)
         share = Alone() if accelerator is None else _among(accelerator, s)
         self.feed = Feed(pairs, s, query_tower, share.world)
-        self.learner = Learner(s, query_tower.train(), passage_tower.train(), *self.feed.keys(pairs), share=share)
+        self.learner = Learner(
+            s, query_tower.train(), passage_tower.train(), *self.feed.keys(pairs), share=share
+        )
         share.start([*self.learner.towers, *self.learner.slow_towers])
         self._make_stale()
         for tower in self.learner.towers:
             if hasattr(tower, "in_place"):
                 tower.in_place = True
-        parameters = [p for tower in self.learner.towers for p in tower.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(parameters, lr=s.learning_rate, eps=1e-8, weight_decay=0.0, fused=True)
+        parameters = [
+            p for tower in self.learner.towers for p in tower.parameters() if p.requires_grad
+        ]
+        self.optimizer = torch.optim.AdamW(
+            parameters, lr=s.learning_rate, eps=1e-8, weight_decay=0.0, fused=True
+        )
         self.history: list[Update] = []
         self.step_count = 0
-        self._marks = None       # what takes back an update that is under way
+        self._marks = None  # what takes back an update that is under way
         self._turn = 0
         self._index = (None, None)
 
@@ -152,7 +223,9 @@ class Run:
         s, learner = self.settings, self.learner
         if s.cache_negatives:
             if len(self.feed.met) < len(self.pairs.passages):
-                raise ValueError(f"cache_negatives is {s.cache_negatives}, and {self.pairs.name} has {len(self.pairs.passages)} passages: a cache of all of them is made for up to {_SMALL_CORPUS}.")
+                raise ValueError(
+                    f"cache_negatives is {s.cache_negatives}, and {self.pairs.name} has {len(self.pairs.passages)} passages: a cache of all of them is made for up to {_SMALL_CORPUS}."
+                )
             learner.passages = self.feed.passages
             learner.cache = Cache(learner, torch.from_numpy(self.feed.positive), self.feed.queries)
         if s.has_bank and s.corrector != "identity":
@@ -165,8 +238,10 @@ class Run:
 
     def __repr__(self):
         name = search.one_line(self.pairs.name)
-        return (f"Run({self.settings.share()!r} on {name}, {self.step_count} of "
-                f"{self.settings.updates} updates made)")
+        return (
+            f"Run({self.settings.share()!r} on {name}, {self.step_count} of "
+            f"{self.settings.updates} updates made)"
+        )
 
     @property
     def query_tower(self):
@@ -193,12 +268,23 @@ class Run:
         """What was left out of the data, or is computed otherwise than asked for, in sentences."""
         full = self.learner.full_because
         asked = self.settings.similarity == "incremental" and full
-        return (*self.pairs.notes, *filter(None, [self.feed.note, f"The whole similarity matrix is computed: {full}." if asked else "",
-                                               "Each micro-batch is encoded by itself: dropout draws its noise for each." if self.settings.one_forward and self.learner.noisy else ""]))
+        return (
+            *self.pairs.notes,
+            *filter(
+                None,
+                [
+                    self.feed.note,
+                    f"The whole similarity matrix is computed: {full}." if asked else "",
+                    "Each micro-batch is encoded by itself: dropout draws its noise for each."
+                    if self.settings.one_forward and self.learner.noisy
+                    else "",
+                ],
+            ),
+        )
 
     @property
     def similarity(self) -> str:
-        """"incremental" or "full": how the similarity matrix is computed (`notes` says why where it is not as asked)."""
+        """ "incremental" or "full": how the similarity matrix is computed (`notes` says why where it is not as asked)."""
         return "full" if self.learner.full_because else "incremental"
 
     # --- training ------------------------------------------------------------------------------------------------------
@@ -220,14 +306,33 @@ class Run:
         """
         self._take_back()
         if self.step_count >= self.settings.updates:
-            raise RuntimeError(f"all {self.settings.updates} updates of this run have been made: set updates higher in a new run.")
+            raise RuntimeError(
+                f"all {self.settings.updates} updates of this run have been made: set updates higher in a new run."
+            )
         began, update = time.perf_counter(), self.step_count
         batches = self.feed.batches(update)
-        self._marks = [(bank, bank.mark(sum(map(len, ids)))) for bank, ids in zip(self.learner.banks, (
-            [b.pair_ids for b in batches], [b.pair_ids for b in batches], [b.hard_ids for b in batches]))]
+        self._marks = [
+            (bank, bank.mark(sum(map(len, ids))))
+            for bank, ids in zip(
+                self.learner.banks,
+                (
+                    [b.pair_ids for b in batches],
+                    [b.pair_ids for b in batches],
+                    [b.hard_ids for b in batches],
+                ),
+            )
+        ]
         if not self.learner.full_because:
-            self.learner.softmax.expect(self.feed.sizes, update % self.feed.updates_per_epoch * self.settings.accumulation_steps)
-            self._marks.append((self.learner.softmax, self.learner.softmax.mark(sum(len(b.pair_ids) for b in batches))))
+            self.learner.softmax.expect(
+                self.feed.sizes,
+                update % self.feed.updates_per_epoch * self.settings.accumulation_steps,
+            )
+            self._marks.append(
+                (
+                    self.learner.softmax,
+                    self.learner.softmax.mark(sum(len(b.pair_ids) for b in batches)),
+                )
+            )
         self._marks += [(stale, stale.mark()) for stale in self._stale]
         self._turn = turn = self._turn + 1
         losses = []
@@ -236,31 +341,39 @@ class Run:
                 losses.append(micro.loss)
                 yield micro
                 if turn != self._turn:
-                    raise TakenBack("this update was taken back, because another step, a save or a change came in between.")
+                    raise TakenBack(
+                        "this update was taken back, because another step, a save or a change came in between."
+                    )
             made = self._commit(losses, micro, began)
         finally:
             if turn == self._turn:
                 self._take_back()
         if not made:
-            yield from self.micro_steps()     # half precision overflowed: the same update with half the loss scale
+            yield from self.micro_steps()  # half precision overflowed: the same update with half the loss scale
 
     def _commit(self, losses: list[float], micro: MicroStep, began: float) -> bool:
         """Move the weights by the gradients that are there; False where half precision has made infinities of them."""
         self.learner.loss_scale.undo(self.learner.towers)
         loss = math.fsum(losses) / len(losses)
         self.learner.share.add_up(self.learner.towers)
-        query, passage = (measure.grad_norm(tower) for tower in (self.query_tower, self.passage_tower))
+        query, passage = (
+            measure.grad_norm(tower) for tower in (self.query_tower, self.passage_tower)
+        )
         norm = query if len(self.learner.towers) == 1 else math.hypot(query, passage)
         if math.isfinite(loss) and not math.isfinite(norm) and self.learner.loss_scale.halve():
             return False
         if not math.isfinite(loss + norm):
-            raise FloatingPointError(f"update {self.step_count + 1}: the loss is {loss} and the gradient's norm {norm}. The weights "
-                                     "are as before it; lower learning_rate or raise temperature.")
+            raise FloatingPointError(
+                f"update {self.step_count + 1}: the loss is {loss} and the gradient's norm {norm}. The weights "
+                "are as before it; lower learning_rate or raise temperature."
+            )
         clip = self.settings.clip_norm
         with _uninterrupted():
             if clip:
                 parameters = [p for tower in self.learner.towers for p in tower.parameters()]
-                torch.nn.utils.clip_grads_with_norm_(parameters, clip, torch.tensor(norm, dtype=torch.float64))
+                torch.nn.utils.clip_grads_with_norm_(
+                    parameters, clip, torch.tensor(norm, dtype=torch.float64)
+                )
             self.optimizer.param_groups[0]["lr"] = self.learning_rate(self.step_count)
             self.optimizer.step()
             self.learner.after_update(self.step_count)
@@ -268,7 +381,17 @@ class Run:
             self.step_count += 1
             negatives = len(micro.column_ids) - 1
             ratio = passage / query if query else math.inf
-            self.history.append(Update(self.step_count, loss, query, passage, ratio, negatives, time.perf_counter() - began))
+            self.history.append(
+                Update(
+                    self.step_count,
+                    loss,
+                    query,
+                    passage,
+                    ratio,
+                    negatives,
+                    time.perf_counter() - began,
+                )
+            )
             self._marks = None
             self.optimizer.zero_grad(set_to_none=False)
         return True
@@ -290,7 +413,9 @@ class Run:
         and banks stay as they are then.
         """
         changes = {"learning_rate": learning_rate, "memory_size": memory_size}
-        settings = self.settings.replace(**{name: value for name, value in changes.items() if value is not None})
+        settings = self.settings.replace(
+            **{name: value for name, value in changes.items() if value is not None}
+        )
         self._take_back()
         try:
             banks = self.learner.resized(settings)
@@ -321,24 +446,35 @@ class Run:
         pairs = {"test": self.pairs.test, "dev": self.pairs.dev}.get(split)
         if not pairs:
             raise ValueError(f"{self.pairs.name} has no {split!r} pairs to evaluate on.")
-        queries = self._encode(self.query_tower, tokens_of(self.pairs, self.query_tower, self.settings, split))
+        queries = self._encode(
+            self.query_tower, tokens_of(self.pairs, self.query_tower, self.settings, split)
+        )
         search.finite(queries, lambda row: f"query {short(pairs[row].query)}")
         _, rows = search.rank(queries, self._passage_vectors(), max(search.TOP))
         row_of = self.pairs.row_of
-        relevant = [{row_of[name]: grade for name, grade in (p.relevant or {p.passage_id: 1}).items()} for p in pairs]
+        relevant = [
+            {row_of[name]: grade for name, grade in (p.relevant or {p.passage_id: 1}).items()}
+            for p in pairs
+        ]
         measures = search.ranking_measures(rows, relevant)
         if any(pair.answers for pair in pairs):
-            measures |= search.answer_measures(rows, [p.answers for p in pairs], [p.text for p in self.pairs.passages])
+            measures |= search.answer_measures(
+                rows, [p.answers for p in pairs], [p.text for p in self.pairs.passages]
+            )
         return measures
 
     def search(self, query: str, k: int = 5) -> search.Hits:
         """The k passages that the towers, as they are now, find nearest to the query: hits with score, id, title, passage."""
         search.check_query(query, k)
-        vector = self._encode(self.query_tower, self.query_tower.tokenize([query], length=self.settings.query_tokens))
+        vector = self._encode(
+            self.query_tower, self.query_tower.tokenize([query], length=self.settings.query_tokens)
+        )
         search.finite(vector, lambda row: f"query {short(query)}")
         scores, rows = search.rank(vector, self._passage_vectors(), k)
         found = [self.pairs.passages[row] for row in rows[0]]
-        return search.Hits(search.Hit(float(score), p.id, p.title, p.text) for score, p in zip(scores[0], found))
+        return search.Hits(
+            search.Hit(float(score), p.id, p.title, p.text) for score, p in zip(scores[0], found)
+        )
 
     def _passage_vectors(self) -> np.ndarray:
         """Every passage by the passage tower as it is now, (passages, d); kept until the weights move."""
@@ -355,11 +491,15 @@ class Run:
             return
         step, passages = self.step_count, self.pairs.passages
         vectors = np.empty((len(passages), self.passage_tower.dim), dtype=np.float32)
-        for first in range(0, len(passages), _SMALL_CORPUS if len(passages) <= _SMALL_CORPUS else 10_000):
+        for first in range(
+            0, len(passages), _SMALL_CORPUS if len(passages) <= _SMALL_CORPUS else 10_000
+        ):
             if len(passages) <= _SMALL_CORPUS:
                 tokens = tokens_of(self.pairs, self.passage_tower, self.settings, "passages")
             else:
-                tokens = _tokenize_passages(self.passage_tower, passages[first:first + 10_000], self.settings)
+                tokens = _tokenize_passages(
+                    self.passage_tower, passages[first : first + 10_000], self.settings
+                )
             for rows, part in vectors_of(self.passage_tower, tokens, self.settings):
                 part = part.float().cpu().numpy()
                 search.finite(part, lambda n: f"passage {short(passages[first + rows[n]].id)}")
@@ -393,25 +533,36 @@ class Run:
     def _write(self, folder: Path) -> None:
         """Write a new state, switch to it, and remove the old one."""
         if (folder / "run.json").exists() and not _saved(folder):
-            raise ValueError(f"{folder / 'run.json'} is not a run's: save into another folder, "
-                             "or move that file.")
+            raise ValueError(
+                f"{folder / 'run.json'} is not a run's: save into another folder, "
+                "or move that file."
+            )
         place = folder / f"update-{self.step_count:06d}-{secrets.token_hex(4)}"
         try:
             place.mkdir()
             self._write_state(place)
             scale = self.learner.loss_scale
-            state = dict(format=_FORMAT, state=place.name,
-                         settings=dataclasses.asdict(self.settings), step=self.step_count,
-                         pairs=self.pairs.name, fingerprint=self.pairs.fingerprint,
-                         texts=_fingerprint_of_texts(self.pairs, self.settings),
-                         loss_scale=[scale.value, scale.fine], history=self.history,
-                         encodes=self.encodes, digests=digests_of(place))
+            state = dict(
+                format=_FORMAT,
+                state=place.name,
+                settings=dataclasses.asdict(self.settings),
+                step=self.step_count,
+                pairs=self.pairs.name,
+                fingerprint=self.pairs.fingerprint,
+                texts=_fingerprint_of_texts(self.pairs, self.settings),
+                loss_scale=[scale.value, scale.fine],
+                history=self.history,
+                encodes=self.encodes,
+                digests=digests_of(place),
+            )
             write_atomically(folder / "run.json", json.dumps(state).encode())
         except BaseException:
-            if _saved(folder).get("state") != place.name:     # interrupted after the switch, the new state is the one that counts
+            if (
+                _saved(folder).get("state") != place.name
+            ):  # interrupted after the switch, the new state is the one that counts
                 shutil.rmtree(place, ignore_errors=True)
             raise
-        for path in folder.iterdir():            # older states, and what a killed save left
+        for path in folder.iterdir():  # older states, and what a killed save left
             if is_temporary(path.name, "run.json") and path.is_file():
                 path.unlink(missing_ok=True)
             elif path != place and _STATE.fullmatch(path.name):
@@ -430,28 +581,36 @@ class Run:
     @classmethod
     def load(cls, folder: str | Path, pairs: Pairs, accelerator=None) -> Run:
         """The run as it was saved; it goes on bit for bit as if it had not stopped. `pairs` must be those it was trained on."""
-        return while_it_stands(folder, lambda state, place: cls._load(folder, state, place, pairs, accelerator))
+        return while_it_stands(
+            folder, lambda state, place: cls._load(folder, state, place, pairs, accelerator)
+        )
 
     @classmethod
     def _load(cls, folder: str | Path, state: dict, place: Path, pairs: Pairs, accelerator) -> Run:
         if state["fingerprint"] != pairs.fingerprint:
             trained = search.one_line(f"{state['pairs']}, {state['fingerprint']}")
             other = search.one_line(f"{pairs.name}, {pairs.fingerprint}")
-            raise ValueError(f"{folder} was trained on other pairs ({trained}) than the ones given "
-                             f"({other}): give the same data; python-docs changes with the "
-                             "installed packages.")
+            raise ValueError(
+                f"{folder} was trained on other pairs ({trained}) than the ones given "
+                f"({other}): give the same data; python-docs changes with the "
+                "installed packages."
+            )
         settings = saved_settings(folder, state)
         seen = _fingerprint_of_texts(pairs, settings)
-        if state.get("texts") not in (None, seen):    # older versions saved none
+        if state.get("texts") not in (None, seen):  # older versions saved none
             texts = "passages" if settings.cache_negatives else "hard negatives"
-            raise ValueError(f"{folder} was trained on {search.one_line(pairs.name)} with other "
-                             f"texts of its {texts} than it has now: give the same data.")
+            raise ValueError(
+                f"{folder} was trained on {search.one_line(pairs.name)} with other "
+                f"texts of its {texts} than it has now: give the same data."
+            )
         check_digests(place, state.get("digests", {}))
         towers = saved_towers(place, settings)
         run = cls(pairs, settings, towers=(towers[0], towers[-1]), accelerator=accelerator)
         run._read_state(place / "state.safetensors")
         run.step_count = state["step"]
-        run.learner.loss_scale.value, run.learner.loss_scale.fine = state.get("loss_scale", [1.0, 0])
+        run.learner.loss_scale.value, run.learner.loss_scale.fine = state.get(
+            "loss_scale", [1.0, 0]
+        )
         run.history = [Update(*update) for update in state["history"]]
         run.learner.encodes.update(state.get("encodes", {}))
         return run
@@ -463,19 +622,35 @@ class Run:
 
         try:
             self._set_tensors(load_file(path, device=self.settings.device))
-        except (SafetensorError, OSError, ValueError, KeyError, IndexError, AttributeError,
-                TypeError, RuntimeError) as error:       # tensors of any name and shape
-            if "memory" in str(error):                   # it ran out
+        except (
+            SafetensorError,
+            OSError,
+            ValueError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            TypeError,
+            RuntimeError,
+        ) as error:  # tensors of any name and shape
+            if "memory" in str(error):  # it ran out
                 raise
-            raise ValueError(f"{path} does not hold this run's state ({type(error).__name__}: "
-                             f"{search.one_line(str(error))}). {DAMAGED}") from error
+            raise ValueError(
+                f"{path} does not hold this run's state ({type(error).__name__}: "
+                f"{search.one_line(str(error))}). {DAMAGED}"
+            ) from error
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Optimiser, banks and slow towers as named tensors."""
-        tensors = {f"optimizer.{n}.{name}": value for n, slots in self.optimizer.state_dict()["state"].items() for name, value in slots.items()}
+        tensors = {
+            f"optimizer.{n}.{name}": value
+            for n, slots in self.optimizer.state_dict()["state"].items()
+            for name, value in slots.items()
+        }
         for n, bank in enumerate(self.learner.banks):
             tensors |= {f"bank.{n}.{name}": value for name, value in bank.state_dict().items()}
-        tensors |= {f"softmax.0.{name}": value for name, value in self.learner.softmax.state_dict().items()}
+        tensors |= {
+            f"softmax.0.{name}": value for name, value in self.learner.softmax.state_dict().items()
+        }
         for n, part in enumerate(self._stale):
             tensors |= {f"stale.{n}.{name}": value for name, value in part.state_dict().items()}
         for n, tower in enumerate(self.learner.slow_towers):
@@ -534,7 +709,9 @@ def tokens_of(pairs: Pairs, tower, settings: Settings, what: str) -> Tokens:
 
 
 def _tokenize_passages(tower, passages: Sequence[Passage], settings: Settings) -> Tokens:
-    return tower.tokenize([p.text for p in passages], [p.title for p in passages], settings.passage_tokens)
+    return tower.tokenize(
+        [p.text for p in passages], [p.title for p in passages], settings.passage_tokens
+    )
 
 
 def read_run(folder: str | Path) -> tuple[dict, Path]:
@@ -545,21 +722,29 @@ def read_run(folder: str | Path) -> tuple[dict, Path]:
         state = json.loads(path.read_bytes())
         version = state["format"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{folder} holds no saved run ({type(error).__name__}: {error}): expected a folder that run.save wrote.") from None
+        raise ValueError(
+            f"{folder} holds no saved run ({type(error).__name__}: {error}): expected a folder that run.save wrote."
+        ) from None
     if version != _FORMAT:
-        raise ValueError(f"{folder} was saved in format {short(version)}; this version reads "
-                         f"format {_FORMAT}.")
+        raise ValueError(
+            f"{folder} was saved in format {short(version)}; this version reads format {_FORMAT}."
+        )
     check_record(path, state, _NEEDED, _OPTIONAL)
     if not _STATE.fullmatch(state["state"]):
-        raise ValueError(f"{path} has {short(state['state'])} as 'state': expected the name of a "
-                         f"folder beside it, such as 'update-000100-1a2b3c4d'. {DAMAGED}")
+        raise ValueError(
+            f"{path} has {short(state['state'])} as 'state': expected the name of a "
+            f"folder beside it, such as 'update-000100-1a2b3c4d'. {DAMAGED}"
+        )
     for name, fine in _PARTS.items():
         if name in state and not fine(state[name]):
-            raise ValueError(f"{path} has {short(state[name])} as {name!r}, which no run wrote. "
-                             f"{DAMAGED}")
+            raise ValueError(
+                f"{path} has {short(state[name])} as {name!r}, which no run wrote. {DAMAGED}"
+            )
     if state["step"] != len(state["history"]):
-        raise ValueError(f"{path} has {state['step']} as 'step', and a history of "
-                         f"{len(state['history'])} updates. {DAMAGED}")
+        raise ValueError(
+            f"{path} has {state['step']} as 'step', and a history of "
+            f"{len(state['history'])} updates. {DAMAGED}"
+        )
     return state, folder / state["state"]
 
 
@@ -569,10 +754,13 @@ def _is_number(value) -> bool:
 
 #: what must hold of a list or an object in run.json
 _PARTS = {
-    "history": lambda updates: all(type(update) is list and len(update) == len(Update._fields)
-                                   and all(map(_is_number, update)) for update in updates),
-    "loss_scale": lambda scale: (len(scale) == 2 and all(map(_is_number, scale))
-                                 and 0 < scale[0] < math.inf),
+    "history": lambda updates: all(
+        type(update) is list and len(update) == len(Update._fields) and all(map(_is_number, update))
+        for update in updates
+    ),
+    "loss_scale": lambda scale: (
+        len(scale) == 2 and all(map(_is_number, scale)) and 0 < scale[0] < math.inf
+    ),
     "encodes": lambda counts: all(type(count) is int for count in counts.values()),
     "digests": lambda digests: all(type(digest) is str for digest in digests.values()),
 }
@@ -582,15 +770,15 @@ def saved_settings(folder: str | Path, state: dict, **changes) -> Settings:
     """The settings in a run.json, some of them changed. Raises `ValueError` for what are none."""
     try:
         return Settings.preset(**{**state["settings"], **changes})
-    except (ValueError, TypeError, OverflowError) as error:      # TypeError: 'method' is not there
+    except (ValueError, TypeError, OverflowError) as error:  # TypeError: 'method' is not there
         raise ValueError(f"{Path(folder) / 'run.json'}: {error}") from None
 
 
 def saved_towers(place: Path, settings: Settings) -> list:
     """The query tower and the passage tower of a saved state, or the one that is both."""
     towers = []
-    for name in ("query_tower", "passage_tower")[:2 - settings.shared]:
-        if not (place / name).is_dir():            # a name alone would be looked up on the hub
+    for name in ("query_tower", "passage_tower")[: 2 - settings.shared]:
+        if not (place / name).is_dir():  # a name alone would be looked up on the hub
             raise ValueError(f"{place} has no folder {name!r}. {DAMAGED}")
         tower = load_tower(place / name, settings.pooling)
         towers.append(tower.to(device=settings.device, dtype=getattr(torch, settings.dtype)))
@@ -607,8 +795,10 @@ def while_it_stands(folder: str | Path, load):
             if _saved(Path(folder)).get("state") == place.name:
                 raise
             last = error
-    raise ValueError(f"{folder} was replaced by a training process {_TRIES} times while it was "
-                     "read: try again when that process saves less often.") from last
+    raise ValueError(
+        f"{folder} was replaced by a training process {_TRIES} times while it was "
+        "read: try again when that process saves less often."
+    ) from last
 
 
 def _saved(folder: Path) -> dict:
@@ -632,7 +822,7 @@ def other_files(folder: Path, resumes: bool) -> list[str]:
     return [name for name in others if not resumes or name in _WRITES]
 
 
-_WRITES = ("log.jsonl", "tensorboard")     # settings.yaml is read: the command line compares it
+_WRITES = ("log.jsonl", "tensorboard")  # settings.yaml is read: the command line compares it
 
 
 def _is_ours(path: Path) -> bool:
@@ -641,13 +831,14 @@ def _is_ours(path: Path) -> bool:
     begins = {"settings.yaml": b"# method=", "log.jsonl": b'{"step": '}.get(name)
     if begins is not None:
         head = _head(path, len(begins))
-        return head is not None and begins.startswith(head)       # less, where it was killed
+        return head is not None and begins.startswith(head)  # less, where it was killed
     if name == "run.json":
         return bool(_saved(path.parent))
     if name == "tensorboard" or _STATE.fullmatch(name):
         return path.is_dir()
-    temporary = any(is_temporary(name, target)
-                    for target in ("run.json", "settings.yaml", "log.jsonl"))
+    temporary = any(
+        is_temporary(name, target) for target in ("run.json", "settings.yaml", "log.jsonl")
+    )
     return name == LOCK or temporary and path.is_file()
 
 
@@ -663,7 +854,7 @@ def _head(path: Path, size: int) -> bytes | None:
 def sync(folder: Path) -> None:
     """Bring the folder and every file under it to the disk."""
     for path in (*folder.rglob("*"), folder):
-        if path.is_file() or os.name == "posix":          # elsewhere a folder cannot be opened
+        if path.is_file() or os.name == "posix":  # elsewhere a folder cannot be opened
             handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
             try:
                 os.fsync(handle)

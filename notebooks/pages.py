@@ -22,14 +22,18 @@ METHODS = ("dpr", "grad_accum", "pre_batch", "contaccum")
 KINDS = ("softmax weight", "gradient weight")
 ENDS = {"softmax weight": ["≤ 0.0001", "1"], "gradient weight": ["pulls together", "pushes apart"]}
 MARKS = ("circle", "square", "x", "diamond")
-UPDATES, LARGEST = 150, 5_000_000    # bytes
+UPDATES, LARGEST = 150, 5_000_000  # bytes
 
 
 # --- the recorded lab --------------------------------------------------------------------------------------------------
 
+
 def moments(updates: int) -> list[int]:
     """After which updates a frame is kept: closely at first, then about every tenth of the run."""
-    return sorted({1, 2, 3, 5, 8, 12, *(round(updates * n / 10) for n in range(1, 11))} & set(range(1, updates + 1)))
+    return sorted(
+        {1, 2, 3, 5, 8, 12, *(round(updates * n / 10) for n in range(1, 11))}
+        & set(range(1, updates + 1))
+    )
 
 
 def record(pairs, updates: int = UPDATES, **fields) -> dict:
@@ -40,30 +44,63 @@ def record(pairs, updates: int = UPDATES, **fields) -> dict:
 
     methods = []
     for method, mark in zip(METHODS, MARKS):
-        own = {name: value for name, value in fields.items() if name not in cl.PRESETS[method]["fixes"]}
+        own = {
+            name: value for name, value in fields.items() if name not in cl.PRESETS[method]["fixes"]
+        }
         if method == "dpr":
             own["local_batch"] = cl.Settings(**fields).total_batch
-        lab, frames = cl.Lab(pairs, method=method, updates=updates, every=max(1, updates // 5), **own), []
+        lab, frames = (
+            cl.Lab(pairs, method=method, updates=updates, every=max(1, updates // 5), **own),
+            [],
+        )
         for update in moments(updates):
-            lab.run(update - lab.training.step_count if update < updates else None)       # with its last look at Top@20
+            lab.run(
+                update - lab.training.step_count if update < updates else None
+            )  # with its last look at Top@20
             frames.append(frame(lab))
         history, color_dash = lab.training.history, STYLES[method]
         at = [u.step for u in history]
-        curves = dict(loss=[at, [round(u.loss, 4) for u in history]], ratio=[at, [round(u.grad_norm_ratio, 4) for u in history]],
-                      top20=[[u for u, _ in lab.track.top20], [round(100 * v, 2) for _, v in lab.track.top20]])
-        methods.append(dict(name=NAMES[method], frames=frames, curves=curves, colour=color_dash[0], dash=color_dash[1], mark=mark))
+        curves = dict(
+            loss=[at, [round(u.loss, 4) for u in history]],
+            ratio=[at, [round(u.grad_norm_ratio, 4) for u in history]],
+            top20=[
+                [u for u, _ in lab.track.top20],
+                [round(100 * v, 2) for _, v in lab.track.top20],
+            ],
+        )
+        methods.append(
+            dict(
+                name=NAMES[method],
+                frames=frames,
+                curves=curves,
+                colour=color_dash[0],
+                dash=color_dash[1],
+                mark=mark,
+            )
+        )
         settings = lab.training.settings
         lab.close()
     seen = {number for m in methods for f in m["frames"] for number in f["rows"] + f["columns"]}
-    about = (f"{pairs.name}: {len(pairs.train):,} pairs to train on. {updates} updates of {settings.total_batch} pairs; N_local {settings.local_batch}, K {settings.accumulation_steps}, N_memory "
-             f"{settings.memory_size} where there is a bank; seed {settings.seed}. The same run, live: {settings.share()}")
-    return dict(about=about, updates=updates, kinds=KINDS, ends=ENDS, colours={kind: scale(kind) for kind in KINDS}, banks=("query", "passage"),
-                methods=methods, names={number: name_of(pairs.train[number]) for number in sorted(seen)})
+    about = (
+        f"{pairs.name}: {len(pairs.train):,} pairs to train on. {updates} updates of {settings.total_batch} pairs; N_local {settings.local_batch}, K {settings.accumulation_steps}, N_memory "
+        f"{settings.memory_size} where there is a bank; seed {settings.seed}. The same run, live: {settings.share()}"
+    )
+    return dict(
+        about=about,
+        updates=updates,
+        kinds=KINDS,
+        ends=ENDS,
+        colours={kind: scale(kind) for kind in KINDS},
+        banks=("query", "passage"),
+        methods=methods,
+        names={number: name_of(pairs.train[number]) for number in sorted(seen)},
+    )
 
 
 def name_of(pair) -> str:
     """A passage's name, without what a terminal would take for a command."""
     from contaccum_lite.views import short
+
     return short(pair.title or pair.passage_id, 80)
 
 
@@ -73,10 +110,26 @@ def frame(lab) -> dict:
     for kind in KINDS:
         view.matrix.kind = kind
         cells[kind] = base64.b64encode(view.matrix.cells().tobytes()).decode()
-    banks = {name: dict(cells=base64.b64encode(view.banks.cells(name).tobytes()).decode(), across=view.banks.across(bank["size"]), ages=bank["ages"])
-             for name, bank in view.banks.data().items()}
-    return dict(update=lab.training.step_count, shape=list(micro.scores.shape), local=micro.local, cells=cells, banks=banks, rows=micro.row_ids.tolist(),
-                columns=micro.column_ids.tolist(), says=dict(matrix=view.matrix.sentence, banks=view.banks.sentence, curves=view.curves.sentence))
+    banks = {
+        name: dict(
+            cells=base64.b64encode(view.banks.cells(name).tobytes()).decode(),
+            across=view.banks.across(bank["size"]),
+            ages=bank["ages"],
+        )
+        for name, bank in view.banks.data().items()
+    }
+    return dict(
+        update=lab.training.step_count,
+        shape=list(micro.scores.shape),
+        local=micro.local,
+        cells=cells,
+        banks=banks,
+        rows=micro.row_ids.tolist(),
+        columns=micro.column_ids.tolist(),
+        says=dict(
+            matrix=view.matrix.sentence, banks=view.banks.sentence, curves=view.curves.sentence
+        ),
+    )
 
 
 def scale(kind: str) -> list:
@@ -97,16 +150,22 @@ def lab_page(recorded: dict) -> str:
     """The page, whole. Raises `ValueError` above LARGEST."""
     from plotly.offline import get_plotlyjs
 
-    parts = {"@PLOTLY@": packed(get_plotlyjs()), "@RECORDED@": packed(json.dumps(recorded, allow_nan=False))}
+    parts = {
+        "@PLOTLY@": packed(get_plotlyjs()),
+        "@RECORDED@": packed(json.dumps(recorded, allow_nan=False)),
+    }
     page = (HERE / "lab_page.html").read_text()
     for mark, text in parts.items():
         page = page.replace(mark, text)
     if len(page.encode()) > LARGEST:
-        raise ValueError(f"the page has {len(page.encode()):,} bytes, allowed are {LARGEST:,}: record fewer frames.")
+        raise ValueError(
+            f"the page has {len(page.encode()):,} bytes, allowed are {LARGEST:,}: record fewer frames."
+        )
     return page
 
 
 # --- the notebooks -----------------------------------------------------------------------------------------------------
+
 
 def exporter(**options):
     """nbconvert's exporter to HTML, with formulas as MathML, which a browser sets without a network, and without MathJax."""
@@ -124,7 +183,14 @@ def exporter(**options):
     class Exporter(HTMLExporter):
         def default_filters(self):
             yield from super().default_filters()
-            yield "markdown2html", lambda source: MarkdownWithMath(renderer=Renderer(escape=False, embed_images=True, path=str(HERE), anchor_link_text="¶")).render(source)
+            yield (
+                "markdown2html",
+                lambda source: MarkdownWithMath(
+                    renderer=Renderer(
+                        escape=False, embed_images=True, path=str(HERE), anchor_link_text="¶"
+                    )
+                ).render(source),
+            )
 
     return Exporter(embed_images=True, **options)
 
@@ -134,22 +200,35 @@ def course(out: Path, names: str = "[0-9]*.ipynb") -> list[tuple[str, str]]:
     import nbformat
 
     made, titles = exporter(), []
-    made.require_js_url = ""                         # needed by widgets only, and loaded from elsewhere
+    made.require_js_url = ""  # needed by widgets only, and loaded from elsewhere
     for path in sorted(HERE.glob(names)):
         notebook = nbformat.read(path, as_version=4)
-        body, _ = made.from_notebook_node(notebook, resources={"metadata": {"path": str(HERE), "name": path.stem}})
-        body = re.sub(r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->", "<style>math { font-size: 1.2em }</style>", body, flags=re.S)
-        (out / f"{path.stem}.html").write_text(re.sub(r'href="(\d\d_\w+)\.ipynb', r'href="\1.html', body))
+        body, _ = made.from_notebook_node(
+            notebook, resources={"metadata": {"path": str(HERE), "name": path.stem}}
+        )
+        body = re.sub(
+            r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->",
+            "<style>math { font-size: 1.2em }</style>",
+            body,
+            flags=re.S,
+        )
+        (out / f"{path.stem}.html").write_text(
+            re.sub(r'href="(\d\d_\w+)\.ipynb', r'href="\1.html', body)
+        )
         titles.append((path.stem, notebook.cells[0].source.splitlines()[0].lstrip("# ")))
     return titles
 
 
 def index(titles) -> str:
     """A page that leads to all others."""
-    items = "".join(f'<li><a href="{stem}.html">{html.escape(title)}</a></li>' for stem, title in titles)
-    return ("<!doctype html><html lang='en'><meta charset='utf-8'><title>Contrastive accumulation</title><body style='font:18px/1.5 system-ui,sans-serif;max-width:42em;margin:2em auto;padding:0 1em'>"
-            f"<h1>Contrastive accumulation</h1><p>The course as it was run. None of these pages needs a network.</p><ul style='list-style:none;padding:0'>{items}</ul>"
-            "<p><a href='lab.html'>The lab, recorded</a>: runs with sliders, in one file.</p>")
+    items = "".join(
+        f'<li><a href="{stem}.html">{html.escape(title)}</a></li>' for stem, title in titles
+    )
+    return (
+        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Contrastive accumulation</title><body style='font:18px/1.5 system-ui,sans-serif;max-width:42em;margin:2em auto;padding:0 1em'>"
+        f"<h1>Contrastive accumulation</h1><p>The course as it was run. None of these pages needs a network.</p><ul style='list-style:none;padding:0'>{items}</ul>"
+        "<p><a href='lab.html'>The lab, recorded</a>: runs with sliders, in one file.</p>"
+    )
 
 
 def main(source: str = "python-docs", out: Path = OUT) -> None:
@@ -162,7 +241,9 @@ def main(source: str = "python-docs", out: Path = OUT) -> None:
     (out / "index.html").write_text(index(course(out)))
     page = lab_page(record(cl.load_pairs(source)))
     (out / "lab.html").write_text(page)
-    print(f"{out}: {len(list(out.glob('*.html')))} pages; lab.html has {math.ceil(len(page.encode()) / 1e5) / 10} MB")
+    print(
+        f"{out}: {len(list(out.glob('*.html')))} pages; lab.html has {math.ceil(len(page.encode()) / 1e5) / 10} MB"
+    )
 
 
 if __name__ == "__main__":

@@ -20,12 +20,16 @@ LARGEST = 300_000  # bytes
 
 def clean(notebook) -> None:
     """Leave only what a reader needs: no widget state, no timestamps, no messages of the machine."""
-    notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-                         "language_info": {"name": "python"}}
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
+            cell.outputs = [
+                o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")
+            ]
             for output in cell.outputs:
                 output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
 
@@ -45,7 +49,11 @@ def run(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     seconds = execute(notebook)
     clean(notebook)
-    notebook.cells[0].source = re.sub(r"(?:SECONDS|\d+ seconds) of computing", f"{-(-int(seconds) // 10) * 10} seconds of computing", notebook.cells[0].source)
+    notebook.cells[0].source = re.sub(
+        r"(?:SECONDS|\d+ seconds) of computing",
+        f"{-(-int(seconds) // 10) * 10} seconds of computing",
+        notebook.cells[0].source,
+    )
     nbformat.write(notebook, path)
     size = path.stat().st_size
     print(f"{path.name}: {seconds:.0f} s, {size // 1000} kB")

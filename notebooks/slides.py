@@ -14,7 +14,7 @@ import nbformat
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "build" / "slides"
-LONGEST = 8        # lines of code that a slide has room for
+LONGEST = 8  # lines of code that a slide has room for
 STYLE = """
 body { margin: 0; font: 1.35rem/1.4 system-ui, sans-serif; color: #1b1b1b; background: #fff; }
 section { box-sizing: border-box; height: 100vh; overflow: auto; padding: 3vh 6vw 8vh; }
@@ -42,10 +42,17 @@ def cut(notebook):
     """A copy whose cells say what they are on slides: "slide" begins one, "subslide" one below it, "-" goes on, "skip" stays out."""
     made = nbformat.v4.new_notebook(metadata=copy.deepcopy(notebook.metadata))
     for cell in notebook.cells:
-        parts = re.split(r"^(?=##+ )", cell.source, flags=re.M) if cell.cell_type == "markdown" else [cell.source]
+        parts = (
+            re.split(r"^(?=##+ )", cell.source, flags=re.M)
+            if cell.cell_type == "markdown"
+            else [cell.source]
+        )
         for part in filter(str.strip, parts):
             one = copy.deepcopy(cell)
-            one.source, one.metadata["slideshow"] = re.sub(r"<details>.*?</details>", "", part, flags=re.S).strip(), {"slide_type": kind(cell, part)}
+            one.source, one.metadata["slideshow"] = (
+                re.sub(r"<details>.*?</details>", "", part, flags=re.S).strip(),
+                {"slide_type": kind(cell, part)},
+            )
             one.id = f"slide-{len(made.cells)}"
             if one.cell_type == "code" and len(one.source.splitlines()) > LONGEST:
                 one.metadata["tags"] = [*one.metadata.get("tags", []), "code-too-long"]
@@ -62,7 +69,9 @@ def kind(cell, source: str) -> str:
         return "skip"
     if source.startswith(("# ", "## ")):
         return "slide"
-    if source.startswith("### ") or any(o.get("data", {}).keys() & {"image/png", "text/markdown"} for o in cell.get("outputs", [])):
+    if source.startswith("### ") or any(
+        o.get("data", {}).keys() & {"image/png", "text/markdown"} for o in cell.get("outputs", [])
+    ):
         return "subslide"
     if cell.cell_type == "code" and not cell.outputs and re.match(r"(import|from) ", source):
         return "skip"
@@ -87,12 +96,26 @@ def slides(notebook) -> str:
     from pygments.formatters import HtmlFormatter
     from traitlets.config import Config
 
-    made = exporter(template_name="basic", config=Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"code-too-long"}}}))
-    bodies = [made.from_notebook_node(nbformat.v4.new_notebook(cells=cells), resources={"metadata": {"path": str(HERE)}})[0] for cells in groups(notebook)]
+    made = exporter(
+        template_name="basic",
+        config=Config(
+            {"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"code-too-long"}}}
+        ),
+    )
+    bodies = [
+        made.from_notebook_node(
+            nbformat.v4.new_notebook(cells=cells), resources={"metadata": {"path": str(HERE)}}
+        )[0]
+        for cells in groups(notebook)
+    ]
     name = html.escape(notebook.cells[0].source.splitlines()[0].lstrip("# "))
-    return (f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{name}</title><style>{STYLE}{HtmlFormatter().get_style_defs('.highlight')}</style>"
-            + "".join(f"<section aria-label='slide {n}'>{body}</section>" for n, body in enumerate(bodies, 1))
-            + f"<div id='place' role='status'></div><script>{MOVE}</script>")
+    return (
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{name}</title><style>{STYLE}{HtmlFormatter().get_style_defs('.highlight')}</style>"
+        + "".join(
+            f"<section aria-label='slide {n}'>{body}</section>" for n, body in enumerate(bodies, 1)
+        )
+        + f"<div id='place' role='status'></div><script>{MOVE}</script>"
+    )
 
 
 def main(names: list[str]) -> None:

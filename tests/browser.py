@@ -12,23 +12,45 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-
 def find_chromium() -> str | None:
     """A Chromium of the machine, the one that $CHROMIUM names, or Playwright's own."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
+    found = next(
+        filter(
+            None,
+            map(
+                shutil.which,
+                ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"),
+            ),
+        ),
+        None,
+    )
     if found or os.environ.get("CHROMIUM"):
         return os.environ.get("CHROMIUM") or found
     from playwright.sync_api import sync_playwright
+
     with sync_playwright() as play:
         own = play.chromium.executable_path
     return own if Path(own).exists() else None
 
 
 CHROMIUM = find_chromium()
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 #: Messages of JupyterLab itself, not of a notebook's widgets.
-NOT_OURS = ("favicon", "Failed to load resource: the server responded with a status of 404", "/lsp/", "Download the React DevTools")
+NOT_OURS = (
+    "favicon",
+    "Failed to load resource: the server responded with a status of 404",
+    "/lsp/",
+    "Download the React DevTools",
+)
 
 
 def free_port() -> int:
@@ -41,16 +63,35 @@ def free_port() -> int:
 def server(folder: Path, **environment):
     """A JupyterLab over the folder; gives its address."""
     port = free_port()
-    quiet = {"JUPYTER_CONFIG_DIR": str(folder / ".config"), "JUPYTER_DATA_DIR": str(folder / ".data"), "OMP_NUM_THREADS": "1",
-             "JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter"), "HF_HUB_OFFLINE": "1"}
+    quiet = {
+        "JUPYTER_CONFIG_DIR": str(folder / ".config"),
+        "JUPYTER_DATA_DIR": str(folder / ".data"),
+        "OMP_NUM_THREADS": "1",
+        "JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter"),
+        "HF_HUB_OFFLINE": "1",
+    }
     pages = folder / ".config" / "labconfig"
     pages.mkdir(parents=True, exist_ok=True)
-    (pages / "page_config.json").write_text('{"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": true}}')
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1", "--IdentityProvider.token=",
-               "--LabApp.expose_app_in_browser=True", 
-               f"--ServerApp.root_dir={folder}"]
+    (pages / "page_config.json").write_text(
+        '{"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": true}}'
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter",
+        "lab",
+        "--no-browser",
+        "--allow-root",
+        f"--port={port}",
+        "--ip=127.0.0.1",
+        "--IdentityProvider.token=",
+        "--LabApp.expose_app_in_browser=True",
+        f"--ServerApp.root_dir={folder}",
+    ]
     with open(folder / "server.log", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **quiet, **environment})
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**os.environ, **quiet, **environment}
+        )
     try:
         for _ in range(300):
             try:
@@ -71,9 +112,20 @@ class Page:
     def __init__(self, page, address: str):
         self.page, self.address, self.errors = page, address, []
         page.set_default_timeout(60_000)
-        page.on("console", lambda m: m.type == "error" and self._heard(m.text + " " + str(m.location.get("url", ""))))
+        page.on(
+            "console",
+            lambda m: (
+                m.type == "error" and self._heard(m.text + " " + str(m.location.get("url", "")))
+            ),
+        )
         page.on("pageerror", lambda error: self._heard(str(error)))
-        page.on("dialog", lambda dialog: (self._heard("a dialog: " + dialog.message) if dialog.type == "alert" else None, dialog.accept()))
+        page.on(
+            "dialog",
+            lambda dialog: (
+                self._heard("a dialog: " + dialog.message) if dialog.type == "alert" else None,
+                dialog.accept(),
+            ),
+        )
 
     def _heard(self, text: str) -> None:
         if not any(word in text for word in NOT_OURS):
@@ -85,7 +137,9 @@ class Page:
         self.ready()
 
     def ready(self) -> None:
-        self.page.wait_for_function("window.jupyterapp && jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
+        self.page.wait_for_function(
+            "window.jupyterapp && jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+        )
 
     def run_all(self, seconds: float = 240) -> None:
         self.page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
@@ -94,8 +148,11 @@ class Page:
     def idle(self, seconds: float = 60) -> None:
         """Wait until every cell that was started has an execution count."""
         self.page.wait_for_timeout(300)
-        self.page.wait_for_function("""() => ![...document.querySelectorAll('.jp-InputPrompt')].some(p => p.textContent.includes('*')) &&
-            jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'""", timeout=seconds * 1000)
+        self.page.wait_for_function(
+            """() => ![...document.querySelectorAll('.jp-InputPrompt')].some(p => p.textContent.includes('*')) &&
+            jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'""",
+            timeout=seconds * 1000,
+        )
 
     def run_cell(self, number: int) -> None:
         """Run the cell of this number (of all cells, from 0) without waiting."""
@@ -103,12 +160,16 @@ class Page:
         self.page.evaluate("jupyterapp.commands.execute('notebook:run-cell')")
 
     def scroll(self, number: int) -> None:
-        self.page.evaluate(f"jupyterapp.shell.currentWidget.content.scrollToItem({number}, 'start')")
+        self.page.evaluate(
+            f"jupyterapp.shell.currentWidget.content.scrollToItem({number}, 'start')"
+        )
         self.page.wait_for_timeout(400)
 
     def buttons(self, name: str):
         """All buttons of a widget with just this text (beside an icon)."""
-        return self.page.locator("button.jupyter-button, .widget-toggle-buttons button").filter(has_text=re.compile(rf"^\s*{re.escape(name)}\s*$"))
+        return self.page.locator("button.jupyter-button, .widget-toggle-buttons button").filter(
+            has_text=re.compile(rf"^\s*{re.escape(name)}\s*$")
+        )
 
     def pixels(self, selector: str = ".ccl-cells", number: int = 0) -> str:
         """A digest of a canvas."""

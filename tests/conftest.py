@@ -1,7 +1,7 @@
 import json
 import os
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")        # no test asks a network for anything
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a network for anything
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
@@ -25,10 +25,12 @@ def docs():
 @pytest.fixture
 def jsonl(tmp_path):
     """Write rows as JSON lines and give the path."""
+
     def write(rows, name="pairs.jsonl"):
         path = tmp_path / name
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return path
+
     return write
 
 
@@ -36,6 +38,7 @@ def jsonl(tmp_path):
 def family():
     """Runs commands of the command line in processes of their own."""
     from family import Family
+
     made = Family()
     yield made
     made.close()

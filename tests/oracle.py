@@ -3,13 +3,28 @@
 import math
 
 
-def info_nce_loop(queries, passages, past_queries=(), past_passages=(), hard=(), past_hard=(), temperature=1.0, left_out=()):
+def info_nce_loop(
+    queries,
+    passages,
+    past_queries=(),
+    past_passages=(),
+    hard=(),
+    past_hard=(),
+    temperature=1.0,
+    left_out=(),
+):
     """Mean over rows of -log softmax at column i, the row's positive; `left_out` holds (row, column) pairs."""
     rows = [list(map(float, v)) for part in (queries, past_queries) for v in part]
-    columns = [list(map(float, v)) for part in (passages, past_passages, hard, past_hard) for v in part]
+    columns = [
+        list(map(float, v)) for part in (passages, past_passages, hard, past_hard) for v in part
+    ]
     total = 0.0
     for i, q in enumerate(rows):
-        scores = {j: sum(a * b for a, b in zip(q, p)) / temperature for j, p in enumerate(columns) if (i, j) not in left_out}
+        scores = {
+            j: sum(a * b for a, b in zip(q, p)) / temperature
+            for j, p in enumerate(columns)
+            if (i, j) not in left_out
+        }
         top = max(scores.values())
         log_sum = top + math.log(math.fsum(math.exp(s - top) for s in scores.values()))
         total += log_sum - scores[i]
@@ -29,4 +44,4 @@ class FifoLoop:
         self.size, self.items = size, []
 
     def write(self, items):
-        self.items = (self.items + list(items))[-self.size:] if self.size else []
+        self.items = (self.items + list(items))[-self.size :] if self.size else []

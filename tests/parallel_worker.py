@@ -12,7 +12,17 @@ from contaccum_lite.data import Pairs, toy_pairs
 from contaccum_lite.methods import Encoded
 
 UPDATES = 10
-SMALL = dict(dtype="float64", dim=8, learning_rate=0.0005, warmup=2, temperature=1.0, passage_tokens=16, query_tokens=8, updates=40, clip_norm=0.5)
+SMALL = dict(
+    dtype="float64",
+    dim=8,
+    learning_rate=0.0005,
+    warmup=2,
+    temperature=1.0,
+    passage_tokens=16,
+    query_tokens=8,
+    updates=40,
+    clip_norm=0.5,
+)
 
 
 def pairs():
@@ -20,22 +30,41 @@ def pairs():
     made = toy_pairs(49, 8)
     rows = list(made.train)
     for a, b in ((0, 9), (3, 20), (5, 41)):
-        rows[b] = rows[b]._replace(passage=rows[a].passage, title=rows[a].title, passage_id=rows[a].passage_id)
+        rows[b] = rows[b]._replace(
+            passage=rows[a].passage, title=rows[a].title, passage_id=rows[a].passage_id
+        )
     rows[12] = rows[12]._replace(query=rows[1].query)
     return Pairs("crowded", rows, made.test, made.passages)
 
 
 def jobs():
     """name -> settings for a micro-batch of 8 on one process."""
+
     def job(method, **fields):
         fixes = cl.PRESETS[method]["fixes"]
-        cached = {"hard_negatives": 0, "bank_warmup": 2} if cl.Settings(method=method).cache_negatives else {}      # a cache gives its hard negatives itself
-        fields = {**SMALL, "local_batch": 8, "hard_negatives": 1, "accumulation_steps": 3, "memory_size": 20, **cached, **fields}
-        return cl.Settings.preset(method, **{name: value for name, value in fields.items() if name not in fixes})
+        cached = (
+            {"hard_negatives": 0, "bank_warmup": 2}
+            if cl.Settings(method=method).cache_negatives
+            else {}
+        )  # a cache gives its hard negatives itself
+        fields = {
+            **SMALL,
+            "local_batch": 8,
+            "hard_negatives": 1,
+            "accumulation_steps": 3,
+            "memory_size": 20,
+            **cached,
+            **fields,
+        }
+        return cl.Settings.preset(
+            method, **{name: value for name, value in fields.items() if name not in fixes}
+        )
 
     found = {method: job(method) for method in cl.PRESETS}
     found["grad_accum, no hard negatives"] = job("grad_accum", hard_negatives=0)
-    found["contaccum, two hard negatives, none banked"] = job("contaccum", hard_negatives=2, bank_hard_negatives=False)
+    found["contaccum, two hard negatives, none banked"] = job(
+        "contaccum", hard_negatives=2, bank_hard_negatives=False
+    )
     found["contaccum, unmasked, shared"] = job("contaccum", mask_duplicates=False, shared=True)
     found["contaccum, incremental"] = job("contaccum", similarity="incremental")
     found["pre_batch, incremental"] = job("pre_batch", similarity="incremental")
@@ -60,8 +89,16 @@ def trace(run, updates=UPDATES) -> dict[str, torch.Tensor]:
     """Everything that some updates did: losses, gradients' norms, weights, banks."""
     for _ in range(updates):
         run.step()
-    found = {"history": torch.tensor([update[1:4] for update in run.history], dtype=torch.float64),
-             "weights": torch.cat([p.detach().flatten() for tower in [*run.learner.towers, *run.learner.slow_towers] for p in tower.parameters()])}
+    found = {
+        "history": torch.tensor([update[1:4] for update in run.history], dtype=torch.float64),
+        "weights": torch.cat(
+            [
+                p.detach().flatten()
+                for tower in [*run.learner.towers, *run.learner.slow_towers]
+                for p in tower.parameters()
+            ]
+        ),
+    }
     for n, bank in enumerate(run.learner.banks):
         found |= {f"bank.{n}.{name}": value for name, value in bank.state_dict().items()}
     return {name: value.contiguous().clone() for name, value in found.items()}
@@ -76,7 +113,11 @@ class Sums(torch.nn.Module):
         self.table = torch.nn.Embedding(50, 6, dtype=torch.float64)
 
     def forward(self, features):
-        return {"sentence_embedding": (self.table(features["input_ids"]) * features["attention_mask"][..., None]).sum(1)}
+        return {
+            "sentence_embedding": (
+                self.table(features["input_ids"]) * features["attention_mask"][..., None]
+            ).sum(1)
+        }
 
 
 def sentence_loss(world=1, rank=0) -> dict[str, torch.Tensor]:
@@ -87,14 +128,26 @@ def sentence_loss(world=1, rank=0) -> dict[str, torch.Tensor]:
     loss = ContAccumLoss(model, 20)
     for step in range(6):
         batch = torch.randint(1, 50, (8, 3, 3), generator=draw)
-        batch[5, 1], batch[6, 0] = batch[1, 1], batch[0, 0]              # copies, of pairs that another process has
-        mine = batch[rank * 8 // world:(rank + 1) * 8 // world]
+        batch[5, 1], batch[6, 0] = (
+            batch[1, 1],
+            batch[0, 0],
+        )  # copies, of pairs that another process has
+        mine = batch[rank * 8 // world : (rank + 1) * 8 // world]
         model.zero_grad()
-        value = loss([{"input_ids": mine[:, n], "attention_mask": torch.ones_like(mine[:, n])} for n in range(3)], None)
+        value = loss(
+            [
+                {"input_ids": mine[:, n], "attention_mask": torch.ones_like(mine[:, n])}
+                for n in range(3)
+            ],
+            None,
+        )
         value.backward()
         if world > 1:
             torch.distributed.all_reduce(model.table.weight.grad)
-        found |= {f"sentences/{step}.loss": value.detach(), f"sentences/{step}.gradient": model.table.weight.grad / world}
+        found |= {
+            f"sentences/{step}.loss": value.detach(),
+            f"sentences/{step}.gradient": model.table.weight.grad / world,
+        }
     return found | {f"sentences/bank.{name}": value for name, value in loss.bank_state().items()}
 
 
@@ -104,13 +157,29 @@ def train_triples(out: Path, to: Path, world=1, loss_fields={}, **fields):
     from datasets import Dataset
 
     chosen = toy_pairs().train[:96]
-    data = Dataset.from_dict({"anchor": [p.query for p in chosen], "positive": [p.passage for p in chosen],
-                              "negative": [p.hard_negatives[0].text for p in chosen]})
+    data = Dataset.from_dict(
+        {
+            "anchor": [p.query for p in chosen],
+            "positive": [p.passage for p in chosen],
+            "negative": [p.hard_negatives[0].text for p in chosen],
+        }
+    )
     model = single.sentence_transformer(str(out / "bert"))
     loss = single.ContAccumLoss(model, 20, **loss_fields)
-    arguments = single.arguments(to, **dict(per_device_train_batch_size=8 // world, max_steps=6, batch_sampler=single._in_order,
-                                            save_strategy="steps", save_steps=6) | fields)
-    trainer = single.SentenceTransformerTrainer(model, arguments, train_dataset=data, loss=loss, callbacks=[loss.callback])
+    arguments = single.arguments(
+        to,
+        **dict(
+            per_device_train_batch_size=8 // world,
+            max_steps=6,
+            batch_sampler=single._in_order,
+            save_strategy="steps",
+            save_steps=6,
+        )
+        | fields,
+    )
+    trainer = single.SentenceTransformerTrainer(
+        model, arguments, train_dataset=data, loss=loss, callbacks=[loss.callback]
+    )
     trainer.train()
     return trainer, model, loss
 
@@ -120,7 +189,10 @@ def trained(out: Path, world=1) -> dict[str, torch.Tensor]:
     import test_sentence_transformers as single
 
     _, model, loss = train_triples(out, out / f"trained-{world}", world)
-    return {"trained/weights": single.weights(model), **{f"trained/bank.{name}": value for name, value in loss.bank_state().items()}}
+    return {
+        "trained/weights": single.weights(model),
+        **{f"trained/bank.{name}": value for name, value in loss.bank_state().items()},
+    }
 
 
 class Unshifted(parallel.Among):
@@ -129,7 +201,13 @@ class Unshifted(parallel.Among):
     def together(self, vectors, batch):
         whole = super().together(vectors, batch)
         bounds = self._bounds(len(batch.pair_ids))
-        first = torch.tensor([n - bounds[rank] for rank in range(self.world) for n in range(bounds[rank], bounds[rank + 1])])
+        first = torch.tensor(
+            [
+                n - bounds[rank]
+                for rank in range(self.world)
+                for n in range(bounds[rank], bounds[rank + 1])
+            ]
+        )
         return Encoded(whole.queries, whole.passages[first], whole.hard)
 
 
@@ -137,7 +215,10 @@ class Halved(parallel.Among):
     """The other one: passages and hard negatives gathered as they come."""
 
     def together(self, vectors, batch):
-        in_order, parallel.in_order = parallel.in_order, lambda parts: in_order(parts, by_kind=False)
+        in_order, parallel.in_order = (
+            parallel.in_order,
+            lambda parts: in_order(parts, by_kind=False),
+        )
         try:
             return super().together(vectors, batch)
         finally:
@@ -160,13 +241,18 @@ def main(out: Path) -> None:
         run = without_noise(cl.Run(data, mine, accelerator=accelerator))
         calls.clear()
         found |= {f"{name}/{key}": value for key, value in trace(run).items()}
-        assert calls.count("reduce") == UPDATES, (name, calls.count("reduce"))     # one sum per update, GradCache too
+        assert calls.count("reduce") == UPDATES, (
+            name,
+            calls.count("reduce"),
+        )  # one sum per update, GradCache too
         if name == "contaccum":
             run.save(out / f"saved-{world}")
             accelerator.wait_for_everyone()
             again = cl.Run.load(out / f"saved-{world}", data, accelerator)
             found |= {f"resumed/{key}": value for key, value in trace(again, 4).items()}
-            found["resumed/measures"] = torch.tensor(list(again.evaluate().values()), dtype=torch.float64)
+            found["resumed/measures"] = torch.tensor(
+                list(again.evaluate().values()), dtype=torch.float64
+            )
             for wrong in (Unshifted, Halved):
                 run = cl.Run(data, mine, accelerator=accelerator)
                 run.learner.share = wrong(accelerator, mine)

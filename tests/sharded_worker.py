@@ -36,10 +36,22 @@ def allow_deepspeed_on_the_processor() -> None:
 def configuration(kind: str) -> dict:
     """The trainer's arguments, as its users give them."""
     if kind == "fsdp":
-        return dict(fsdp=True, fsdp_config={"version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"]}, save_strategy="no")
-    return dict(use_cpu=False, deepspeed={"train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto", "gradient_clipping": "auto",
-                                          "zero_optimization": {"stage": int(kind[-1])}, "zero_allow_untested_optimizer": True,
-                                          "zero_force_ds_cpu_optimizer": False})
+        return dict(
+            fsdp=True,
+            fsdp_config={"version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"]},
+            save_strategy="no",
+        )
+    return dict(
+        use_cpu=False,
+        deepspeed={
+            "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+            "gradient_clipping": "auto",
+            "zero_optimization": {"stage": int(kind[-1])},
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+        },
+    )
 
 
 def whole(p: torch.nn.Parameter, kind: str) -> torch.Tensor:
@@ -49,6 +61,7 @@ def whole(p: torch.nn.Parameter, kind: str) -> torch.Tensor:
     with contextlib.ExitStack() as open_:
         if kind == "zero3":
             import deepspeed
+
             open_.enter_context(deepspeed.zero.GatheredParameters([p]))
         return p.detach().clone().flatten()
 
@@ -59,12 +72,27 @@ def resumed_apart(out: Path) -> None:
     from transformers import set_seed
 
     chosen = single.cl.load_pairs("toy").train[:96]
-    data = Dataset.from_dict({"anchor": [p.query for p in chosen], "positive": [p.passage for p in chosen]})
-    apart = dict(per_device_train_batch_size=4, max_steps=4, save_strategy="steps", save_steps=2, batch_sampler=single._in_order)
+    data = Dataset.from_dict(
+        {"anchor": [p.query for p in chosen], "positive": [p.passage for p in chosen]}
+    )
+    apart = dict(
+        per_device_train_batch_size=4,
+        max_steps=4,
+        save_strategy="steps",
+        save_steps=2,
+        batch_sampler=single._in_order,
+    )
     losses = []
     for folder, resume in (("A", None), ("B", str(out / "A" / "checkpoint-2"))):
         set_seed(0)
-        _, _, loss = single.train(str(out / "bert"), data, out / folder, dict(gather_across_devices=False), resume, **apart)
+        _, _, loss = single.train(
+            str(out / "bert"),
+            data,
+            out / folder,
+            dict(gather_across_devices=False),
+            resume,
+            **apart,
+        )
         losses.append(loss)
         torch.distributed.barrier()
     assert single.same_banks(*losses) and len(losses[0]) == 20
@@ -81,11 +109,23 @@ def main(out: Path, kind: str) -> None:
     if kind == "apart":
         return resumed_apart(out)
     (allow_fsdp_on_the_processor if kind == "fsdp" else allow_deepspeed_on_the_processor)()
-    trainer, model, loss = worker.train_triples(out, out / f"trained-{kind}", 2, **configuration(kind))
+    trainer, model, loss = worker.train_triples(
+        out, out / f"trained-{kind}", 2, **configuration(kind)
+    )
     found = {f"bank.{name}": value for name, value in loss.bank_state().items()}
-    found["weights"] = torch.cat([whole(p, kind) for name, p in model.named_parameters() if "pooler" not in name])
-    found["kept"] = torch.tensor([p.numel() if kind != "fsdp" else p.to_local().numel() for p in model.parameters()]).sum()
-    _, _, forgetful = worker.train_triples(out, out / f"forgetful-{kind}", 2, dict(past_encoder=False), **configuration(kind) | dict(max_steps=2, save_strategy="no"))
+    found["weights"] = torch.cat(
+        [whole(p, kind) for name, p in model.named_parameters() if "pooler" not in name]
+    )
+    found["kept"] = torch.tensor(
+        [p.numel() if kind != "fsdp" else p.to_local().numel() for p in model.parameters()]
+    ).sum()
+    _, _, forgetful = worker.train_triples(
+        out,
+        out / f"forgetful-{kind}",
+        2,
+        dict(past_encoder=False),
+        **configuration(kind) | dict(max_steps=2, save_strategy="no"),
+    )
     found["emptied"] = torch.tensor(len(forgetful))
     if trainer.accelerator.is_main_process:
         save_file(found, out / f"{kind}.safetensors")

@@ -15,15 +15,20 @@ from contaccum_lite.grid import colours
 from contaccum_lite.lab import HIDEABLE, Lab
 from test_project import ROOT
 
-WHITE, DARK = "#ffffff", "#111111"                     # JupyterLab's papers
-TOLD_APART = 15                                        # CIELAB; 2.3 is just noticeable
+WHITE, DARK = "#ffffff", "#111111"  # JupyterLab's papers
+TOLD_APART = 15  # CIELAB; 2.3 is just noticeable
 
 
 # --- colours -----------------------------------------------------------------------------------------------------------
 
+
 def alike(styles):
     """Pairs of (colour, dash) that share a dash and that some eyes cannot tell apart."""
-    return [(a, b) for a, b in itertools.combinations(styles, 2) if styles[a][1] == styles[b][1] and apart(styles[a][0], styles[b][0]) < TOLD_APART]
+    return [
+        (a, b)
+        for a, b in itertools.combinations(styles, 2)
+        if styles[a][1] == styles[b][1] and apart(styles[a][0], styles[b][0]) < TOLD_APART
+    ]
 
 
 def faint(found):
@@ -32,42 +37,77 @@ def faint(found):
 
 
 def test_every_method_has_a_line_of_its_own():
-    assert set(stills.STYLES) == set(cl.PRESETS) and len(set(stills.STYLES.values())) == len(stills.STYLES)
-    assert alike(stills.STYLES) == [] and faint([c for c, _ in stills.STYLES.values()] + [curves._GREY, "#0072B2", "#D55E00", "#009E73"]) == []
+    assert set(stills.STYLES) == set(cl.PRESETS) and len(set(stills.STYLES.values())) == len(
+        stills.STYLES
+    )
+    assert (
+        alike(stills.STYLES) == []
+        and faint(
+            [c for c, _ in stills.STYLES.values()] + [curves._GREY, "#0072B2", "#D55E00", "#009E73"]
+        )
+        == []
+    )
     lines = {n: (c, (dash, mark)) for n, (c, dash, mark) in enumerate(stills.LINES)}
-    assert alike({n: (c, dash) for n, (c, (dash, _)) in lines.items()}) == [] and faint([c for c, _ in lines.values()]) == []
-    assert alike({"dpr": ("#7A7A7A", "solid"), "contaccum": ("#009E73", "solid")}) and faint(["#56B4E9"])       # as they were
+    assert (
+        alike({n: (c, dash) for n, (c, (dash, _)) in lines.items()}) == []
+        and faint([c for c, _ in lines.values()]) == []
+    )
+    assert alike({"dpr": ("#7A7A7A", "solid"), "contaccum": ("#009E73", "solid")}) and faint(
+        ["#56B4E9"]
+    )  # as they were
 
 
 def test_values_of_a_heat_map_can_be_read_by_all():
     for sight in SEEN:
         light = [seen(c, sight)[0] for c in colours("magnitude")[1:, :3]]
-        assert all(b > a - 0.3 for a, b in zip(light, light[8:])) and light[-1] - light[0] > 60                  # lighter is more
+        assert (
+            all(b > a - 0.3 for a, b in zip(light, light[8:])) and light[-1] - light[0] > 60
+        )  # lighter is more
     signed = colours("signed")[:, :3]
-    assert apart(signed[1], signed[255]) > 40 and min(apart(signed[1], signed[128]), apart(signed[128], signed[255])) > 25
+    assert (
+        apart(signed[1], signed[255]) > 40
+        and min(apart(signed[1], signed[128]), apart(signed[128], signed[255])) > 25
+    )
     parts = [color for color, _ in stills.GRADIENTS.values()]
     assert min(apart(a, b) for a, b in itertools.combinations(parts, 2)) > 7
     with pytest.raises(AssertionError):
-        assert apart("#D55E00", "#8C7A00") > TOLD_APART                                                          # a pair that protanopes confuse
+        assert apart("#D55E00", "#8C7A00") > TOLD_APART  # a pair that protanopes confuse
 
 
 def test_numbers_on_the_map_stand_out(toy):
     figure3 = cl.HeatMap(Lab(toy, updates=1), steps=(1,), sizes=tuple(range(0, 480, 2)))
     figure3.merge(";".join(f"1,{n},0={n / 5:g}" for n in figure3.sizes))
     for button in figure3.buttons.values():
-        assert contrast(button.style.button_color, button.style.text_color) > 4.5, button.style.button_color
+        assert contrast(button.style.button_color, button.style.text_color) > 4.5, (
+            button.style.button_color
+        )
 
 
 # --- class mode --------------------------------------------------------------------------------------------------------
 
+
 def test_a_teacher_leaves_controls_out(toy):
     lab = Lab(toy, updates=3, accumulation_steps=2, hide=("temperature", "seed"))
-    shown = lambda: {name for name, part in {**lab.views.controls, **lab.views.buttons, "kind": lab.views.kind, "line": lab.views.line}.items() if part.layout.display != "none"}
+    shown = lambda: {
+        name
+        for name, part in {
+            **lab.views.controls,
+            **lab.views.buttons,
+            "kind": lab.views.kind,
+            "line": lab.views.line,
+        }.items()
+        if part.layout.display != "none"
+    }
     assert not shown() & {"temperature", "seed"} and {"method", "play", "line", "race"} <= shown()
     assert lab.share() == "method=contaccum&accumulation_steps=2&updates=3&hide=temperature,seed"
     lab.load("method=grad_accum&updates=2&hide=race,banks,line")
-    assert "race" not in shown() and "seed" in shown() and lab.views.banks.widget.layout.display == "none" and lab.settings.method == "grad_accum"
-    lab.load("updates=2")                              # a line that says nothing of it leaves it
+    assert (
+        "race" not in shown()
+        and "seed" in shown()
+        and lab.views.banks.widget.layout.display == "none"
+        and lab.settings.method == "grad_accum"
+    )
+    lab.load("updates=2")  # a line that says nothing of it leaves it
     assert lab.hide == ("race", "banks", "line")
     lab.load("updates=2&hide=")
     assert lab.hide == () and {"race", "line"} <= shown()
@@ -78,8 +118,21 @@ def test_a_teacher_leaves_controls_out(toy):
         assert lab.hide == () and lab.settings == before
     with pytest.raises(ValueError, match="hide has 'tau'.*temperature"):
         Lab(toy, hide="tau")
-    assert set(HIDEABLE) <= {*lab.views.controls, *lab.views.buttons, "kind", "line", "matrix", "banks", "curves", "search"} and "play" not in HIDEABLE
-    lab.run()                                          # what is hidden still works
+    assert (
+        set(HIDEABLE)
+        <= {
+            *lab.views.controls,
+            *lab.views.buttons,
+            "kind",
+            "line",
+            "matrix",
+            "banks",
+            "curves",
+            "search",
+        }
+        and "play" not in HIDEABLE
+    )
+    lab.run()  # what is hidden still works
     again = Lab(toy)
     again.load(lab.share())
     again.run()
@@ -88,14 +141,21 @@ def test_a_teacher_leaves_controls_out(toy):
 
 # --- in the browser ----------------------------------------------------------------------------------------------------
 
-needs_chromium = pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium found: install the package chromium, or name it in $CHROMIUM")
-HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script> $x^2$ \\\\(y\\\\) \\x1b[31mred\\x1b[0m"
-CELLS = ["import torch\nimport contaccum_lite as cl\ntorch.set_num_threads(1)\ntoy = cl.load_pairs('toy')",
-         "lab = cl.Lab(toy, updates=50, dim=8, hide=('temperature',))\nlab.run(2)\nlab",
-         f"text = '{HOSTILE}'\ncl.Predict('a', text, options=['a', 'b'], truth='b', reply={{'b': text}})",
-         "figure3 = cl.HeatMap(lab, steps=(1,), sizes=(0, 8), pairs_seen=64)\nfigure3._merge_field(text)\nfigure3",
-         "again = cl.Again('none', 'run')\nagain.say(text)\nagain",
-         "lab.message = text\ncl.MatrixPicture(torch.eye(3), text, text)"]
+needs_chromium = pytest.mark.skipif(
+    browser.CHROMIUM is None,
+    reason="no Chromium found: install the package chromium, or name it in $CHROMIUM",
+)
+HOSTILE = (
+    "<img src=x onerror=alert(1)><script>alert(2)</script> $x^2$ \\\\(y\\\\) \\x1b[31mred\\x1b[0m"
+)
+CELLS = [
+    "import torch\nimport contaccum_lite as cl\ntorch.set_num_threads(1)\ntoy = cl.load_pairs('toy')",
+    "lab = cl.Lab(toy, updates=50, dim=8, hide=('temperature',))\nlab.run(2)\nlab",
+    f"text = '{HOSTILE}'\ncl.Predict('a', text, options=['a', 'b'], truth='b', reply={{'b': text}})",
+    "figure3 = cl.HeatMap(lab, steps=(1,), sizes=(0, 8), pairs_seen=64)\nfigure3._merge_field(text)\nfigure3",
+    "again = cl.Again('none', 'run')\nagain.say(text)\nagain",
+    "lab.message = text\ncl.MatrixPicture(torch.eye(3), text, text)",
+]
 
 
 @pytest.fixture(scope="module")
@@ -112,47 +172,86 @@ def page(tmp_path_factory):
 
 def nodes(page):
     """(role, name) of all that a screen reader meets."""
-    found = page.page.context.new_cdp_session(page.page).send("Accessibility.getFullAXTree")["nodes"]
-    return [(n["role"]["value"], n.get("name", {}).get("value", "").strip()) for n in found if not n.get("ignored") and "role" in n]
+    found = page.page.context.new_cdp_session(page.page).send("Accessibility.getFullAXTree")[
+        "nodes"
+    ]
+    return [
+        (n["role"]["value"], n.get("name", {}).get("value", "").strip())
+        for n in found
+        if not n.get("ignored") and "role" in n
+    ]
 
 
 @needs_chromium
 def test_a_screen_reader_hears_every_control_and_sentence(page):
     assert page.page.locator(".jp-OutputArea [role=slider]").count() >= 6
     heard = nodes(page)
-    controls = page.page.locator(".jp-OutputArea").locator("button, select, input, textarea, [role=slider], [role=application]")
+    controls = page.page.locator(".jp-OutputArea").locator(
+        "button, select, input, textarea, [role=slider], [role=application]"
+    )
     bare = controls.evaluate_all("""all => all.filter(node => node.checkVisibility() && node.type !== 'hidden').filter(node => !(node.getAttribute('aria-label') ||
         node.getAttribute('aria-labelledby') || node.textContent.trim() || (node.labels && node.labels.length && node.labels[0].textContent.trim()) || node.title)).map(node => node.outerHTML.slice(0, 200))""")
     assert bare == []
     names = [name for role, name in heard if role == "slider"]
     assert {"K", "N_memory", "N_local", "learning rate"} <= set(names), names
-    assert any(role == "application" and name.startswith("Similarity matrix") for role, name in heard)
+    assert any(
+        role == "application" and name.startswith("Similarity matrix") for role, name in heard
+    )
     said = page.page.locator("[role=status]").all_text_contents()
-    assert any("rows" in text and "columns" in text for text in said) and any("After update 2" in text for text in said)
-    assert page.page.locator(".widget-slider:has(label:text-is('τ'))").count() == 0 or not page.page.locator(".widget-slider:has(label:text-is('τ'))").first.is_visible()
+    assert any("rows" in text and "columns" in text for text in said) and any(
+        "After update 2" in text for text in said
+    )
+    assert (
+        page.page.locator(".widget-slider:has(label:text-is('τ'))").count() == 0
+        or not page.page.locator(".widget-slider:has(label:text-is('τ'))").first.is_visible()
+    )
 
 
 @needs_chromium
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
 def test_text_stands_out_in_light_and_dark(page, theme):
-    page.page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
+    page.page.evaluate(
+        "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", theme
+    )
     page.page.wait_for_timeout(1200)
-    paper = page.page.evaluate("getComputedStyle(document.querySelector('.jp-Notebook')).backgroundColor")
-    inks = page.page.locator(".ccl-curves .js-plotly-plot text, .ccl-sentence, .ccl-told, .widget-label, span[role=status]").evaluate_all(
-        "all => [...new Set(all.filter(n => n.checkVisibility() && n.textContent.trim()).map(n => n.tagName === 'text' ? getComputedStyle(n).fill : getComputedStyle(n).color))]")
+    paper = page.page.evaluate(
+        "getComputedStyle(document.querySelector('.jp-Notebook')).backgroundColor"
+    )
+    inks = page.page.locator(
+        ".ccl-curves .js-plotly-plot text, .ccl-sentence, .ccl-told, .widget-label, span[role=status]"
+    ).evaluate_all(
+        "all => [...new Set(all.filter(n => n.checkVisibility() && n.textContent.trim()).map(n => n.tagName === 'text' ? getComputedStyle(n).fill : getComputedStyle(n).color))]"
+    )
     numbers = lambda text: [float(n) for n in re.findall(r"[\d.]+", text)[:3]]
-    low = {ink: round(contrast(numbers(ink), numbers(paper)), 2) for ink in inks if contrast(numbers(ink), numbers(paper)) < 4.5}
+    low = {
+        ink: round(contrast(numbers(ink), numbers(paper)), 2)
+        for ink in inks
+        if contrast(numbers(ink), numbers(paper)) < 4.5
+    }
     page.shot(f"access-{theme.split()[-1].lower()}")
     assert len(inks) > 0 and low == {}
 
 
 @needs_chromium
 def test_hostile_text_is_text_wherever_it_is_said(page):
-    shown = page.page.locator(".jp-OutputArea").evaluate_all("areas => areas.map(area => area.innerText).join(' ')")
-    assert shown.count("<img src=x onerror=alert(1)><script>alert(2)</script>") >= 5 and "\x1b" not in shown and "$x^2$" in shown
-    assert page.page.locator(".jp-OutputArea img[src='x'], .jp-OutputArea .MathJax, .jp-OutputArea mjx-container, .jp-OutputArea script").count() == 0
+    shown = page.page.locator(".jp-OutputArea").evaluate_all(
+        "areas => areas.map(area => area.innerText).join(' ')"
+    )
+    assert (
+        shown.count("<img src=x onerror=alert(1)><script>alert(2)</script>") >= 5
+        and "\x1b" not in shown
+        and "$x^2$" in shown
+    )
+    assert (
+        page.page.locator(
+            ".jp-OutputArea img[src='x'], .jp-OutputArea .MathJax, .jp-OutputArea mjx-container, .jp-OutputArea script"
+        ).count()
+        == 0
+    )
     page.page.locator(".widget-radio label").last.click()
     page.buttons("Commit").first.click()
     page.page.get_by_text("You said “b”, and so it is.").wait_for()
-    assert page.page.locator(".jp-OutputArea img[src='x'], .jp-OutputArea mjx-container").count() == 0
-    assert page.errors == []                            # a dialog would stand here
+    assert (
+        page.page.locator(".jp-OutputArea img[src='x'], .jp-OutputArea mjx-container").count() == 0
+    )
+    assert page.errors == []  # a dialog would stand here

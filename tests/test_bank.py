@@ -9,7 +9,9 @@ import contaccum_lite as cl
 
 
 def rows(start, count, dim=3):
-    return torch.arange(start, start + count), torch.arange(start, start + count, dtype=torch.float32)[:, None].expand(count, dim)
+    return torch.arange(start, start + count), torch.arange(
+        start, start + count, dtype=torch.float32
+    )[:, None].expand(count, dim)
 
 
 @given(st.integers(0, 12), st.lists(st.integers(0, 15), max_size=12))
@@ -61,7 +63,11 @@ def test_resize_keeps_the_newest(size, new_size, written, more):
     assert bank.ids[bank.order()].tolist() == plain.items
 
 
-@given(st.integers(0, 7), st.lists(st.integers(0, 9), max_size=5), st.lists(st.integers(0, 9), max_size=4))
+@given(
+    st.integers(0, 7),
+    st.lists(st.integers(0, 9), max_size=5),
+    st.lists(st.integers(0, 9), max_size=4),
+)
 @settings(max_examples=100, deadline=None)
 def test_restore_takes_writes_back(size, before, after):
     bank, n = cl.MemoryBank(size, 2), 0
@@ -84,7 +90,11 @@ def test_state_includes_the_write_position():
     other.load_state_dict(bank.state_dict())
     for b in (bank, other):
         b.write(*rows(50, 3, 2), 9)
-    assert torch.equal(bank.ids, other.ids) and torch.equal(bank.vectors, other.vectors) and bank.next_slot == other.next_slot
+    assert (
+        torch.equal(bank.ids, other.ids)
+        and torch.equal(bank.vectors, other.vectors)
+        and bank.next_slot == other.next_slot
+    )
 
 
 def test_clear_forgets_everything():

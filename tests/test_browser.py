@@ -10,7 +10,10 @@ import pytest
 import browser
 from test_project import NOTEBOOKS, ROOT
 
-pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium found: install the package chromium, or name it in $CHROMIUM")
+pytestmark = pytest.mark.skipif(
+    browser.CHROMIUM is None,
+    reason="no Chromium found: install the package chromium, or name it in $CHROMIUM",
+)
 
 HOSTILE = """
 import torch
@@ -28,16 +31,34 @@ hostile = Pairs("hostile", [Pair(str(n), t + " q", t, t, passage_id=str(n)) for 
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
-    hostile = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in (
-        HOSTILE, "lab = cl.Lab(hostile, local_batch=2, accumulation_steps=2, memory_size=4, updates=40, dim=8)\nlab.run(4)\nlab",
-        "cl.Card(hostile.train[1])")])
-    two = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in (
-        "import torch\nimport contaccum_lite as cl\ntorch.set_num_threads(1)\ntoy = cl.load_pairs('toy')",
-        "lab = cl.Lab(toy, updates=5000)\nlab", "other = cl.Lab(toy, updates=5000, method='pre_batch')\nother",
-        "import asyncio\nsum(t.get_coro().__qualname__ == 'Lab._play' for t in asyncio.all_tasks())",
-        "lab.training.step_count, other.training.step_count")])
+    hostile = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell(source)
+            for source in (
+                HOSTILE,
+                "lab = cl.Lab(hostile, local_batch=2, accumulation_steps=2, memory_size=4, updates=40, dim=8)\nlab.run(4)\nlab",
+                "cl.Card(hostile.train[1])",
+            )
+        ]
+    )
+    two = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell(source)
+            for source in (
+                "import torch\nimport contaccum_lite as cl\ntorch.set_num_threads(1)\ntoy = cl.load_pairs('toy')",
+                "lab = cl.Lab(toy, updates=5000)\nlab",
+                "other = cl.Lab(toy, updates=5000, method='pre_batch')\nother",
+                "import asyncio\nsum(t.get_coro().__qualname__ == 'Lab._play' for t in asyncio.all_tasks())",
+                "lab.training.step_count, other.training.step_count",
+            )
+        ]
+    )
     for name, notebook in (("hostile", hostile), ("two", two)):
-        notebook.metadata.kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
+        notebook.metadata.kernelspec = {
+            "display_name": "Python 3",
+            "language": "python",
+            "name": "python3",
+        }
         nbformat.write(notebook, folder / f"{name}.ipynb")
     with browser.server(folder) as address, browser.browser(address) as page:
         yield page
@@ -51,24 +72,32 @@ def quiet(page):
 
 def lab(page, number=0):
     """The parts of the lab that is shown as number so-and-so on the page."""
+
     class Parts:
         button = lambda self, name: page.buttons(name).nth(number)
-        status = lambda self: page.page.locator("span[role=status]").nth(number).text_content().strip()
+        status = lambda self: (
+            page.page.locator("span[role=status]").nth(number).text_content().strip()
+        )
         updates = lambda self: int(re.search(r"update (\d+) of", self.status())[1])
         message = lambda self: " ".join(page.page.locator("p[role=alert]").all_text_contents())
         sentence = lambda self: page.page.locator(".ccl-sentence").nth(3 * number).text_content()
         matrix = lambda self: page.pixels(number=3 * number)
         bank = lambda self: page.pixels(number=3 * number + 1)
-        curve = lambda self: page.page.locator(".scatterlayer .js-line").evaluate_all("lines => lines.map(line => line.getAttribute('d')).join()")
+        curve = lambda self: page.page.locator(".scatterlayer .js-line").evaluate_all(
+            "lines => lines.map(line => line.getAttribute('d')).join()"
+        )
 
         def handle(self, name):
-            return page.page.locator(f".widget-slider:has(label:text-is('{name}')) .noUi-handle").nth(number)
+            return page.page.locator(
+                f".widget-slider:has(label:text-is('{name}')) .noUi-handle"
+            ).nth(number)
 
         def until(self, done, seconds=60.0, what=""):
             end = time.monotonic() + seconds
             while not done():
                 assert time.monotonic() < end, what or "waited in vain"
                 page.page.wait_for_timeout(30)
+
     return Parts()
 
 
@@ -78,8 +107,12 @@ def test_notebook_00_is_played(page):
     page.scroll(source_of(page, "lab = "))
     view = lab(page)
     view.until(lambda: view.updates() == 30)
-    page.page.wait_for_function("(plot => plot._fullLayout.width === plot.clientWidth)(document.querySelector('.js-plotly-plot'))")       # as wide as its place, before anything is pressed
-    assert page.page.locator(".js-plotly-plot").first.evaluate("plot => [plot._fullLayout.height, plot._fullLayout.yaxis2.type, plot.clientWidth > 800]") == [430, "log", True]
+    page.page.wait_for_function(
+        "(plot => plot._fullLayout.width === plot.clientWidth)(document.querySelector('.js-plotly-plot'))"
+    )  # as wide as its place, before anything is pressed
+    assert page.page.locator(".js-plotly-plot").first.evaluate(
+        "plot => [plot._fullLayout.height, plot._fullLayout.yaxis2.type, plot.clientWidth > 800]"
+    ) == [430, "log", True]
     page.shot("00-lab")
     matrix, bank, curve = view.matrix(), view.bank(), view.curve()
 
@@ -88,14 +121,22 @@ def test_notebook_00_is_played(page):
     view.until(lambda: view.curve() != curve, what="no curve moved")
     view.until(lambda: view.updates() > 32)
 
-    view.handle("K").focus()                           # by keyboard, while it plays
+    view.handle("K").focus()  # by keyboard, while it plays
     page.page.keyboard.press("ArrowRight")
-    view.until(lambda: "Press Reset to train with K = 17" in view.message(), what=f"K: {view.message()!r}")
+    view.until(
+        lambda: "Press Reset to train with K = 17" in view.message(), what=f"K: {view.message()!r}"
+    )
     view.handle("N_memory").focus()
     page.page.keyboard.press("ArrowRight")
     view.until(lambda: "264 rows" in view.sentence(), what=f"N_memory: {view.sentence()!r}")
     banks = page.page.locator(".ccl-sentence")
-    view.until(lambda: "of 256 slots" in banks.nth(1).text_content() and "of 256 slots" in banks.nth(2).text_content(), what=f"banks: {banks.all_text_contents()}")
+    view.until(
+        lambda: (
+            "of 256 slots" in banks.nth(1).text_content()
+            and "of 256 slots" in banks.nth(2).text_content()
+        ),
+        what=f"banks: {banks.all_text_contents()}",
+    )
     page.shot("00-playing")
 
     page.page.keyboard.press("Tab")
@@ -124,16 +165,23 @@ def test_notebook_00_is_played(page):
     page.buttons("gradient weight").first.click()
     view.until(lambda: "gradient weight" in page.page.locator(".ccl-title").first.text_content())
     canvas = page.page.locator(".ccl-cells").first
-    canvas.focus()                                     # the cursor by arrow keys, the ranking by Enter
+    canvas.focus()  # the cursor by arrow keys, the ranking by Enter
     for key in ("ArrowDown", "ArrowRight", "ArrowRight", "Enter"):
         page.page.keyboard.press(key)
         page.page.wait_for_timeout(150)
     told = page.page.locator(".ccl-told")
-    view.until(lambda: "row 1 (local) × column 2 (local): score" in told.first.text_content() and "both towers" in told.first.text_content(),
-               what=told.first.text_content())
+    view.until(
+        lambda: (
+            "row 1 (local) × column 2 (local): score" in told.first.text_content()
+            and "both towers" in told.first.text_content()
+        ),
+        what=told.first.text_content(),
+    )
     view.until(lambda: "Row 1 ranks its own passage" in told.nth(1).text_content())
     page.shot("00-cursor")
-    assert canvas.get_attribute("aria-label").startswith("Similarity matrix: gradient weight. Update 1, micro-batch 1 of 17")
+    assert canvas.get_attribute("aria-label").startswith(
+        "Similarity matrix: gradient weight. Update 1, micro-batch 1 of 17"
+    )
     box = page.page.get_by_role("textbox", name="search").first
     box.fill("open a file for reading")
     box.press("Enter")
@@ -142,14 +190,20 @@ def test_notebook_00_is_played(page):
 
 
 def test_dark_is_readable(page):
-    page.page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    page.page.evaluate(
+        "jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"
+    )
     page.page.wait_for_timeout(1500)
-    color, back = page.page.evaluate("""() => [getComputedStyle(document.querySelector('.ccl-grid')).color,
+    color, back = (
+        page.page.evaluate("""() => [getComputedStyle(document.querySelector('.ccl-grid')).color,
         getComputedStyle(document.querySelector('.jp-Notebook')).backgroundColor]""")
+    )
     light = lambda text: sum(map(float, re.findall(r"[\d.]+", text)[:3])) / 3
     assert light(color) > 170 > 90 > light(back)
     page.shot("00-dark")
-    page.page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
+    page.page.evaluate(
+        "jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})"
+    )
     page.page.wait_for_timeout(500)
     assert page.errors == []
 
@@ -158,14 +212,19 @@ def value(page, cell):
     """What the expression in this cell is now."""
     page.run_cell(cell)
     page.idle()
-    return page.page.evaluate(f"jupyterapp.shell.currentWidget.content.widgets[{cell}].model.outputs.get(0).data['text/plain']")
+    return page.page.evaluate(
+        f"jupyterapp.shell.currentWidget.content.widgets[{cell}].model.outputs.get(0).data['text/plain']"
+    )
 
 
 def came_back(page, labs: int) -> bool:
     """Whether all labs of a page that was loaded again are there, once each of them is there or given up."""
-    there = page.page.wait_for_function("""labs => { const pictures = document.querySelectorAll('.ccl-cells').length;
+    there = page.page.wait_for_function(
+        """labs => { const pictures = document.querySelectorAll('.ccl-cells').length;
         const lost = [...document.querySelectorAll('.jp-OutputArea-output')].filter(output => output.textContent.includes('model not found')).length;
-        return pictures + 3 * lost >= 3 * labs && { all: pictures === 3 * labs }; }""", arg=labs)
+        return pictures + 3 * lost >= 3 * labs && { all: pictures === 3 * labs }; }""",
+        arg=labs,
+    )
     return there.json_value()["all"]
 
 
@@ -176,11 +235,11 @@ def test_two_labs_a_cell_run_again_and_a_reload(page):
     page.buttons("Play").first.click()
     one.until(lambda: one.updates() > 3)
     assert two.updates() == 0
-    page.buttons("Play").first.click()      # the other one: the first says Pause now
+    page.buttons("Play").first.click()  # the other one: the first says Pause now
     two.until(lambda: two.updates() > 3)
     assert value(page, 3) == "2"
 
-    page.run_cell(1)                                   # run again while it plays: the old player is gone, the other goes on
+    page.run_cell(1)  # run again while it plays: the old player is gone, the other goes on
     one.until(lambda: one.updates() == 0)
     assert value(page, 3) == "1"
     made = two.updates()
@@ -195,15 +254,23 @@ def test_two_labs_a_cell_run_again_and_a_reload(page):
 
     page.page.evaluate("jupyterapp.commands.execute('docmanager:save')")
     made = two.updates()
-    for _ in range(8):                                 # JupyterLab gives widgets 2 s to come back: on a busy machine, as the guide says, load again
+    for _ in range(
+        8
+    ):  # JupyterLab gives widgets 2 s to come back: on a busy machine, as the guide says, load again
         page.errors.clear()
-        page.page.goto(page.page.url.split("?")[0])    # in mid-play
+        page.page.goto(page.page.url.split("?")[0])  # in mid-play
         page.ready()
         if came_back(page, 2):
             break
-    one.until(lambda: one.updates() > 3 and two.updates() > made, what="the views did not come back as they are")
+    one.until(
+        lambda: one.updates() > 3 and two.updates() > made,
+        what="the views did not come back as they are",
+    )
     at, matrix = one.updates(), one.matrix()
-    one.until(lambda: one.updates() > at and one.matrix() != matrix, what="the views came back, and stand still")
+    one.until(
+        lambda: one.updates() > at and one.matrix() != matrix,
+        what="the views came back, and stand still",
+    )
     curve = one.curve()
     assert len(curve) > 200
     one.until(lambda: one.curve() != curve)
@@ -241,26 +308,46 @@ def test_hostile_text_is_text_in_the_browser(page):
         box.fill(query)
         box.press("Enter")
         page.page.wait_for_timeout(400)
-    seen += page.page.locator(".jp-OutputArea").evaluate_all("areas => areas.map(area => area.innerText).join(' ')")
+    seen += page.page.locator(".jp-OutputArea").evaluate_all(
+        "areas => areas.map(area => area.innerText).join(' ')"
+    )
     page.shot("hostile")
-    assert "<script>alert(1)</script>" in seen and "<img src=x onerror=alert(2)>" in seen and "$x$" in seen and "(100,000 characters)" in seen
+    assert (
+        "<script>alert(1)</script>" in seen
+        and "<img src=x onerror=alert(2)>" in seen
+        and "$x$" in seen
+        and "(100,000 characters)" in seen
+    )
     assert "red" in seen and "\x1b" not in seen
-    assert page.page.locator(".jp-OutputArea img[src='x'], .jp-OutputArea .MathJax, .jp-OutputArea mjx-container").count() == 0
-    assert page.errors == []                            # a dialog would stand here
+    assert (
+        page.page.locator(
+            ".jp-OutputArea img[src='x'], .jp-OutputArea .MathJax, .jp-OutputArea mjx-container"
+        ).count()
+        == 0
+    )
+    assert page.errors == []  # a dialog would stand here
 
 
 def test_kept_notebooks_read_well_without_a_kernel():
     from nbconvert import HTMLExporter
+
     for path in NOTEBOOKS:
         html, _ = HTMLExporter().from_filename(str(path))
-        assert html.count("<img") >= 2 and "LabView" not in html and "VBox(" not in html and "FigureWidget(" not in html
+        assert (
+            html.count("<img") >= 2
+            and "LabView" not in html
+            and "VBox(" not in html
+            and "FigureWidget(" not in html
+        )
         for image in re.findall(r"<img[^>]*>", html):
             assert re.search(r'alt="[^"]{30,}', image), image[:200]
 
 
 def sources(page):
     """The source of each code cell by its number."""
-    found = page.page.evaluate("jupyterapp.shell.currentWidget.content.widgets.map(cell => cell.model.type === 'code' ? cell.model.sharedModel.source : '')")
+    found = page.page.evaluate(
+        "jupyterapp.shell.currentWidget.content.widgets.map(cell => cell.model.type === 'code' ? cell.model.sharedModel.source : '')"
+    )
     return {number: source for number, source in enumerate(found) if source}
 
 
@@ -271,7 +358,10 @@ def source_of(page, part):
 
 def answer(page, cell, source):
     """Write a cell's source and run it; what its output says."""
-    page.page.evaluate("([n, text]) => jupyterapp.shell.currentWidget.content.widgets[n].model.sharedModel.setSource(text)", [cell, source])
+    page.page.evaluate(
+        "([n, text]) => jupyterapp.shell.currentWidget.content.widgets[n].model.sharedModel.setSource(text)",
+        [cell, source],
+    )
     page.run_cell(cell)
     page.idle()
     page.scroll(cell)
@@ -291,40 +381,68 @@ def test_notebook_01_is_worked_through(page):
     run(page, lambda source: "python-docs" not in source and "top20" not in source)
     page.scroll(source_of(page, "slide = "))
     slider = page.page.locator(".widget-slider:has(label:text-is('temperature'))")
-    assert slider.count() == 0                                                    # hidden until the prediction is committed
-    page.page.locator(".widget-radio label").filter(has_text="every passage gets the same share").first.click()
+    assert slider.count() == 0  # hidden until the prediction is committed
+    page.page.locator(".widget-radio label").filter(
+        has_text="every passage gets the same share"
+    ).first.click()
     page.buttons("Commit").first.click()
-    page.page.get_by_text("You said “every passage gets the same share”; it is “all goes to the largest score”.").wait_for()
+    page.page.get_by_text(
+        "You said “every passage gets the same share”; it is “all goes to the largest score”."
+    ).wait_for()
     before = page.page.locator(".ccl-sentence").all_text_contents()
     slider.locator(".noUi-handle").focus()
     page.page.keyboard.press("ArrowRight")
     lab(page).until(lambda: page.page.locator(".ccl-sentence").all_text_contents() != before)
     page.shot("01-predicted")
     cell = source_of(page, "def info_nce(")
-    says = answer(page, cell, 'def info_nce(scores):\n    return -scores.log_softmax(0).diagonal().mean()\n\n\ncl.check("01.3", info_nce)')
+    says = answer(
+        page,
+        cell,
+        'def info_nce(scores):\n    return -scores.log_softmax(0).diagonal().mean()\n\n\ncl.check("01.3", info_nce)',
+    )
     assert "softmax over columns" in says
-    says = answer(page, cell, 'def info_nce(scores):\n    return scores / 0 * "x"\n\n\ncl.check("01.3", info_nce)')
+    says = answer(
+        page,
+        cell,
+        'def info_nce(scores):\n    return scores / 0 * "x"\n\n\ncl.check("01.3", info_nce)',
+    )
     assert "your function stopped in case 1" in says and "Traceback" not in says
-    says = answer(page, cell, 'def info_nce(scores):\n    return -scores.log_softmax(1).diagonal().mean()\n\n\ncl.check("01.3", info_nce)')
+    says = answer(
+        page,
+        cell,
+        'def info_nce(scores):\n    return -scores.log_softmax(1).diagonal().mean()\n\n\ncl.check("01.3", info_nce)',
+    )
     assert "✓ right on 12 drawn cases" in says
     page.shot("01-checked")
     cell = source_of(page, "def similarity(")
-    answer(page, cell, 'def similarity(q, p, t):\n    return q @ p.T * t\n\n\ncl.check("01.2", similarity)')
+    answer(
+        page,
+        cell,
+        'def similarity(q, p, t):\n    return q @ p.T * t\n\n\ncl.check("01.2", similarity)',
+    )
     image = page.page.locator(".jp-Cell").nth(cell).locator(".jp-OutputArea img")
-    assert "multiplied by the temperature" in image.get_attribute("alt")          # target beside yours
+    assert "multiplied by the temperature" in image.get_attribute("alt")  # target beside yours
     page.shot("01-wrong")
     assert page.errors == []
 
 
 def test_notebook_04_is_worked_through(page):
     page.open("notebooks/04_imbalance.ipynb")
-    run(page, lambda source: any(part in source for part in ("import math", "cl.EquationView", "python-docs", '"04.ratio"')))
+    run(
+        page,
+        lambda source: any(
+            part in source
+            for part in ("import math", "cl.EquationView", "python-docs", '"04.ratio"')
+        ),
+    )
     page.scroll(source_of(page, "cl.EquationView"))
     view = lab(page)
     view.until(lambda: "12 of 36 entries" in view.sentence())
     page.page.get_by_text("with a query bank").first.click()
     view.until(lambda: "12 of 12 entries" in view.sentence())
-    page.page.locator(".widget-toggle-buttons button").filter(has_text="(9, its memory rows)").click()
+    page.page.locator(".widget-toggle-buttons button").filter(
+        has_text="(9, its memory rows)"
+    ).click()
     view.until(lambda: "no entry here: there is no query bank" in view.sentence())
     page.shot("04-equation")
     page.scroll(source_of(page, '"04.ratio"'))
@@ -341,10 +459,14 @@ def test_notebook_04_is_worked_through(page):
     page.page.get_by_text("it never settles").wait_for()
     page.page.wait_for_timeout(500)
     page.shot("04-drawn")
-    page.page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    page.page.evaluate(
+        "jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"
+    )
     page.page.wait_for_timeout(1200)
     page.shot("04-dark")
-    page.page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
+    page.page.evaluate(
+        "jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})"
+    )
     assert page.errors == []
 
 
@@ -366,23 +488,32 @@ def test_notebook_05_trains_stops_and_its_map_fills(page):
     page.shot("05-lab")
     took = page.page.evaluate("""() => new Promise(done => { const named = text => [...document.querySelectorAll('button.jupyter-button')].find(b => b.textContent.trim() === text);
         const began = performance.now(), look = () => named('Play') ? done(performance.now() - began) : requestAnimationFrame(look); named('Stop').click(); look(); })""")
-    assert took < 3000, took                            # (how fast it is stands in benchmarks/browser.py)
+    assert took < 3000, took  # (how fast it is stands in benchmarks/browser.py)
     made = view.updates()
     page.page.wait_for_timeout(500)
     assert view.updates() == made
 
-    page.scroll(source_of(page, "cl.HeatMap(lab"))                # another seed for one cell: it fills with the mean of two
+    page.scroll(
+        source_of(page, "cl.HeatMap(lab")
+    )  # another seed for one cell: it fills with the mean of two
     cells = page.page.locator("button[title^='load K']")
-    assert cells.count() == 12 and all(re.fullmatch(r"\d+\.\d", text) for text in cells.all_inner_texts())
+    assert cells.count() == 12 and all(
+        re.fullmatch(r"\d+\.\d", text) for text in cells.all_inner_texts()
+    )
     page.shot("05-map")
     page.scroll(source_of(page, "cl.Lab(pairs"))
     view.handle("seed").focus()
     page.page.keyboard.press("ArrowRight")
     page.scroll(source_of(page, "cl.HeatMap(lab"))
     cells.nth(9).click()
-    view.until(lambda: cells.nth(9).inner_text().endswith("(2)"), what="the cell did not fill", seconds=60)
-    field = page.page.locator('.widget-textarea textarea')
+    view.until(
+        lambda: cells.nth(9).inner_text().endswith("(2)"), what="the cell did not fill", seconds=60
+    )
+    field = page.page.locator(".widget-textarea textarea")
     field.fill("16,32,5=50\n1,0,9=oops")
     field.blur()
-    view.until(lambda: "is no entry" in page.page.locator("p[role=alert]").last.inner_text(), what="a bad line was not said")
+    view.until(
+        lambda: "is no entry" in page.page.locator("p[role=alert]").last.inner_text(),
+        what="a bad line was not said",
+    )
     assert page.errors == []

@@ -14,7 +14,9 @@ from contaccum_lite.drift import DriftProbe, cache_gap, gradient_error
 from contaccum_lite.loss import contrast
 from test_run import same, state
 
-SMALL = dict(dim=16, local_batch=6, updates=12, warmup=2, bank_warmup=3, dtype="float64", learning_rate=0.01)
+SMALL = dict(
+    dim=16, local_batch=6, updates=12, warmup=2, bank_warmup=3, dtype="float64", learning_rate=0.01
+)
 CACHED = ["static_negatives", "stale_cache", "refreshed_cache", "corrected_cache", "oracle_cache"]
 
 
@@ -28,6 +30,7 @@ def vectors_now(run):
 
 # --- what is chosen -----------------------------------------------------------------------------------------------------
 
+
 def test_top_k_takes_the_highest_scores_but_no_copy_of_a_positive(toy):
     run = run_of(toy, "stale_cache", selection="top_k", cache_negatives=3)
     for _ in range(6):
@@ -40,12 +43,18 @@ def test_top_k_takes_the_highest_scores_but_no_copy_of_a_positive(toy):
     own = {int(learner.passage_keys[i]) for i in batch.pair_ids}
     wanted = set()
     for row in scores:
-        order = [int(j) for j in row.argsort(descending=True) if int(learner.text_keys[j]) not in own]
+        order = [
+            int(j) for j in row.argsort(descending=True) if int(learner.text_keys[j]) not in own
+        ]
         wanted |= set(order[:3])
     assert chosen.hard_ids.tolist() == sorted(wanted)
-    assert torch.equal(chosen.query_tokens, batch.query_tokens) and len(chosen.passage_tokens) == 6 + len(wanted)
+    assert torch.equal(chosen.query_tokens, batch.query_tokens) and len(
+        chosen.passage_tokens
+    ) == 6 + len(wanted)
     fresh = learner.encode(chosen, purpose=None)
-    assert torch.allclose(fresh.hard, vectors_now(run)[chosen.hard_ids], atol=1e-10)          # encoded now, not taken from the cache
+    assert torch.allclose(
+        fresh.hard, vectors_now(run)[chosen.hard_ids], atol=1e-10
+    )  # encoded now, not taken from the cache
     assert not torch.allclose(fresh.hard, cache.table.vectors[chosen.hard_ids], atol=1e-3)
 
 
@@ -55,16 +64,36 @@ def test_a_corrected_cache_chooses_by_corrected_scores_and_learns_from_what_was_
         run.step()
     learner, cache, batch = run.learner, run.learner.cache, run.feed.batches(8)[0]
     cache.begin(8)
-    queries, own = learner.encode_texts(run.query_tower, batch.query_tokens), learner.passage_keys[batch.pair_ids]
-    best = lambda vectors: (queries @ vectors.T).masked_fill(torch.isin(learner.text_keys, own), -torch.inf).topk(2, 1).indices.unique()
+    queries, own = (
+        learner.encode_texts(run.query_tower, batch.query_tokens),
+        learner.passage_keys[batch.pair_ids],
+    )
+    best = lambda vectors: (
+        (queries @ vectors.T)
+        .masked_fill(torch.isin(learner.text_keys, own), -torch.inf)
+        .topk(2, 1)
+        .indices.unique()
+    )
     chosen = cache.choose(batch, 0, 8)
-    assert torch.equal(chosen.hard_ids, best(cache.corrected(8))) and not torch.equal(chosen.hard_ids, best(cache.table.vectors))
+    assert torch.equal(chosen.hard_ids, best(cache.corrected(8))) and not torch.equal(
+        chosen.hard_ids, best(cache.table.vectors)
+    )
     vectors = learner.encode(chosen, purpose=None)
     cache.saw(chosen, vectors, 8)
     rows, pairs = torch.cat([cache.positive[batch.pair_ids], chosen.hard_ids]), cache.taught.pairs
-    newest = pairs.order()[-len(rows):]
+    newest = pairs.order()[-len(rows) :]
     assert torch.equal(pairs.ids[newest], rows)
-    assert torch.equal(pairs.vectors[newest], torch.cat([cache.table.vectors[rows], torch.cat([vectors.passages, vectors.hard]), torch.full((len(rows), 1), 5.0)], 1))
+    assert torch.equal(
+        pairs.vectors[newest],
+        torch.cat(
+            [
+                cache.table.vectors[rows],
+                torch.cat([vectors.passages, vectors.hard]),
+                torch.full((len(rows), 1), 5.0),
+            ],
+            1,
+        ),
+    )
 
 
 @pytest.mark.parametrize("selection", ["gumbel", "uniform"])
@@ -75,12 +104,20 @@ def test_draws_have_the_chances_that_they_should(toy, selection):
         run.step()
     cache, batch = run.learner.cache, run.feed.batches(5)[0]
     cache.begin(5)
-    scores = (run.learner.encode_texts(run.query_tower, batch.query_tokens) @ cache.table.vectors.T / run.settings.temperature)[0]
+    scores = (
+        run.learner.encode_texts(run.query_tower, batch.query_tokens)
+        @ cache.table.vectors.T
+        / run.settings.temperature
+    )[0]
     scores[run.learner.text_keys == run.learner.passage_keys[batch.pair_ids[0]]] = -torch.inf
-    chance = scores.softmax(0) if selection == "gumbel" else (scores > -torch.inf).double() / (scores > -torch.inf).sum()
+    chance = (
+        scores.softmax(0)
+        if selection == "gumbel"
+        else (scores > -torch.inf).double() / (scores > -torch.inf).sum()
+    )
     drawn = Counter(int(cache.choose(batch, place, 5).hard_ids[0]) for place in range(4000))
     assert all(chance[row] > 0 for row in drawn)
-    groups = chance.argsort().chunk(8)                                                      # from least to most likely
+    groups = chance.argsort().chunk(8)  # from least to most likely
     for group in groups:
         expected, found = 4000 * float(chance[group].sum()), sum(drawn[int(row)] for row in group)
         assert abs(found - expected) < 5 * math.sqrt(expected) + 3
@@ -117,7 +154,9 @@ def test_the_gradient_is_that_of_the_chosen_negatives_encoded_now(toy):
         losses.append(torch.nn.functional.cross_entropy(scores, torch.arange(len(q))))
     wanted = torch.autograd.grad(sum(losses) / 2, parameters)
     found = []
-    run.optimizer.register_step_pre_hook(lambda *_: found.extend(p.grad.clone() for p in parameters))
+    run.optimizer.register_step_pre_hook(
+        lambda *_: found.extend(p.grad.clone() for p in parameters)
+    )
     update = run.step()
     assert abs(update.loss - float(sum(losses)) / 2) < 1e-10
     assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(found, wanted))
@@ -125,23 +164,33 @@ def test_the_gradient_is_that_of_the_chosen_negatives_encoded_now(toy):
 
 # --- when what is encoded -----------------------------------------------------------------------------------------------
 
+
 def test_each_policy_encodes_what_it_says(toy):
     everything = len(toy.passages)
-    for method, fields, refreshed in (("stale_cache", {}, 1), ("static_negatives", {}, 1), ("oracle_cache", {}, 9), ("refreshed_cache", dict(cache_refresh=4), 3),
-                                      ("corrected_cache", {}, 1)):
+    for method, fields, refreshed in (
+        ("stale_cache", {}, 1),
+        ("static_negatives", {}, 1),
+        ("oracle_cache", {}, 9),
+        ("refreshed_cache", dict(cache_refresh=4), 3),
+        ("corrected_cache", {}, 1),
+    ):
         run = run_of(toy, method, **fields)
         for _ in run:
             pass
         assert run.encodes["refresh"] == refreshed * everything, method
         negatives = run.encodes["train"] - 12 * 6
         assert 9 * 2 < negatives <= 9 * 2 * 6 and "probe" not in run.encodes
-        assert run.learner.cache.table.ages(12).unique().tolist() == [{"oracle_cache": 1, "refreshed_cache": 1}.get(method, 9)]
+        assert run.learner.cache.table.ages(12).unique().tolist() == [
+            {"oracle_cache": 1, "refreshed_cache": 1}.get(method, 9)
+        ]
     run = run_of(toy, "corrected_cache", probes=7, cache_oldest=5)
     for _ in run:
         pass
     assert run.encodes["probe"] == 9 * 7 and run.encodes["refresh"] == everything + 8 * 5
     born = run.learner.cache.table.born
-    assert [(born == step).sum().item() for step in range(3, 12)] == [everything - 40] + 8 * [5]     # the oldest, each once
+    assert [(born == step).sum().item() for step in range(3, 12)] == [everything - 40] + 8 * [
+        5
+    ]  # the oldest, each once
 
 
 def test_the_oracle_is_fresh_and_the_stale_one_is_as_it_was(toy):
@@ -158,7 +207,10 @@ def test_the_oracle_is_fresh_and_the_stale_one_is_as_it_was(toy):
 
 
 def test_write_back_keeps_what_was_encoded_and_nothing_corrected_is_ever_stored(toy):
-    run, raw = run_of(toy, "stale_cache", write_back=True), run_of(toy, "corrected_cache", corrector="ridge", probes=80)
+    run, raw = (
+        run_of(toy, "stale_cache", write_back=True),
+        run_of(toy, "corrected_cache", corrector="ridge", probes=80),
+    )
     for _ in range(4):
         run.step()
         raw.step()
@@ -167,7 +219,10 @@ def test_write_back_keeps_what_was_encoded_and_nothing_corrected_is_ever_stored(
     batch = run.learner.cache.choose(run.feed.batches(4)[0], 0, 4)
     fresh = run.learner.encode(batch, purpose=None)
     run.step(), raw.step()
-    assert torch.allclose(table.vectors[batch.hard_ids], fresh.hard, atol=1e-12) and (table.born[batch.hard_ids] == 4).all()
+    assert (
+        torch.allclose(table.vectors[batch.hard_ids], fresh.hard, atol=1e-12)
+        and (table.born[batch.hard_ids] == 4).all()
+    )
     assert (table.born == 4).sum() == len(batch.hard_ids) + 6
     for _ in range(4):
         raw.step()
@@ -197,22 +252,33 @@ BANKED = dict(accumulation_steps=2, memory_size=48, bank_warmup=0, probes=12)
 def test_a_corrected_bank_leaves_raw_vectors_and_new_ones(toy):
     run = run_of(toy, "contaccum_corrected", **BANKED)
     plain = run_of(toy, "contaccum", **{**BANKED, "probes": 0})
-    for _ in range(5):                      # too few pairs to fit (FEWEST): the same run
+    for _ in range(5):  # too few pairs to fit (FEWEST): the same run
         assert run.step().loss == plain.step().loss
     for _ in range(4):
         run.step(), plain.step()
-    assert run.history[-1].loss != plain.history[-1].loss and run.encodes["probe"] == 12 * 8       # none in the first update: the bank was empty
+    assert (
+        run.history[-1].loss != plain.history[-1].loss and run.encodes["probe"] == 12 * 8
+    )  # none in the first update: the bank was empty
     correction, bank = run.learner.correction, run.passage_bank
     correction.begin(9)
     read = correction.read(1, len(bank), 9)
-    assert torch.equal(correction.read(1, len(bank), 8)[bank.ages(8) == 0], bank.vectors[bank.ages(8) == 0])
+    assert torch.equal(
+        correction.read(1, len(bank), 8)[bank.ages(8) == 0], bank.vectors[bank.ages(8) == 0]
+    )
     now = run.learner.encode(run.feed.micro_batch(bank.ids.numpy()), purpose=None).passages
-    assert float((read - now).norm()) < 0.8 * float((bank.vectors - now).norm())                     # and it does correct
-    assert "corrected anew" in cl.Run(toy, run.settings.replace(similarity="incremental", memory_size=300)).notes[-1]
+    assert float((read - now).norm()) < 0.8 * float(
+        (bank.vectors - now).norm()
+    )  # and it does correct
+    assert (
+        "corrected anew"
+        in cl.Run(toy, run.settings.replace(similarity="incremental", memory_size=300)).notes[-1]
+    )
 
 
 def test_its_loss_is_that_of_the_corrected_vectors(toy):
-    run = run_of(toy, "contaccum_corrected", **{**BANKED, "accumulation_steps": 1}, mask_duplicates=False)
+    run = run_of(
+        toy, "contaccum_corrected", **{**BANKED, "accumulation_steps": 1}, mask_duplicates=False
+    )
     for _ in range(9):
         run.step()
     mark = run.learner.correction.mark()
@@ -220,15 +286,24 @@ def test_its_loss_is_that_of_the_corrected_vectors(toy):
     kept = [run.learner.correction.read(n, len(run.passage_bank), 9) for n in (0, 1)]
     run.learner.correction.restore(mark)
     vectors = run.learner.encode(run.feed.batches(9)[0], purpose=None)
-    wanted = contrast(vectors.queries.detach(), vectors.passages.detach(), *kept, None, run.settings.temperature)
+    wanted = contrast(
+        vectors.queries.detach(), vectors.passages.detach(), *kept, None, run.settings.temperature
+    )
     assert abs(run.step().loss - float(wanted.loss)) < 1e-10
     assert not torch.equal(kept[1], run.passage_bank.vectors)
 
 
 # --- taken back, saved, refused -----------------------------------------------------------------------------------------
 
-ALL = [("corrected_cache", dict(probes=30, write_back=True)), ("corrected_cache", dict(corrector="kernel", cache_refresh=2)), ("refreshed_cache", dict(cache_refresh=3)),
-       ("static_negatives", {}), ("stale_cache", dict(cache_oldest=9)), ("contaccum_corrected", BANKED), ("contaccum_corrected", dict(BANKED, corrector="mlp"))]
+ALL = [
+    ("corrected_cache", dict(probes=30, write_back=True)),
+    ("corrected_cache", dict(corrector="kernel", cache_refresh=2)),
+    ("refreshed_cache", dict(cache_refresh=3)),
+    ("static_negatives", {}),
+    ("stale_cache", dict(cache_oldest=9)),
+    ("contaccum_corrected", BANKED),
+    ("contaccum_corrected", dict(BANKED, corrector="mlp")),
+]
 
 
 @pytest.mark.parametrize("method, fields", ALL)
@@ -260,24 +335,41 @@ def test_a_saved_run_goes_on_bit_for_bit(toy, tmp_path, method, fields):
 
 
 # with dropout, and enough probes in 9 updates for a corrector to fit
-NOISY = dict(tower="bert", dim=8, local_batch=4, updates=9, warmup=0, bank_warmup=0,
-             learning_rate=0.01, dtype="float32", passage_tokens=12, query_tokens=8)
+NOISY = dict(
+    tower="bert",
+    dim=8,
+    local_batch=4,
+    updates=9,
+    warmup=0,
+    bank_warmup=0,
+    learning_rate=0.01,
+    dtype="float32",
+    passage_tokens=12,
+    query_tokens=8,
+)
 FITTING = [name for name in CORRECTORS if name != "identity"]
 PROBED = dict(memory_size=32, probes=24)
 NOISY_RUNS = [
     *(("contaccum_corrected", dict(PROBED, corrector=name)) for name in FITTING),
-    *((method, dict(PROBED, corrector="moments"))
-      for method in ("contaccum", "pre_batch", "contaccum_no_accum")),
+    *(
+        (method, dict(PROBED, corrector="moments"))
+        for method in ("contaccum", "pre_batch", "contaccum_no_accum")
+    ),
     *(("corrected_cache", dict(corrector=name, probes=24)) for name in ("ridge", "mlp")),
-    ("stale_cache", dict(write_back=True, cache_oldest=5)), ("oracle_cache", {}),
-    ("momentum", dict(memory_size=32)), ("contaccum", dict(memory_size=32)),
-    ("grad_cache", dict(accumulation_steps=2)), ("dpr", {})]
+    ("stale_cache", dict(write_back=True, cache_oldest=5)),
+    ("oracle_cache", {}),
+    ("momentum", dict(memory_size=32)),
+    ("contaccum", dict(memory_size=32)),
+    ("grad_cache", dict(accumulation_steps=2)),
+    ("dpr", {}),
+]
 
 
 @pytest.mark.parametrize("method, fields", NOISY_RUNS)
 def test_with_dropout_a_run_depends_on_its_seed_alone_and_resumes_bit_for_bit(
-        toy, tmp_path, monkeypatch, method, fields):
-    monkeypatch.setattr(os, "fsync", lambda handle: None)   # a shared disk can take seconds for it
+    toy, tmp_path, monkeypatch, method, fields
+):
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # a shared disk can take seconds for it
     torch.manual_seed(0)
     run = run_of(toy, method, **NOISY, **fields)
     assert run.learner.noisy
@@ -300,11 +392,19 @@ def test_with_dropout_a_run_depends_on_its_seed_alone_and_resumes_bit_for_bit(
         assert taught.corrector.fitted
 
 
-@pytest.mark.parametrize("fields, words", [
-    (dict(method="stale_cache", hard_negatives=1), "cache gives the hard negatives itself"), (dict(method="grad_cache", cache_negatives=2), "method is 'grad_cache'"),
-    (dict(write_back=True), "there is no cache: set cache_negatives"), (dict(method="dpr", corrector="ridge"), "nothing is stale here"),
-    (dict(corrector="ridge"), "set probes to 1 or more"), (dict(method="momentum", corrector="ridge", probes=4), "of slow towers"),
-    (dict(corrector="magic"), "choose one of identity"), (dict(method="oracle_cache", cache_refresh=5), "fixes it at 1")])
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        (dict(method="stale_cache", hard_negatives=1), "cache gives the hard negatives itself"),
+        (dict(method="grad_cache", cache_negatives=2), "method is 'grad_cache'"),
+        (dict(write_back=True), "there is no cache: set cache_negatives"),
+        (dict(method="dpr", corrector="ridge"), "nothing is stale here"),
+        (dict(corrector="ridge"), "set probes to 1 or more"),
+        (dict(method="momentum", corrector="ridge", probes=4), "of slow towers"),
+        (dict(corrector="magic"), "choose one of identity"),
+        (dict(method="oracle_cache", cache_refresh=5), "fixes it at 1"),
+    ],
+)
 def test_settings_that_contradict_each_other_say_so(fields, words):
     with pytest.raises(ValueError, match=words):
         cl.Settings(**fields)
@@ -312,10 +412,17 @@ def test_settings_that_contradict_each_other_say_so(fields, words):
 
 # --- measures -----------------------------------------------------------------------------------------------------------
 
+
 def test_the_gap_of_a_fresh_cache_is_none_and_of_a_corrected_one_smaller(toy):
     gaps = {}
     for method in ("oracle_cache", "stale_cache", "corrected_cache"):
-        run = run_of(toy, method, updates=40, probes=40 if method == "corrected_cache" else 0, **({"corrector": "ridge"} if method == "corrected_cache" else {}))
+        run = run_of(
+            toy,
+            method,
+            updates=40,
+            probes=40 if method == "corrected_cache" else 0,
+            **({"corrector": "ridge"} if method == "corrected_cache" else {}),
+        )
         for _ in range(39):
             run.step()
         counted = dict(run.encodes)
@@ -324,7 +431,10 @@ def test_the_gap_of_a_fresh_cache_is_none_and_of_a_corrected_one_smaller(toy):
         gaps[method] = cache_gap(run)
         if method != "oracle_cache":
             assert run.encodes == counted
-    assert gaps["oracle_cache"]["stale"]["kl"] < 1e-12 and gaps["oracle_cache"]["stale"]["overlap"] == 1
+    assert (
+        gaps["oracle_cache"]["stale"]["kl"] < 1e-12
+        and gaps["oracle_cache"]["stale"]["overlap"] == 1
+    )
     assert gaps["corrected_cache"]["corrected"]["kl"] < 0.5 * gaps["corrected_cache"]["stale"]["kl"]
     assert gaps["stale_cache"]["corrected"] == gaps["stale_cache"]["stale"]
     with pytest.raises(ValueError, match="no cache yet"):
@@ -341,19 +451,36 @@ def test_drift_is_the_mean_square_by_a_loop(toy):
     found = probe.drift(3)
     assert list(found) == [3, 4, 5, 6]
     for t, value in found.items():
-        assert abs(value - sum(float(((a - b) ** 2).sum() / (a ** 2).sum()) for a, b in zip(seen[t], seen[t - 3])) / 20) < 1e-12
+        assert (
+            abs(
+                value
+                - sum(
+                    float(((a - b) ** 2).sum() / (a**2).sum()) for a, b in zip(seen[t], seen[t - 3])
+                )
+                / 20
+            )
+            < 1e-12
+        )
     assert probe.drift(50) == {}
 
 
 def test_the_gradient_error_is_none_where_nothing_moved(toy):
-    still = run_of(toy, "contaccum", memory_size=30, accumulation_steps=2, bank_warmup=0, learning_rate=1e-8)
+    still = run_of(
+        toy, "contaccum", memory_size=30, accumulation_steps=2, bank_warmup=0, learning_rate=1e-8
+    )
     moved = run_of(toy, "contaccum", memory_size=30, accumulation_steps=2, bank_warmup=0)
     for _ in range(6):
         still.step(), moved.step()
     before = state(moved)
-    assert all(cosine > 1 - 1e-9 and error < 1e-5 for cosine, error in gradient_error(still).values())
+    assert all(
+        cosine > 1 - 1e-9 and error < 1e-5 for cosine, error in gradient_error(still).values()
+    )
     errors = gradient_error(moved)
-    assert sorted(errors) == [1, 2, 3] and errors[3][1] > errors[1][1] > 1e-3 and errors[3][0] < errors[1][0] < 1
+    assert (
+        sorted(errors) == [1, 2, 3]
+        and errors[3][1] > errors[1][1] > 1e-3
+        and errors[3][0] < errors[1][0] < 1
+    )
     assert same(state(moved), before) and all(tower.in_place for tower in moved.learner.towers)
 
 
@@ -362,14 +489,18 @@ def test_what_is_measured_with_dropout_is_the_same_twice(toy):
     cached = run_of(toy, "corrected_cache", **NOISY, probes=24)
     for _ in range(6):
         run.step(), cached.step()
-    run.query_tower.model.embeddings.eval()         # a layer that its owner keeps without dropout
+    run.query_tower.model.embeddings.eval()  # a layer that its owner keeps without dropout
     modes = [layer.training for tower in run.learner.towers for layer in tower.modules()]
     before = state(run)
     measures = [
-        lambda: gradient_error(run), lambda: cl.similarity_mass(run),
-        lambda: cl.similarity_mass(run, fresh=True), lambda: stale._bank_error(run),
-        lambda: cl.activation_memory(run, 4), lambda: cache_gap(cached),
-        lambda: DriftProbe(run, count=9).look().tolist()]
+        lambda: gradient_error(run),
+        lambda: cl.similarity_mass(run),
+        lambda: cl.similarity_mass(run, fresh=True),
+        lambda: stale._bank_error(run),
+        lambda: cl.activation_memory(run, 4),
+        lambda: cache_gap(cached),
+        lambda: DriftProbe(run, count=9).look().tolist(),
+    ]
     for measure in measures:
         torch.manual_seed(0)
         generator = torch.get_rng_state()

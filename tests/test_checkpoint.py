@@ -15,10 +15,28 @@ import torch
 import contaccum_lite as cl
 from contaccum_lite import train
 
-OPTIONS = ["--dim", 8, "--local-batch", 4, "--accumulation-steps", 2, "--memory-size", 16, "--passage-tokens", 8, "--hard-negatives", 1, "--learning-rate", 0.01,
-           "--save-every", 1]
+OPTIONS = [
+    "--dim",
+    8,
+    "--local-batch",
+    4,
+    "--accumulation-steps",
+    2,
+    "--memory-size",
+    16,
+    "--passage-tokens",
+    8,
+    "--hard-negatives",
+    1,
+    "--learning-rate",
+    0.01,
+    "--save-every",
+    1,
+]
 UPDATES = 300
-SMALL = dict(dim=8, local_batch=4, accumulation_steps=2, memory_size=16, passage_tokens=8, updates=50)
+SMALL = dict(
+    dim=8, local_batch=4, accumulation_steps=2, memory_size=16, passage_tokens=8, updates=50
+)
 
 
 @pytest.fixture
@@ -29,7 +47,11 @@ def no_power_cuts(monkeypatch):
 
 def state(folder, pairs):
     run = cl.Run.load(folder, pairs)
-    weights = {f"{n}.{name}": p for n, tower in enumerate(run.learner.towers) for name, p in tower.state_dict().items()}
+    weights = {
+        f"{n}.{name}": p
+        for n, tower in enumerate(run.learner.towers)
+        for name, p in tower.state_dict().items()
+    }
     return run, weights | run._tensors()
 
 
@@ -40,7 +62,7 @@ def logged(folder):
 def test_killed_twenty_times(family, toy, tmp_path):
     """SIGKILL at twenty random moments of one run, a few while it starts; each checkpoint on the way is whole."""
     words = ["train", "toy", *OPTIONS, "--updates", UPDATES]
-    began, line = time.time(), 230                    # bytes of a line of the log, about
+    began, line = time.time(), 230  # bytes of a line of the log, about
     plain = family.run(*words, "--out", tmp_path / "plain")
     assert plain.status == 0, plain.err
     start = min(0.5, (tmp_path / "plain" / "settings.yaml").stat().st_mtime - began)
@@ -50,7 +72,13 @@ def test_killed_twenty_times(family, toy, tmp_path):
             ended = family.run(*words, "--out", folder, after=draw.uniform(0, start))
         else:
             size = (folder / "log.jsonl").stat().st_size if (folder / "log.jsonl").is_file() else 0
-            ended = family.run(*words, "--out", folder, grown=(folder / "log.jsonl", size + draw.randrange(1, 5) * line), after=draw.uniform(0, 0.03))
+            ended = family.run(
+                *words,
+                "--out",
+                folder,
+                grown=(folder / "log.jsonl", size + draw.randrange(1, 5) * line),
+                after=draw.uniform(0, 0.03),
+            )
         assert ended.status == -signal.SIGKILL and ended.alive, (n, ended)
         killed += 1
         if (folder / "run.json").is_file():
@@ -60,14 +88,32 @@ def test_killed_twenty_times(family, toy, tmp_path):
     assert killed == 20 and len(set(steps)) > 8, steps
     assert family.run(*words, "--out", folder, "--resume").status == 0
     (one, expected), (two, found) = state(tmp_path / "plain", toy), state(folder, toy)
-    assert expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
+    assert expected.keys() == found.keys() and all(
+        torch.equal(expected[name], found[name]) for name in expected
+    )
     assert [u[:6] for u in one.history] == [u[:6] for u in two.history]
-    lines = [[(line["step"], line.get("loss"), line.get("evaluation")) for line in logged(path)] for path in (tmp_path / "plain", folder)]
-    assert lines[0] == lines[1] and len(lines[0]) == UPDATES + 1                    # what was logged beyond a checkpoint is not there twice
+    lines = [
+        [(line["step"], line.get("loss"), line.get("evaluation")) for line in logged(path)]
+        for path in (tmp_path / "plain", folder)
+    ]
+    assert (
+        lines[0] == lines[1] and len(lines[0]) == UPDATES + 1
+    )  # what was logged beyond a checkpoint is not there twice
     assert len(list(folder.glob("update-*"))) == 1 and not list(folder.glob(".*"))
 
 
-_OPERATIONS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree", "tempfile.mkdtemp", "tempfile.mkstemp", "os.truncate")
+_OPERATIONS = (
+    "open",
+    "os.rename",
+    "os.mkdir",
+    "os.remove",
+    "os.rmdir",
+    "os.chmod",
+    "shutil.rmtree",
+    "tempfile.mkdtemp",
+    "tempfile.mkstemp",
+    "os.truncate",
+)
 
 
 def _save_and_die(run, folder, at, count):
@@ -79,6 +125,7 @@ def _save_and_die(run, folder, at, count):
             seen[0] += 1
             if seen[0] == at:
                 os.kill(os.getpid(), signal.SIGKILL)
+
     sys.addaudithook(watch)
     run.save(folder)
     count.value = seen[0]
@@ -102,9 +149,11 @@ def test_killed_before_any_file_operation_of_a_save(toy, tmp_path, no_power_cuts
         assert process.exitcode in (0, -signal.SIGKILL)
         again = cl.Run.load(folder, toy)
         found.append(again.step_count)
-        again.save(folder)                                                  # and what was left lying about is gone
+        again.save(folder)  # and what was left lying about is gone
         assert len(list(folder.iterdir())) == 2, at
-    assert at > 15 and set(found) == {1, 2} and found == sorted(found)       # the switch happens at one moment
+    assert (
+        at > 15 and set(found) == {1, 2} and found == sorted(found)
+    )  # the switch happens at one moment
 
 
 def test_ctrl_c_at_every_line_of_a_save(toy, tmp_path, no_power_cuts):
@@ -118,8 +167,14 @@ def test_ctrl_c_at_every_line_of_a_save(toy, tmp_path, no_power_cuts):
         line, left = line + 1, [line + 1]
 
         def trace(frame, event, arg):
-            if frame.f_code.co_name not in ("save", "_write", "_write_state", "write_atomically",
-                                            "sync", "_tensors"):
+            if frame.f_code.co_name not in (
+                "save",
+                "_write",
+                "_write_state",
+                "write_atomically",
+                "sync",
+                "_tensors",
+            ):
                 return None
             if frame.f_code.co_name == "write_atomically":
                 frame.f_trace_opcodes = True
@@ -156,6 +211,7 @@ def test_a_reader_is_not_disturbed_by_a_save(toy, tmp_path, no_power_cuts):
             run.step()
             run.save(tmp_path)
         return sorted(path.name for path in place.iterdir())
+
     assert train.while_it_stands(tmp_path, load) and seen == [0, 1]
     shutil.rmtree(tmp_path / train.read_run(tmp_path)[1].name)
     with pytest.raises(ValueError, match="has no file 'passage_tower/config.json' any more"):
@@ -174,7 +230,10 @@ def test_a_run_saved_by_a_later_version_is_a_sentence(toy, tmp_path):
 @pytest.mark.parametrize("length", [0, 1, 40, -1])
 def test_a_log_with_half_a_line_is_mended(tmp_path, length):
     from contaccum_lite.cli import Log
+
     lines = [json.dumps({"step": n, "loss": n / 7}) + "\n" for n in range(1, 6)]
-    (tmp_path / "log.jsonl").write_text("".join(lines) + (lines[0][:length] if length >= 0 else "[]\n{}\n"))
+    (tmp_path / "log.jsonl").write_text(
+        "".join(lines) + (lines[0][:length] if length >= 0 else "[]\n{}\n")
+    )
     Log(tmp_path, 3).close()
     assert (tmp_path / "log.jsonl").read_text() == "".join(lines[:3])

@@ -14,11 +14,38 @@ from contaccum_lite import cli, train
 from contaccum_lite.data import toy_pairs
 from contaccum_lite.index import Index, Retriever, build
 
-SMALL = dict(dim=8, local_batch=4, accumulation_steps=2, memory_size=16, passage_tokens=8,
-             updates=6, warmup=0, hard_negatives=1, similarity="incremental")
-CHECKPOINTS, OLDER, INDEXES = 260, 90, 190        # damages that are drawn
-VALUES = [None, True, 0, -1, 3, 10**30, 1.5, float("nan"), float("inf"), "", "x", "../x", "/", [],
-          ["x"], [[1]], {}, {"a": 1}]
+SMALL = dict(
+    dim=8,
+    local_batch=4,
+    accumulation_steps=2,
+    memory_size=16,
+    passage_tokens=8,
+    updates=6,
+    warmup=0,
+    hard_negatives=1,
+    similarity="incremental",
+)
+CHECKPOINTS, OLDER, INDEXES = 260, 90, 190  # damages that are drawn
+VALUES = [
+    None,
+    True,
+    0,
+    -1,
+    3,
+    10**30,
+    1.5,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "../x",
+    "/",
+    [],
+    ["x"],
+    [[1]],
+    {},
+    {"a": 1},
+]
 
 
 @pytest.fixture(scope="module")
@@ -40,18 +67,25 @@ def saved(pairs, tmp_path_factory):
 
 
 def everything(run):
-    weights = {f"{n}.{name}": p for n, tower in enumerate(run.learner.towers)
-               for name, p in tower.state_dict().items()}
+    weights = {
+        f"{n}.{name}": p
+        for n, tower in enumerate(run.learner.towers)
+        for name, p in tower.state_dict().items()
+    }
     return {name: value.float() for name, value in {**weights, **run._tensors()}.items()}
 
 
 def is_same(run, expected):
     values = everything(run)
-    return (run.step_count == len(run.history) == 4 and values.keys() == expected.keys()
-            and all(torch.equal(values[name], expected[name]) for name in expected))
+    return (
+        run.step_count == len(run.history) == 4
+        and values.keys() == expected.keys()
+        and all(torch.equal(values[name], expected[name]) for name in expected)
+    )
 
 
 # --- damages ------------------------------------------------------------------------------------
+
 
 def files_of(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file())
@@ -60,14 +94,30 @@ def files_of(folder):
 def damage_bytes(draw, path, other):
     """Change the file in one way; what was done, in words."""
     content = path.read_bytes()
-    kind = draw.choice(["flip", "flip", "flip", "cut", "cut", "empty", "missing", "noise", "longer",
-                        "folder", "swap"])
+    kind = draw.choice(
+        [
+            "flip",
+            "flip",
+            "flip",
+            "cut",
+            "cut",
+            "empty",
+            "missing",
+            "noise",
+            "longer",
+            "folder",
+            "swap",
+        ]
+    )
     if kind == "flip":
         place = draw.randrange(min(len(content), draw.choice([130, len(content)])))
-        content = (content[:place] + bytes([content[place] ^ 1 << draw.randrange(8)])
-                   + content[place + 1:])
+        content = (
+            content[:place]
+            + bytes([content[place] ^ 1 << draw.randrange(8)])
+            + content[place + 1 :]
+        )
     elif kind == "cut":
-        content = content[:draw.randrange(len(content))]
+        content = content[: draw.randrange(len(content))]
     elif kind == "noise":
         content = draw.randbytes(len(content))
     elif kind == "longer":
@@ -135,14 +185,16 @@ def complaint(outcome, folder):
 
 # --- 500 and more of them -----------------------------------------------------------------------
 
+
 def test_a_damaged_checkpoint_is_a_sentence_or_the_run_that_was_saved(pairs, saved):
     folder, other = saved / "run", saved / "other"
     expected, draw, wrong, refused = everything(cl.Run.load(folder, pairs)), random.Random(0), [], 0
     paths = [path for path in files_of(folder) if path.name != "run.json"]
     for number in range(CHECKPOINTS):
         path = folder / "run.json" if number % 2 else draw.choice(paths)
-        done, outcome = after_damage(draw, path, others_file(path, folder, other),
-                                     lambda: cl.Run.load(folder, pairs))
+        done, outcome = after_damage(
+            draw, path, others_file(path, folder, other), lambda: cl.Run.load(folder, pairs)
+        )
         refused += isinstance(outcome, Exception)
         if isinstance(outcome, Exception):
             trouble = complaint(outcome, folder)
@@ -165,8 +217,12 @@ def test_a_damaged_checkpoint_without_digests_is_never_another_exception(pairs, 
     expected = everything(cl.Run.load(folder, pairs))
     path = next(folder.glob("update-*")) / "state.safetensors"
     for _ in range(OLDER):
-        done, outcome = after_damage(draw, path, others_file(path, folder, saved / "other"),
-                                     lambda: cl.Run.load(folder, pairs))
+        done, outcome = after_damage(
+            draw,
+            path,
+            others_file(path, folder, saved / "other"),
+            lambda: cl.Run.load(folder, pairs),
+        )
         refused += isinstance(outcome, Exception)
         if isinstance(outcome, Exception):
             trouble = complaint(outcome, folder)
@@ -187,6 +243,7 @@ def test_a_damaged_index_is_a_sentence_or_finds_passages_of_its_own(pairs, saved
         hits = index.search(query, 80)
         build(saved / "run", pairs.passages, folder, shard=30)
         return [hit[1:] for hit in hits]
+
     expected = read()
     for _ in range(INDEXES):
         path = draw.choice(files_of(folder))
@@ -197,7 +254,7 @@ def test_a_damaged_index_is_a_sentence_or_finds_passages_of_its_own(pairs, saved
         if isinstance(outcome, Exception):
             trouble = complaint(outcome, folder)
         else:
-            changed = len(set(outcome) - known)       # a letter of a text, which no digest guards
+            changed = len(set(outcome) - known)  # a letter of a text, which no digest guards
             fine = changed <= (done == "flip passages.jsonl")
             fine = fine and len(outcome) == len(set(outcome)) == len(expected)
             trouble = "" if fine else "it found what is not its own"
@@ -208,16 +265,35 @@ def test_a_damaged_index_is_a_sentence_or_finds_passages_of_its_own(pairs, saved
 
 # --- one by one ---------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc", "STATE/query_tower", "../run/STATE",
-                                  "update-1", "STATE\n", 7, None, ["STATE"]])
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "/etc",
+        "STATE/query_tower",
+        "../run/STATE",
+        "update-1",
+        "STATE\n",
+        7,
+        None,
+        ["STATE"],
+    ],
+)
 def test_a_state_that_is_no_plain_name_is_a_sentence(pairs, saved, tmp_path, capsys, name):
     """For all that reads a run."""
     folder = shutil.copytree(saved / "run", tmp_path / "run")
     state = json.loads((folder / "run.json").read_text())
     name = name.replace("STATE", state["state"]) if isinstance(name, str) else name
     (folder / "run.json").write_text(json.dumps(state | {"state": name}))
-    for read in (lambda: cl.Run.load(folder, pairs), lambda: Retriever.load(folder),
-                 lambda: build(folder, pairs.passages, tmp_path / "index")):
+    for read in (
+        lambda: cl.Run.load(folder, pairs),
+        lambda: Retriever.load(folder),
+        lambda: build(folder, pairs.passages, tmp_path / "index"),
+    ):
         with pytest.raises(ValueError, match="run.json has .* as 'state': expected"):
             read()
     status = cli.main(["train", "toy", "--out", str(folder)])
@@ -232,6 +308,7 @@ def test_reading_what_is_always_replaced_comes_to_an_end(saved, tmp_path):
         new = f"update-000004-{len(tries):08x}"
         (folder / "run.json").write_text(json.dumps(state | {"state": new}))
         raise FileNotFoundError(place)
+
     with pytest.raises(ValueError, match="was replaced by a training process 100 times"):
         train.while_it_stands(folder, load)
     assert len(set(tries)) == 100
@@ -241,8 +318,10 @@ def test_a_saved_tower_that_is_gone_is_not_looked_up_elsewhere(pairs, saved, tmp
     """From the run's own folder its path reads like a name on the hub."""
     folder = shutil.copytree(saved / "run", tmp_path / "run")
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("contaccum_lite.towers.TransformerTower.from_pretrained",
-                        lambda *words: pytest.fail(f"looked up {words}"))
+    monkeypatch.setattr(
+        "contaccum_lite.towers.TransformerTower.from_pretrained",
+        lambda *words: pytest.fail(f"looked up {words}"),
+    )
     state = json.loads((folder / "run.json").read_text())
     del state["digests"]
     (folder / "run.json").write_text(json.dumps(state))
@@ -253,8 +332,9 @@ def test_a_saved_tower_that_is_gone_is_not_looked_up_elsewhere(pairs, saved, tmp
 
 
 @pytest.mark.parametrize("name", ["passages.jsonl", "starts.npy", "vectors.npy", "digest.txt"])
-@pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00", b"\x80\x04K\x01.",
-                                     b"PK\x03\x04", None])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x93NUMPY\x01\x00", b"\x80\x04K\x01.", b"PK\x03\x04", None]
+)
 def test_a_broken_file_of_an_index_is_named(pairs, saved, tmp_path, name, content):
     folder = shutil.copytree(saved / "index of run", tmp_path / "index")
     path = folder / "shard-00001" / name

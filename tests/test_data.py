@@ -10,10 +10,17 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 import contaccum_lite as cl
 from contaccum_lite import data, formats, pydocs
-from contaccum_lite.data import Passage, cached_json, mine_hard_negatives, toy_pairs, write_atomically
+from contaccum_lite.data import (
+    Passage,
+    cached_json,
+    mine_hard_negatives,
+    toy_pairs,
+    write_atomically,
+)
 
 
 # --- toy ----------------------------------------------------------------------------------------------------------------
+
 
 def test_toy_is_seeded_and_has_hard_negatives():
     a, b = toy_pairs(), toy_pairs(seed=1)
@@ -29,22 +36,39 @@ def test_toy_is_seeded_and_has_hard_negatives():
 
 # --- python-docs --------------------------------------------------------------------------------------------------------
 
+
 def test_python_docs(docs):
     assert len(docs.train) >= 4000 and len(docs.test) == 1000 and len(docs.passages) >= 5000
     every = [*docs.train, *docs.test, *docs.dev]
     assert len(every) == len(docs.passages)
-    for texts in ([pydocs.normal(p.query) for p in every], [pydocs.normal(p.passage) for p in every], [p.title for p in every]):
-        assert len(set(texts)) == len(texts)                                    # no query, passage or name twice
+    for texts in (
+        [pydocs.normal(p.query) for p in every],
+        [pydocs.normal(p.passage) for p in every],
+        [p.title for p in every],
+    ):
+        assert len(set(texts)) == len(texts)  # no query, passage or name twice
     parts = {part for p in every for part in p.title.split(".")}
-    assert not any(part.startswith("_") or not part for part in parts)          # public names only
-    assert not {part for p in every for part in p.title.split(".")[:-1]} & {"test", "tests", "_vendor"}
+    assert not any(part.startswith("_") or not part for part in parts)  # public names only
+    assert not {part for p in every for part in p.title.split(".")[:-1]} & {
+        "test",
+        "tests",
+        "_vendor",
+    }
     for package in ("numpy", "torch", "transformers", "heapq"):
         assert any(p.title.split(".")[0] == package for p in every), package
     names = {p.title: p for p in every}
     assert "array" in names["numpy.sort"].query and "sorted" in names["numpy.sort"].query
-    for compiled in ("torch.abs", "torch.matmul", "numpy.arange", "torch.linalg.svd", "torch.fft.fft"):
-        assert compiled in names, compiled                                      # documented through add_docstr and add_newdoc
-    assert not any(p.query.startswith(p.title.split(".")[-1] + "(") for p in every)     # signatures are stripped
+    for compiled in (
+        "torch.abs",
+        "torch.matmul",
+        "numpy.arange",
+        "torch.linalg.svd",
+        "torch.fft.fft",
+    ):
+        assert compiled in names, compiled  # documented through add_docstr and add_newdoc
+    assert not any(
+        p.query.startswith(p.title.split(".")[-1] + "(") for p in every
+    )  # signatures are stripped
 
 
 def test_the_split_goes_by_the_name_alone(docs):
@@ -60,12 +84,21 @@ def test_mined_negatives_are_never_the_positive_or_its_copy(docs):
     for pair in docs.train:
         with_any += bool(pair.hard_negatives)
         for h in pair.hard_negatives:
-            assert h.id in train and h.id != pair.passage_id and pydocs.normal(h.text) != pydocs.normal(pair.passage)
+            assert (
+                h.id in train
+                and h.id != pair.passage_id
+                and pydocs.normal(h.text) != pydocs.normal(pair.passage)
+            )
     assert with_any > 0.99 * len(docs.train)
 
 
 def test_mining_passes_over_copies():
-    passages = [Passage("0", "", "sort a list"), Passage("1", "", "Sort a LIST!"), Passage("2", "", "sort a tuple"), Passage("3", "", "fly a kite")]
+    passages = [
+        Passage("0", "", "sort a list"),
+        Passage("1", "", "Sort a LIST!"),
+        Passage("2", "", "sort a tuple"),
+        Passage("3", "", "fly a kite"),
+    ]
     mined = mine_hard_negatives(["sort a list", "x", "sort a tuple", "fly"], passages, 2)
     assert [sorted(rows) for rows in mined] == [[2], [], [0, 1], []]
     assert mine_hard_negatives(["a"], passages[:1], 2) == [[]]
@@ -77,19 +110,38 @@ def test_docs_load_fast_from_the_cache(docs):
         began = time.perf_counter()
         cl.load_pairs("python-docs")
         times.append(time.perf_counter() - began)
-    assert min(times) < 3          # a guard against rebuilding, which takes ten times that; benchmarks/ has the time itself
+    assert (
+        min(times) < 3
+    )  # a guard against rebuilding, which takes ten times that; benchmarks/ has the time itself
 
 
-@pytest.mark.parametrize("docstring, name, expected", [
-    ("Add two.\n\nThe numbers are added one by one, as one would expect.", "m.add",
-     ("Add two.", "The numbers are added one by one, as one would expect.")),
-    ("add(a, b) -> int\n\nAdd two numbers.\n\nThe numbers are added one by one as one would.", "m.add",
-     ("Add two numbers.", "The numbers are added one by one as one would.")),
-    ("a.sort(axis=-1,\n       kind=None)\n\nSort in\nplace.\n\nThe array is sorted along an axis and nothing is returned.", "numpy.ndarray.sort",
-     ("Sort in place.", "The array is sorted along an axis and nothing is returned.")),
-    ("Only one paragraph here.", "m.f", None), ("Args:\n\n  x: the number that is to be squared, whatever it may be", "m.f", None),
-    ("Return `x` as :class:`~torch.Tensor`.\n\n.. versionadded:: 1.2\n\nSee :func:`abs` for what this does with ``x`` and with y.", "m.f",
-     ("Return x as torch.Tensor.", "See abs for what this does with x and with y."))])
+@pytest.mark.parametrize(
+    "docstring, name, expected",
+    [
+        (
+            "Add two.\n\nThe numbers are added one by one, as one would expect.",
+            "m.add",
+            ("Add two.", "The numbers are added one by one, as one would expect."),
+        ),
+        (
+            "add(a, b) -> int\n\nAdd two numbers.\n\nThe numbers are added one by one as one would.",
+            "m.add",
+            ("Add two numbers.", "The numbers are added one by one as one would."),
+        ),
+        (
+            "a.sort(axis=-1,\n       kind=None)\n\nSort in\nplace.\n\nThe array is sorted along an axis and nothing is returned.",
+            "numpy.ndarray.sort",
+            ("Sort in place.", "The array is sorted along an axis and nothing is returned."),
+        ),
+        ("Only one paragraph here.", "m.f", None),
+        ("Args:\n\n  x: the number that is to be squared, whatever it may be", "m.f", None),
+        (
+            "Return `x` as :class:`~torch.Tensor`.\n\n.. versionadded:: 1.2\n\nSee :func:`abs` for what this does with ``x`` and with y.",
+            "m.f",
+            ("Return x as torch.Tensor.", "See abs for what this does with x and with y."),
+        ),
+    ],
+)
 def test_docstrings_are_split(docstring, name, expected):
     expected = expected if expected is None or len(expected[0].split()) >= 3 else None
     assert pydocs.split_docstring(docstring, name) == expected
@@ -104,27 +156,47 @@ def test_names_are_those_of_the_public_face(tmp_path, monkeypatch):
         "_deep.py": 'def deep():\n    """D."""\ndef _own():\n    """X."""\n',
         "_add_newdocs.py": 'add_newdoc("pack._core.multiarray", "ndarray", ("sort", """S."""))\nadd_newdoc("pack._core", "arange", """A.""")\n',
         "linalg.py": '"""L."""\nsvd = _add_docstr(_linalg.x, r"""V {note} {input}""".format(**common))\nadd_docstr(torch.abs, "W")\n',
-        "tests/test_it.py": 'def t():\n    """T."""\n', "_vendor/v.py": '"""V."""\n', "gen.py": '# automatically generated\ndef g():\n    """G."""\n',
-        "broken.py": '"""', "template.py": '"""T."""\n{{ jinja }}(\n'}
+        "tests/test_it.py": 'def t():\n    """T."""\n',
+        "_vendor/v.py": '"""V."""\n',
+        "gen.py": '# automatically generated\ndef g():\n    """G."""\n',
+        "broken.py": '"""',
+        "template.py": '"""T."""\n{{ jinja }}(\n',
+    }
     for name, text in files.items():
         path = tmp_path / "pack" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     (tmp_path / "std").mkdir()
     monkeypatch.setattr(pydocs, "PACKAGES", ("pack",))
-    monkeypatch.setattr(pydocs.sysconfig, "get_paths", lambda: dict(stdlib=tmp_path / "std", purelib=tmp_path, platlib=tmp_path))
+    monkeypatch.setattr(
+        pydocs.sysconfig,
+        "get_paths",
+        lambda: dict(stdlib=tmp_path / "std", purelib=tmp_path, platlib=tmp_path),
+    )
     found = dict(pydocs._public_docstrings(iter))
-    assert found == {"pack.shown": "Show it.\n\n    x", "pack.open.Open": "O.", "pack.open.Open.method": "M.", "pack.open.deep": "D.",
-                     "pack.ndarray.sort": "S.", "pack.arange": "A.", "pack.linalg": "L.", "pack.linalg.svd": "V  input", "torch.abs": "W"}
+    assert found == {
+        "pack.shown": "Show it.\n\n    x",
+        "pack.open.Open": "O.",
+        "pack.open.Open.method": "M.",
+        "pack.open.deep": "D.",
+        "pack.ndarray.sort": "S.",
+        "pack.arange": "A.",
+        "pack.linalg": "L.",
+        "pack.linalg.svd": "V  input",
+        "torch.abs": "W",
+    }
 
 
 # --- the cache ----------------------------------------------------------------------------------------------------------
+
 
 def test_cache_keeps_rebuilds_and_does_without(tmp_path, monkeypatch):
     monkeypatch.setenv("CONTACCUM_LITE_CACHE", str(tmp_path / "c"))
     built = []
     build = lambda: built.append(1) or [1, "ü"]
-    assert cached_json("x.json", build) == cached_json("x.json", build) == [1, "ü"] and len(built) == 1
+    assert (
+        cached_json("x.json", build) == cached_json("x.json", build) == [1, "ü"] and len(built) == 1
+    )
     (tmp_path / "c" / "x.json").write_bytes(b"[1, \xff")
     assert cached_json("x.json", build) == [1, "ü"] and len(built) == 2
     blocked = tmp_path / "file"
@@ -133,15 +205,24 @@ def test_cache_keeps_rebuilds_and_does_without(tmp_path, monkeypatch):
     assert cached_json("x.json", build) == [1, "ü"]
 
 
-@pytest.mark.parametrize("content", [
-    "{}", "[]", "[1]", '[["title", "summary", "text"]]', '[["title", "summary", "text", [1]]]',
-    '[["title", "summary", 3, []]]', "[" * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        "[]",
+        "[1]",
+        '[["title", "summary", "text"]]',
+        '[["title", "summary", "text", [1]]]',
+        '[["title", "summary", 3, []]]',
+        "[" * 100_000,
+    ],
+)
 def test_broken_python_docs_in_the_cache_are_built_again(tmp_path, monkeypatch, content):
     monkeypatch.setenv("CONTACCUM_LITE_CACHE", str(tmp_path))
     entries = [["a", "What is a?", "It is a.", [1]], ["b", "What is b?", "It is b.", [0]]]
     monkeypatch.setattr(data, "_build_python_docs", lambda progress: entries)
     first = data.python_docs_pairs(progress=False).fingerprint
-    path, = tmp_path.glob("python-docs-*.json")
+    (path,) = tmp_path.glob("python-docs-*.json")
     path.write_text(content)
     assert data.python_docs_pairs(progress=False).fingerprint == first
     assert json.loads(path.read_text()) == entries
@@ -150,7 +231,9 @@ def test_broken_python_docs_in_the_cache_are_built_again(tmp_path, monkeypatch, 
 def test_write_atomically_leaves_nothing_half_written(tmp_path, monkeypatch):
     path = tmp_path / "f"
     write_atomically(path, b"old")
-    monkeypatch.setattr(data.os, "replace", lambda *a: (_ for _ in ()).throw(OSError("No space left on device")))
+    monkeypatch.setattr(
+        data.os, "replace", lambda *a: (_ for _ in ()).throw(OSError("No space left on device"))
+    )
     with pytest.raises(OSError):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
@@ -158,7 +241,11 @@ def test_write_atomically_leaves_nothing_half_written(tmp_path, monkeypatch):
 
 def test_cache_is_keyed_by_what_it_read(tmp_path, monkeypatch):
     monkeypatch.setenv("CONTACCUM_LITE_CACHE", str(tmp_path))
-    monkeypatch.setattr(data, "_build_python_docs", lambda progress: [["a.b", "say what it is", "and then explain", []]])
+    monkeypatch.setattr(
+        data,
+        "_build_python_docs",
+        lambda progress: [["a.b", "say what it is", "and then explain", []]],
+    )
     data.python_docs_pairs()
     data.python_docs_pairs()
     assert len(list(tmp_path.iterdir())) == 1
@@ -169,13 +256,22 @@ def test_cache_is_keyed_by_what_it_read(tmp_path, monkeypatch):
 
 # --- files --------------------------------------------------------------------------------------------------------------
 
+
 def context(text, title="t", **more):
     return dict(title=title, text=text, **more)
 
 
 def question(n, **change):
-    return {**dict(question=f"who is number {n}?", answers=[f"number {n}"], positive_ctxs=[context(f"this is number {n}")],
-                   negative_ctxs=[context("a stone")], hard_negative_ctxs=[context(f"not {n}"), context("a stone")]), **change}
+    return {
+        **dict(
+            question=f"who is number {n}?",
+            answers=[f"number {n}"],
+            positive_ctxs=[context(f"this is number {n}")],
+            negative_ctxs=[context("a stone")],
+            hard_negative_ctxs=[context(f"not {n}"), context("a stone")],
+        ),
+        **change,
+    }
 
 
 def write_dpr(tmp_path, records, name="dpr.json"):
@@ -190,29 +286,59 @@ def test_dpr(tmp_path, name):
     records = [question(n) for n in range(20)] + [question(20, positive_ctxs=[])]
     records[3]["positive_ctxs"].append(context("number three, again"))
     pairs = cl.load_pairs(write_dpr(tmp_path, records, name))
-    assert len(pairs.train) == 16 and len(pairs.test) == 4 and "1 questions have no positive" in pairs.notes[0]
+    assert (
+        len(pairs.train) == 16
+        and len(pairs.test) == 4
+        and "1 questions have no positive" in pairs.notes[0]
+    )
     every = {p.query: p for p in (*pairs.train, *pairs.test)}
     three = every["who is number 3?"]
-    assert three.passage == "this is number 3" and three.title == "t" and three.answers == ("number 3",)
-    assert len(three.relevant) == 2 and [h.text for h in three.hard_negatives] == ["not 3", "a stone"]
-    assert sum(p.text == "a stone" for p in pairs.passages) == 1                # kept once
-    assert cl.load_pairs(write_dpr(tmp_path, records, name)).test == pairs.test      # the same held out each time
+    assert (
+        three.passage == "this is number 3"
+        and three.title == "t"
+        and three.answers == ("number 3",)
+    )
+    assert len(three.relevant) == 2 and [h.text for h in three.hard_negatives] == [
+        "not 3",
+        "a stone",
+    ]
+    assert sum(p.text == "a stone" for p in pairs.passages) == 1  # kept once
+    assert (
+        cl.load_pairs(write_dpr(tmp_path, records, name)).test == pairs.test
+    )  # the same held out each time
 
 
 def test_dpr_with_a_test_file_trains_and_measures_answers(tmp_path):
     write_dpr(tmp_path, [question(n) for n in range(4)], "test.json")
-    pairs = cl.load_pairs(write_dpr(tmp_path, [question(n) for n in range(30)]), test=tmp_path / "test.json")
+    pairs = cl.load_pairs(
+        write_dpr(tmp_path, [question(n) for n in range(30)]), test=tmp_path / "test.json"
+    )
     assert len(pairs.train) == 30 and len(pairs.test) == 4
-    run = cl.Run(pairs, local_batch=4, accumulation_steps=2, memory_size=8, updates=3, dim=8, hard_negatives=1)
+    run = cl.Run(
+        pairs,
+        local_batch=4,
+        accumulation_steps=2,
+        memory_size=8,
+        updates=3,
+        dim=8,
+        hard_negatives=1,
+    )
     list(run)
     assert 0 <= run.evaluate()["answer_top@5"] <= 1
 
 
 def test_margin_keeps_what_is_below(tmp_path):
     """Its text says 'higher'; its code keeps a negative at least 3 below the positive, which is what makes sense."""
-    record = question(0, positive_ctxs=[context("yes", ce_score=5.0), context("also", ce_score=4.0)],
-                      hard_negative_ctxs=[context("far below", ce_score=1.0), context("just below", ce_score=1.5),
-                                          context("higher", ce_score=9.0), context("unknown")])
+    record = question(
+        0,
+        positive_ctxs=[context("yes", ce_score=5.0), context("also", ce_score=4.0)],
+        hard_negative_ctxs=[
+            context("far below", ce_score=1.0),
+            context("just below", ce_score=1.5),
+            context("higher", ce_score=9.0),
+            context("unknown"),
+        ],
+    )
     pairs = cl.load_pairs(write_dpr(tmp_path, [record] * 1))
     assert [h.text for h in pairs.train[0].hard_negatives] == ["far below", "unknown"]
     pairs = cl.load_pairs(write_dpr(tmp_path, [record]), margin=2.5)
@@ -220,14 +346,32 @@ def test_margin_keeps_what_is_below(tmp_path):
 
 
 def test_jsonl(jsonl):
-    rows = [dict(query=f"q {n}", passage=f"p {n}", id=n, title="T", answers=["a"], score=5,
-                 hard_negatives=["plain", dict(passage="near", score=4), dict(passage="far", title="F", score=-1)]) for n in range(10)]
+    rows = [
+        dict(
+            query=f"q {n}",
+            passage=f"p {n}",
+            id=n,
+            title="T",
+            answers=["a"],
+            score=5,
+            hard_negatives=[
+                "plain",
+                dict(passage="near", score=4),
+                dict(passage="far", title="F", score=-1),
+            ],
+        )
+        for n in range(10)
+    ]
     pairs = cl.load_pairs(f"jsonl:{jsonl(rows)}")
     assert len(pairs.train) == 8 and len(pairs.test) == 2 and len(pairs.passages) == 13
-    assert [h.text for h in pairs.train[0].hard_negatives] == ["plain", "far"] and pairs.train[0].title == "T"
+    assert [h.text for h in pairs.train[0].hard_negatives] == ["plain", "far"] and pairs.train[
+        0
+    ].title == "T"
     gz = jsonl([], "again.jsonl.gz")
     gz.write_bytes(gzip.compress("\n\n".join(json.dumps(r) for r in rows).encode("utf-8-sig")))
-    assert cl.load_pairs(f"jsonl:{gz}").train == pairs.train            # blank lines and a byte order mark are passed over
+    assert (
+        cl.load_pairs(f"jsonl:{gz}").train == pairs.train
+    )  # blank lines and a byte order mark are passed over
 
 
 def test_a_test_file_may_have_the_same_name_and_the_same_ids(jsonl, tmp_path):
@@ -362,25 +506,47 @@ def test_a_path_may_have_a_colon_and_an_ending_in_capitals(tmp_path, monkeypatch
 
 
 def beir(tmp_path, **change):
-    files = {"corpus.jsonl": "".join(json.dumps(dict(_id=f"d{n}", title=f"T{n}", text=f"text {n}")) + "\n" for n in range(9)),
-             "queries.jsonl": "".join(json.dumps(dict(_id=f"q{n}", text=f"question {n}")) + "\n" for n in range(4)),
-             "qrels/train.tsv": "query-id\tcorpus-id\tscore\nq0\td0\t1\nq0\td1\t2\nq1\td2\t1\nq1\td3\t0\n",
-             "qrels/test.tsv": "query-id\tcorpus-id\tscore\nq2\td4\t1\nq2\td5\t3\nq3\td6\t1\n",
-             "hard_negatives.jsonl": json.dumps(dict(qid="q0", neg={"bm25": ["d7", "d8"], "other": ["d1", "d7"]}, scores={"d0": 5, "d1": 6, "d7": 1, "d8": 4})) + "\n",
-             **change}
+    files = {
+        "corpus.jsonl": "".join(
+            json.dumps(dict(_id=f"d{n}", title=f"T{n}", text=f"text {n}")) + "\n" for n in range(9)
+        ),
+        "queries.jsonl": "".join(
+            json.dumps(dict(_id=f"q{n}", text=f"question {n}")) + "\n" for n in range(4)
+        ),
+        "qrels/train.tsv": "query-id\tcorpus-id\tscore\nq0\td0\t1\nq0\td1\t2\nq1\td2\t1\nq1\td3\t0\n",
+        "qrels/test.tsv": "query-id\tcorpus-id\tscore\nq2\td4\t1\nq2\td5\t3\nq3\td6\t1\n",
+        "hard_negatives.jsonl": json.dumps(
+            dict(
+                qid="q0",
+                neg={"bm25": ["d7", "d8"], "other": ["d1", "d7"]},
+                scores={"d0": 5, "d1": 6, "d7": 1, "d8": 4},
+            )
+        )
+        + "\n",
+        **change,
+    }
     for name, content in files.items():
         if content is not None:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+            (tmp_path / name).write_bytes(
+                content if isinstance(content, bytes) else content.encode()
+            )
     return f"beir:{tmp_path}"
 
 
 def test_beir(tmp_path):
     pairs = cl.load_pairs(beir(tmp_path))
     assert [(p.id, p.query, p.passage) for p in pairs.train] == [
-        ("q0-d0", "question 0", "text 0"), ("q0-d1", "question 0", "text 1"), ("q1-d2", "question 1", "text 2")]
-    assert [h.id for h in pairs.train[0].hard_negatives] == ["d7"]           # d1 is a positive, d8 only 1 below d0
-    assert [p.relevant for p in pairs.test] == [{"d4": 1, "d5": 3}, {"d6": 1}] and pairs.test[0].passage_id == "d5"
+        ("q0-d0", "question 0", "text 0"),
+        ("q0-d1", "question 0", "text 1"),
+        ("q1-d2", "question 1", "text 2"),
+    ]
+    assert [h.id for h in pairs.train[0].hard_negatives] == [
+        "d7"
+    ]  # d1 is a positive, d8 only 1 below d0
+    assert [p.relevant for p in pairs.test] == [{"d4": 1, "d5": 3}, {"d6": 1}] and pairs.test[
+        0
+    ].passage_id == "d5"
     assert len(pairs.passages) == 9
     run = cl.Run(pairs, local_batch=2, accumulation_steps=1, memory_size=4, updates=2, dim=8)
     list(run)
@@ -580,21 +746,51 @@ GOOD_LINE = json.dumps(dict(query="q", passage="p"))
 TRUNCATED = gzip.compress(json.dumps([question(n) for n in range(200)]).encode())[:-40]
 
 
-@pytest.mark.parametrize("content, words", [
-    (b"", "found an empty file"), (b"{}", "expected a JSON list"), (b"nonsense", r"starts with 'nonsense'"),
-    (b'[{"question": "q"', "JSON that cannot be read"), (b"[3]", "record 0: found 3; expected an object"),
-    (json.dumps([question(0), {k: v for k, v in question(1).items() if k != "question"}]).encode(), r"record 1: found no key 'question'"),
-    (json.dumps([{k: v for k, v in question(1).items() if k != "positive_ctxs"}]).encode(), "no key 'positive_ctxs'"),
-    (json.dumps([question(0, question=7)]).encode(), "found 7; expected a text under 'question'"),
-    (json.dumps([question(0, answers="a")]).encode(), "a list of texts under 'answers'"),
-    (json.dumps([question(0, positive_ctxs=["x"])]).encode(), "a list of objects under 'positive_ctxs'"),
-    (json.dumps([question(0, positive_ctxs=[{"title": "t"}])]).encode(), r"record 0, positive_ctxs\[0\]: found no key 'text'"),
-    (json.dumps([question(0, question="  ")]).encode(), "that is not empty"), (b"[]", "found no pair"),
-    (json.dumps([question(0, positive_ctxs=[])]).encode(), "found no pair"),
-    (json.dumps([question(0, question="half \ud800")]).encode(), "half of a surrogate pair"),
-    (json.dumps([question(0), question(1)]).encode()[:-1], "record 2: found JSON that cannot be read .it breaks off"),
-    (json.dumps([question(0)]).encode()[:-1] + b" 7]", "no comma before"), (b'[{"question": tru}, ' + b" " * 99, "record 0: found JSON"),
-    (b'[{"question": "\xff"}]', "cannot be read"), (b"[" * 100_000, "cannot be read")])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "found an empty file"),
+        (b"{}", "expected a JSON list"),
+        (b"nonsense", r"starts with 'nonsense'"),
+        (b'[{"question": "q"', "JSON that cannot be read"),
+        (b"[3]", "record 0: found 3; expected an object"),
+        (
+            json.dumps(
+                [question(0), {k: v for k, v in question(1).items() if k != "question"}]
+            ).encode(),
+            r"record 1: found no key 'question'",
+        ),
+        (
+            json.dumps([{k: v for k, v in question(1).items() if k != "positive_ctxs"}]).encode(),
+            "no key 'positive_ctxs'",
+        ),
+        (
+            json.dumps([question(0, question=7)]).encode(),
+            "found 7; expected a text under 'question'",
+        ),
+        (json.dumps([question(0, answers="a")]).encode(), "a list of texts under 'answers'"),
+        (
+            json.dumps([question(0, positive_ctxs=["x"])]).encode(),
+            "a list of objects under 'positive_ctxs'",
+        ),
+        (
+            json.dumps([question(0, positive_ctxs=[{"title": "t"}])]).encode(),
+            r"record 0, positive_ctxs\[0\]: found no key 'text'",
+        ),
+        (json.dumps([question(0, question="  ")]).encode(), "that is not empty"),
+        (b"[]", "found no pair"),
+        (json.dumps([question(0, positive_ctxs=[])]).encode(), "found no pair"),
+        (json.dumps([question(0, question="half \ud800")]).encode(), "half of a surrogate pair"),
+        (
+            json.dumps([question(0), question(1)]).encode()[:-1],
+            "record 2: found JSON that cannot be read .it breaks off",
+        ),
+        (json.dumps([question(0)]).encode()[:-1] + b" 7]", "no comma before"),
+        (b'[{"question": tru}, ' + b" " * 99, "record 0: found JSON"),
+        (b'[{"question": "\xff"}]', "cannot be read"),
+        (b"[" * 100_000, "cannot be read"),
+    ],
+)
 def test_bad_dpr_files(tmp_path, content, words):
     with pytest.raises(ValueError, match=words) as error:
         cl.load_pairs(write_dpr(tmp_path, content))
@@ -664,17 +860,39 @@ def test_a_list_of_numbers_is_cut_nowhere(tmp_path, monkeypatch):
         list(formats._json_array(tmp_path / "list.json"))
 
 
-@pytest.mark.parametrize("content, words", [
-    (b"", "found an empty file"), (b"\n\n", "found no pair"), (GOOD_LINE.encode() + b"\n{", "line 2: found .* one JSON object"),
-    (b"[]\n", r"line 1: found \[\]; expected an object"), (b'{"query": "q"}', "line 1: found no key 'passage'"),
-    (b'{"query": "q", "passage": 3}', "found 3; expected a text under 'passage'"), (b'{"query": "", "passage": "p"}', "not empty"),
-    (GOOD_LINE.encode() + b'\n{"query": "\xff"}', "line 2: found the byte 0xff, which is not UTF-8"),
-    (b'{"query": "q", "passage": "p", "hard_negatives": "x"}', "a list of texts or objects under 'hard_negatives'"),
-    (b'{"query": "q", "passage": "p", "hard_negatives": [{"text": "x"}]}', r"hard_negatives\[0\]: found no key 'passage'"),
-    (b'{"query": "q", "passage": "p", "score": "high"}', "a number under 'score'"), (b'{"query": "q", "passage": "p", "id": []}', "as id"),
-    (b'{"query": "q", "passage": "p", "id": 1}\n{"query": "r", "passage": "s", "id": "1"}', "line 2: found the id '1', which pairs.jsonl, line 1 has too"),
-    (b'{"query": "\\ud800", "passage": "p"}', "half of a surrogate pair"), (b"[" * 100_000, "line 1: found"),
-    (b'{"query": "q", "passage": "p", "id": ' + b"9" * 6000 + b"}", "line 1: found")])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "found an empty file"),
+        (b"\n\n", "found no pair"),
+        (GOOD_LINE.encode() + b"\n{", "line 2: found .* one JSON object"),
+        (b"[]\n", r"line 1: found \[\]; expected an object"),
+        (b'{"query": "q"}', "line 1: found no key 'passage'"),
+        (b'{"query": "q", "passage": 3}', "found 3; expected a text under 'passage'"),
+        (b'{"query": "", "passage": "p"}', "not empty"),
+        (
+            GOOD_LINE.encode() + b'\n{"query": "\xff"}',
+            "line 2: found the byte 0xff, which is not UTF-8",
+        ),
+        (
+            b'{"query": "q", "passage": "p", "hard_negatives": "x"}',
+            "a list of texts or objects under 'hard_negatives'",
+        ),
+        (
+            b'{"query": "q", "passage": "p", "hard_negatives": [{"text": "x"}]}',
+            r"hard_negatives\[0\]: found no key 'passage'",
+        ),
+        (b'{"query": "q", "passage": "p", "score": "high"}', "a number under 'score'"),
+        (b'{"query": "q", "passage": "p", "id": []}', "as id"),
+        (
+            b'{"query": "q", "passage": "p", "id": 1}\n{"query": "r", "passage": "s", "id": "1"}',
+            "line 2: found the id '1', which pairs.jsonl, line 1 has too",
+        ),
+        (b'{"query": "\\ud800", "passage": "p"}', "half of a surrogate pair"),
+        (b"[" * 100_000, "line 1: found"),
+        (b'{"query": "q", "passage": "p", "id": ' + b"9" * 6000 + b"}", "line 1: found"),
+    ],
+)
 def test_bad_jsonl_files(tmp_path, content, words):
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(content)
@@ -683,40 +901,83 @@ def test_bad_jsonl_files(tmp_path, content, words):
     assert "pairs.jsonl" in str(error.value) and len(str(error.value)) < 600
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"corpus.jsonl": None}, "found no corpus.jsonl"), ({"queries.jsonl": None}, "found no queries.jsonl"),
-    ({"qrels/train.tsv": None, "qrels/test.tsv": None}, "at least one of them"), ({"corpus.jsonl": ""}, "empty file"),
-    ({"corpus.jsonl": '{"_id": "a"}\n'}, "line 1: found no key 'text'"),
-    ({"corpus.jsonl": '{"_id": "a", "text": "x"}\n' * 2}, "line 2: found the _id 'a', which an earlier line has too"),
-    ({"qrels/train.tsv": "q0\td0\n"}, "three columns"), ({"qrels/train.tsv": "q0\td0\thigh\n"}, "found the score 'high'"),
-    ({"qrels/train.tsv": "q0\td99\t1\n"}, "line 1: found the id 'd99', which is not in corpus.jsonl"),
-    ({"qrels/test.tsv": "query-id\tcorpus-id\tscore\nq9\td0\t1\n"}, "line 2: found the id 'q9', which is not in queries.jsonl"),
-    ({"queries.jsonl": '{"_id": "q0", "text": "x"}\n{"_id": "q0", "text": "y"}\n'},
-     "queries.jsonl, line 2: found the _id 'q0', which an earlier line has too"),
-    ({"qrels/train.tsv": "q0\td0\t1\nq0\td0\t1\nq0\td0\t0\n"},
-     "line 3: found the score 0 for 'q0' and 'd0', which have the score 1"),
-    ({"qrels/train.tsv": "q0\td0\t" + "9" * 400}, "line 1: found the score '9999"),
-    ({"qrels/train.tsv": "q0\td0\t1_0"}, "the score '1_0'"),
-    ({"qrels/train.tsv": "query-id\tcorpus-id\tgrade\n"},
-     "line 1: found .*expected the columns query-id, corpus-id, score"),
-    ({"qrels/train.tsv": 'q0\t"d0\t1\n'}, "line 1: found a field that begins with a quote"),
-    ({"hard_negatives.jsonl": '{"qid": "q0", "neg": ["d7"]}\n{"qid": "q0", "neg": ["d8"]}'},
-     "line 2: found the qid 'q0', which an earlier line has too"),
-    ({"hard_negatives.jsonl": '{"neg": []}'}, "no key 'qid'"),
-    ({"hard_negatives.jsonl": '{"qid": "q0", "neg": [' + "[" * 900 + "]" * 900 + "]}"},
-     "a list of passage ids"),
-    ({"hard_negatives.jsonl": '{"qid": "q0", "neg": ["d7"], "scores": {"d0": 1, "d7": NaN}}'},
-     "scores as"),
-    ({"hard_negatives.jsonl": '{"qid": "q0", "neg": ["d99"]}'}, "the negative 'd99', which is not in corpus.jsonl"),
-    ({"hard_negatives.jsonl": '{"qid": "x", "neg": []}'}, "the qid 'x', which is not in queries.jsonl"),
-    ({"hard_negatives.jsonl": '{"qid": "q0", "neg": 3}'}, "a list of passage ids"),
-    ({"hard_negatives.jsonl": '{"qid": "q0", "neg": [], "scores": {"d0": "x"}}'}, "scores as")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"corpus.jsonl": None}, "found no corpus.jsonl"),
+        ({"queries.jsonl": None}, "found no queries.jsonl"),
+        ({"qrels/train.tsv": None, "qrels/test.tsv": None}, "at least one of them"),
+        ({"corpus.jsonl": ""}, "empty file"),
+        ({"corpus.jsonl": '{"_id": "a"}\n'}, "line 1: found no key 'text'"),
+        (
+            {"corpus.jsonl": '{"_id": "a", "text": "x"}\n' * 2},
+            "line 2: found the _id 'a', which an earlier line has too",
+        ),
+        ({"qrels/train.tsv": "q0\td0\n"}, "three columns"),
+        ({"qrels/train.tsv": "q0\td0\thigh\n"}, "found the score 'high'"),
+        (
+            {"qrels/train.tsv": "q0\td99\t1\n"},
+            "line 1: found the id 'd99', which is not in corpus.jsonl",
+        ),
+        (
+            {"qrels/test.tsv": "query-id\tcorpus-id\tscore\nq9\td0\t1\n"},
+            "line 2: found the id 'q9', which is not in queries.jsonl",
+        ),
+        (
+            {"queries.jsonl": '{"_id": "q0", "text": "x"}\n{"_id": "q0", "text": "y"}\n'},
+            "queries.jsonl, line 2: found the _id 'q0', which an earlier line has too",
+        ),
+        (
+            {"qrels/train.tsv": "q0\td0\t1\nq0\td0\t1\nq0\td0\t0\n"},
+            "line 3: found the score 0 for 'q0' and 'd0', which have the score 1",
+        ),
+        ({"qrels/train.tsv": "q0\td0\t" + "9" * 400}, "line 1: found the score '9999"),
+        ({"qrels/train.tsv": "q0\td0\t1_0"}, "the score '1_0'"),
+        (
+            {"qrels/train.tsv": "query-id\tcorpus-id\tgrade\n"},
+            "line 1: found .*expected the columns query-id, corpus-id, score",
+        ),
+        ({"qrels/train.tsv": 'q0\t"d0\t1\n'}, "line 1: found a field that begins with a quote"),
+        (
+            {"hard_negatives.jsonl": '{"qid": "q0", "neg": ["d7"]}\n{"qid": "q0", "neg": ["d8"]}'},
+            "line 2: found the qid 'q0', which an earlier line has too",
+        ),
+        ({"hard_negatives.jsonl": '{"neg": []}'}, "no key 'qid'"),
+        (
+            {"hard_negatives.jsonl": '{"qid": "q0", "neg": [' + "[" * 900 + "]" * 900 + "]}"},
+            "a list of passage ids",
+        ),
+        (
+            {
+                "hard_negatives.jsonl": '{"qid": "q0", "neg": ["d7"], "scores": {"d0": 1, "d7": NaN}}'
+            },
+            "scores as",
+        ),
+        (
+            {"hard_negatives.jsonl": '{"qid": "q0", "neg": ["d99"]}'},
+            "the negative 'd99', which is not in corpus.jsonl",
+        ),
+        (
+            {"hard_negatives.jsonl": '{"qid": "x", "neg": []}'},
+            "the qid 'x', which is not in queries.jsonl",
+        ),
+        ({"hard_negatives.jsonl": '{"qid": "q0", "neg": 3}'}, "a list of passage ids"),
+        ({"hard_negatives.jsonl": '{"qid": "q0", "neg": [], "scores": {"d0": "x"}}'}, "scores as"),
+    ],
+)
 def test_bad_beir_folders(tmp_path, change, words):
     with pytest.raises(ValueError, match=words):
         cl.load_pairs(beir(tmp_path, **change))
 
 
-@pytest.mark.parametrize("content, words", [(TRUNCATED, "breaks off"), (b"not gzip at all", "bytes that are not gzip"), (b"", "empty file")])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (TRUNCATED, "breaks off"),
+        (b"not gzip at all", "bytes that are not gzip"),
+        (b"", "empty file"),
+    ],
+)
 def test_bad_gzip_files(tmp_path, content, words):
     for kind, name in (("dpr", "x.json.gz"), ("jsonl", "x.jsonl.gz")):
         (tmp_path / name).write_bytes(content)
@@ -725,23 +986,66 @@ def test_bad_gzip_files(tmp_path, content, words):
 
 
 def test_sources_that_are_not_there(tmp_path):
-    for source, words in (("nowhere", "no pairs called 'nowhere'"), ("dpr:", "names no file"), ("xyz:a", "no pairs called"),
-                          ("toys:", "no pairs called"), (f"dpr:{tmp_path}/a.json", "no such file"), (f"jsonl:{tmp_path}", "found a folder"),
-                          (f"beir:{tmp_path}", "found no corpus.jsonl")):
+    for source, words in (
+        ("nowhere", "no pairs called 'nowhere'"),
+        ("dpr:", "names no file"),
+        ("xyz:a", "no pairs called"),
+        ("toys:", "no pairs called"),
+        (f"dpr:{tmp_path}/a.json", "no such file"),
+        (f"jsonl:{tmp_path}", "found a folder"),
+        (f"beir:{tmp_path}", "found no corpus.jsonl"),
+    ):
         with pytest.raises(ValueError, match=words):
             cl.load_pairs(source)
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
-                        ["question", "answers", "positive_ctxs", "hard_negative_ctxs", "text", "title", "query", "passage", "id", "_id",
-                         "hard_negatives", "score", "ce_score", "qid", "neg", "scores", "bm25"]), inner, max_size=5), max_leaves=12)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "question",
+                    "answers",
+                    "positive_ctxs",
+                    "hard_negative_ctxs",
+                    "text",
+                    "title",
+                    "query",
+                    "passage",
+                    "id",
+                    "_id",
+                    "hard_negatives",
+                    "score",
+                    "ce_score",
+                    "qid",
+                    "neg",
+                    "scores",
+                    "bm25",
+                ]
+            ),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=12,
+)
 
 
-@given(st.one_of(st.binary(max_size=60), st.lists(JSON, max_size=4).map(lambda v: json.dumps(v).encode()),
-                 st.lists(JSON, max_size=4).map(lambda v: "\n".join(map(json.dumps, v)).encode()),
-                 st.binary(max_size=40).map(gzip.compress)), st.sampled_from(["", ".gz"]), st.integers(0, 30))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.one_of(
+        st.binary(max_size=60),
+        st.lists(JSON, max_size=4).map(lambda v: json.dumps(v).encode()),
+        st.lists(JSON, max_size=4).map(lambda v: "\n".join(map(json.dumps, v)).encode()),
+        st.binary(max_size=40).map(gzip.compress),
+    ),
+    st.sampled_from(["", ".gz"]),
+    st.integers(0, 30),
+)
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_any_bytes_give_pairs_or_a_value_error(tmp_path, content, packed, cut):
     for kind in ("dpr", "jsonl"):
         path = tmp_path / f"fuzz{packed}"
@@ -753,10 +1057,28 @@ def test_any_bytes_give_pairs_or_a_value_error(tmp_path, content, packed, cut):
             assert str(path) in str(error)
 
 
-@given(st.dictionaries(st.sampled_from(["corpus.jsonl", "queries.jsonl", "qrels/train.tsv", "qrels/test.tsv", "hard_negatives.jsonl"]),
-                       st.one_of(st.binary(max_size=40), st.lists(JSON, max_size=2).map(lambda v: "\n".join(map(json.dumps, v)).encode()),
-                                 st.text(alphabet="q0d1\t\n-", max_size=20).map(str.encode)), max_size=2))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            [
+                "corpus.jsonl",
+                "queries.jsonl",
+                "qrels/train.tsv",
+                "qrels/test.tsv",
+                "hard_negatives.jsonl",
+            ]
+        ),
+        st.one_of(
+            st.binary(max_size=40),
+            st.lists(JSON, max_size=2).map(lambda v: "\n".join(map(json.dumps, v)).encode()),
+            st.text(alphabet="q0d1\t\n-", max_size=20).map(str.encode),
+        ),
+        max_size=2,
+    )
+)
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_any_beir_folder_gives_pairs_or_a_value_error(tmp_path, change):
     try:
         cl.load_pairs(beir(tmp_path, **change))
@@ -765,7 +1087,9 @@ def test_any_beir_folder_gives_pairs_or_a_value_error(tmp_path, change):
 
 
 @given(st.lists(JSON, max_size=6), st.integers(1, 40))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_a_list_is_read_the_same_in_any_pieces(tmp_path, items, chunk):
     (tmp_path / "list.json").write_text(json.dumps(items, indent=1) + "\n")
     with pytest.MonkeyPatch.context() as patch:
@@ -776,10 +1100,24 @@ def test_a_list_is_read_the_same_in_any_pieces(tmp_path, items, chunk):
 def test_large_files_are_streamed(tmp_path):
     """40 MB of DPR records whose passages are all the same: what is held is far less than the file."""
     import tracemalloc
+
     text = "the same long passage " * 400
     with open(tmp_path / "big.json", "w") as file:
-        file.write("[" + ",".join(json.dumps(question(n, positive_ctxs=[context(text)], hard_negative_ctxs=[], negative_ctxs=[context(text)] * 3))
-                                  for n in range(1200)) + "]")
+        file.write(
+            "["
+            + ",".join(
+                json.dumps(
+                    question(
+                        n,
+                        positive_ctxs=[context(text)],
+                        hard_negative_ctxs=[],
+                        negative_ctxs=[context(text)] * 3,
+                    )
+                )
+                for n in range(1200)
+            )
+            + "]"
+        )
     size = (tmp_path / "big.json").stat().st_size
     tracemalloc.start()
     pairs = cl.load_pairs(f"dpr:{tmp_path / 'big.json'}")

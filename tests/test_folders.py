@@ -16,17 +16,31 @@ from contaccum_lite import cli
 from contaccum_lite.index import build
 
 ROOT = Path(__file__).parent.parent
-SMALL = dict(dim=8, local_batch=4, accumulation_steps=2, memory_size=8, updates=6, warmup=0,
-             passage_tokens=8)
+SMALL = dict(
+    dim=8, local_batch=4, accumulation_steps=2, memory_size=8, updates=6, warmup=0, passage_tokens=8
+)
 REFUSALS = ("holds something else", "holds no saved run", "settings.yaml says")
-OPTIONS = [word for name, value in SMALL.items()
-           for word in (f"--{name.replace('_', '-')}", str(value))]
+OPTIONS = [
+    word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))
+]
 #: names that look like ours, and what is in them; with a "/", a file in a folder
-LIKE_OURS = ["update-notes.txt", "update-photos/a.jpg", "update-000001-deadbeef0/thesis.txt",
-             "update-000001-DEADBEEF/thesis.txt", "update-00001-deadbeef/thesis.txt",
-             "update-000001-deadbeef", ".run.json-backup", ".run.json-0123abcd/thesis.txt",
-             ".settings.yaml-old", "update-", "shard-00000", "shard-notes/a.txt",
-             ".shard-00000-old/a.txt", ".query_tower-backup/a.txt", ".index.json-mine"]
+LIKE_OURS = [
+    "update-notes.txt",
+    "update-photos/a.jpg",
+    "update-000001-deadbeef0/thesis.txt",
+    "update-000001-DEADBEEF/thesis.txt",
+    "update-00001-deadbeef/thesis.txt",
+    "update-000001-deadbeef",
+    ".run.json-backup",
+    ".run.json-0123abcd/thesis.txt",
+    ".settings.yaml-old",
+    "update-",
+    "shard-00000",
+    "shard-notes/a.txt",
+    ".shard-00000-old/a.txt",
+    ".query_tower-backup/a.txt",
+    ".index.json-mine",
+]
 
 
 def call(capsys, *words):
@@ -52,6 +66,7 @@ def contents(folder):
 
 # --- what is not ours ---------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", LIKE_OURS)
 def test_a_folder_with_a_file_of_the_users_is_refused(capsys, tmp_path, name):
     before = users_files(tmp_path / "mine", [name])
@@ -60,9 +75,15 @@ def test_a_folder_with_a_file_of_the_users_is_refused(capsys, tmp_path, name):
     assert contents(tmp_path / "mine") == before
 
 
-@pytest.mark.parametrize("name, text", [("settings.yaml", "local_batch: 4\n"),
-                                        ("log.jsonl", '{"mine": 1}\n'),
-                                        ("tensorboard", "a file"), ("run.json", '{"jog": 5}')])
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("settings.yaml", "local_batch: 4\n"),
+        ("log.jsonl", '{"mine": 1}\n'),
+        ("tensorboard", "a file"),
+        ("run.json", '{"jog": 5}'),
+    ],
+)
 def test_a_file_of_the_users_with_a_name_of_ours_is_refused(capsys, toy, tmp_path, name, text):
     """Where there is no run, and beside a run that was saved from Python."""
     out = tmp_path / "mine"
@@ -89,7 +110,7 @@ def test_files_of_the_user_named_like_ours_stay(toy, tmp_path):
     assert {path: after.get(path) for path in before} == before
     assert cl.Run.load(tmp_path, toy).step_count == 3
     states = {path.relative_to(tmp_path).parts[0] for path in after.keys() - before.keys()}
-    assert len(states) == 2 and "run.json" in states           # and one state: the older ones went
+    assert len(states) == 2 and "run.json" in states  # and one state: the older ones went
 
 
 @pytest.mark.parametrize("text", ['{"distance": 5.2}', "[1]", "a diary", "", '"state"'])
@@ -105,11 +126,19 @@ def test_files_beside_an_index_stay_and_are_no_shards(toy, tmp_path):
     run.save(tmp_path / "run")
     out = tmp_path / "index"
     out.mkdir()
-    (out / ".shard-00000-old").mkdir()                        # hidden, so that it may be there
+    (out / ".shard-00000-old").mkdir()  # hidden, so that it may be there
     (out / ".shard-00000-old" / "a.txt").write_text("years of work")
     build(tmp_path / "run", toy.passages[:50], out, shard=20)
-    before = users_files(out, ["shard-notes/a.txt", "shard-00009", "shard-1/a.txt",
-                               ".index.json-mine", ".query_tower-backup/a.txt"])
+    before = users_files(
+        out,
+        [
+            "shard-notes/a.txt",
+            "shard-00009",
+            "shard-1/a.txt",
+            ".index.json-mine",
+            ".query_tower-backup/a.txt",
+        ],
+    )
     index = build(tmp_path / "run", toy.passages[:50], out, shard=20)
     assert len(index) == 50 and len(index.shards) == 3
     assert contents(out) == before
@@ -124,11 +153,14 @@ def test_what_a_killed_process_left_is_no_stranger(capsys, toy, tmp_path):
     assert call(capsys, "train", "toy", *OPTIONS, "--out", out)[0] == 0
     assert cl.Run.load(out, toy).step_count == 6
     left = sorted(path.name[:7] for path in out.iterdir())
-    assert left in (["log.jso", "run.jso", "setting", "update-"],
-                    ["log.jso", "run.jso", "setting", "tensorb", "update-"])
+    assert left in (
+        ["log.jso", "run.jso", "setting", "update-"],
+        ["log.jso", "run.jso", "setting", "tensorb", "update-"],
+    )
 
 
 # --- one process --------------------------------------------------------------------------------
+
 
 def _train(folder, *words):
     """In a process of its own."""
@@ -144,8 +176,9 @@ def wait_for(condition, process):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a fork")
-def test_a_second_process_in_a_folder_is_refused_and_the_log_is_whole(capsys, toy, tmp_path,
-                                                                     monkeypatch):
+def test_a_second_process_in_a_folder_is_refused_and_the_log_is_whole(
+    capsys, toy, tmp_path, monkeypatch
+):
     """Of a run that is then killed, and resumed by the same line."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     out, words = tmp_path / "run", ["--updates", "400", "--save-every", "1"]
@@ -158,7 +191,7 @@ def test_a_second_process_in_a_folder_is_refused_and_the_log_is_whole(capsys, to
     assert status == 2 and "is in use" in err and err.count("\n") == 1
     with pytest.raises(ValueError, match="is in use"):
         cl.Run(toy, cl.Settings(**SMALL)).save(out)
-    assert 0 <= cl.Run.load(out, toy).step_count <= 400                 # a reader is let in
+    assert 0 <= cl.Run.load(out, toy).step_count <= 400  # a reader is let in
     assert first.is_alive()
     first.kill()
     first.join()
@@ -181,8 +214,9 @@ def test_a_folder_that_another_process_filled_meanwhile_is_seen(capsys, toy, tmp
 
     def late(lock, *args, **options):
         FileLock.acquire = real
-        finished.save(tmp_path / "run")                     # by one that was here a moment before
+        finished.save(tmp_path / "run")  # by one that was here a moment before
         return real(lock, *args, **options)
+
     FileLock.acquire = late
     try:
         status, out, _ = call(capsys, "train", "toy", *OPTIONS, "--out", tmp_path / "run")
@@ -202,6 +236,7 @@ def test_a_second_build_of_an_index_is_refused(toy, tmp_path):
         begun.set()
         go_on.wait()
         yield from toy.passages[1:30]
+
     first = context.Process(target=build, args=(tmp_path / "run", passages, tmp_path / "index"))
     first.start()
     begun.wait()
@@ -221,10 +256,26 @@ def test_a_refusal_leaves_no_folder_behind(capsys, tmp_path):
 
 def test_processes_of_one_run_share_its_folder(toy, tmp_path):
     """Two by torchrun: the first one takes the lock for both; then one goes on alone."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-                                "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
-             "2", "-m", "contaccum_lite", "train", "toy", *OPTIONS, "--out", tmp_path / "run"]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "contaccum_lite",
+        "train",
+        "toy",
+        *OPTIONS,
+        "--out",
+        tmp_path / "run",
+    ]
     ended = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert cl.Run.load(tmp_path / "run", toy).step_count == 6

@@ -21,11 +21,17 @@ def test_filling_runs_each_cell_with_the_same_pairs(figure3):
     assert not np.isnan(data).any() and len(lab.ghosts) == 3
     for track in (*lab.ghosts, lab.track):
         s = track.run.settings
-        assert s.updates * s.total_batch == 64 and (s.method == "grad_accum") == (s.memory_size == 0)
+        assert s.updates * s.total_batch == 64 and (s.method == "grad_accum") == (
+            s.memory_size == 0
+        )
         at = figure3.steps.index(s.accumulation_steps), figure3.sizes.index(s.memory_size)
         assert data[at] == pytest.approx(100 * track.top20[-1][1], abs=0.01)
     best = np.unravel_index(data.argmax(), data.shape)
-    assert f"Best: K {figure3.steps[best[0]]}, N_memory {figure3.sizes[best[1]]}, {data.max():.1f}%" in figure3.sentence and "4 of 4 cells" in figure3.sentence
+    assert (
+        f"Best: K {figure3.steps[best[0]]}, N_memory {figure3.sizes[best[1]]}, {data.max():.1f}%"
+        in figure3.sentence
+        and "4 of 4 cells" in figure3.sentence
+    )
     assert {b.description for b in figure3.buttons.values()} == {f"{v:.1f}" for v in data.ravel()}
     output = figure3._repr_mimebundle_()
     assert output[1]["image/png"]["alt"] == figure3.sentence == output[0]["text/plain"]
@@ -36,13 +42,24 @@ def test_lines_of_others_merge(figure3):
     mine, before = figure3.line, figure3.data()
     assert figure3.merge(mine) == 0
     assert figure3.merge("1,0,7=50.5;2,8,7=60\n1,0,8=70") == 3 and figure3.merge("2,8,7=60") == 0
-    assert figure3.data()[0, 0] == pytest.approx((before[0, 0] + 50.5 + 70) / 3) and "(3)" in figure3.buttons[1, 0].description
+    assert (
+        figure3.data()[0, 0] == pytest.approx((before[0, 0] + 50.5 + 70) / 3)
+        and "(3)" in figure3.buttons[1, 0].description
+    )
     again = cl.HeatMap(figure3.lab, steps=(1, 2), sizes=(0, 8), pairs_seen=64)
     again.merge(figure3.line)
     assert again.line == figure3.line and np.array_equal(again.data(), figure3.data())
 
 
-@pytest.mark.parametrize("line, words", [("hello", "is no entry"), ("3,0,0=50", "which is no cell"), ("1,0,0=101", "is no entry"), ("1,0,0=5;<script>", "&lt;script&gt;")])
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("hello", "is no entry"),
+        ("3,0,0=50", "which is no cell"),
+        ("1,0,0=101", "is no entry"),
+        ("1,0,0=5;<script>", "&lt;script&gt;"),
+    ],
+)
 def test_what_cannot_be_read_is_said_and_takes_in_nothing(figure3, line, words):
     figure3.merge("1,0,0=5")
     with pytest.raises(ValueError):
@@ -55,13 +72,13 @@ def test_what_cannot_be_read_is_said_and_takes_in_nothing(figure3, line, words):
 def test_only_whole_runs_of_a_cell_are_entered(figure3):
     lab = figure3.lab
     lab.run()
-    assert not figure3.found                               # other updates than a cell's
+    assert not figure3.found  # other updates than a cell's
     figure3.load(2, 8)
     lab.run(3)
     assert not figure3.found
     lab.learning_rate = 0.004
     lab.run()
-    assert not figure3.found                               # a slider moved on the way
+    assert not figure3.found  # a slider moved on the way
     figure3.load(2, 8)
     lab.run()
     assert list(figure3.found) == [(2, 8)]
@@ -77,6 +94,7 @@ def test_a_press_loads_and_plays(toy):
             await asyncio.sleep(0.01)
         assert list(figure3.found) == [(2, 8)] and figure3.buttons[2, 8].description != "run"
         lab.close()
+
     asyncio.run(main())
 
 
@@ -97,8 +115,14 @@ def test_again_runs_shows_and_stops():
         button.button.click()
         assert button.button.description == "Stop"
         await asyncio.wait_for(button.task, 60)
-        assert "done" in button.words.value and "loop" in button.words.value and button.button.description == "Time nothing"
-        slow = cl.Again(r"timeit -n 1 -r 1 __import__('os').system('echo\tbegun;sleep\t60')", "Sleep")      # it starts another, as a pool does
+        assert (
+            "done" in button.words.value
+            and "loop" in button.words.value
+            and button.button.description == "Time nothing"
+        )
+        slow = cl.Again(
+            r"timeit -n 1 -r 1 __import__('os').system('echo\tbegun;sleep\t60')", "Sleep"
+        )  # it starts another, as a pool does
         slow.start()
         for _ in range(2000):
             if "begun" not in slow.words.value:
@@ -111,6 +135,11 @@ def test_again_runs_shows_and_stops():
         many = cl.Again("timeit -n 1 -r 1 [print(n,'and',end='\\n')for(n)in(range(30))]", "Many")
         many.start()
         await asyncio.wait_for(many.task, 60)
-        assert "29 and\n" in many.words.value and "25 and\n" in many.words.value and "3 and\n" not in many.words.value.replace("23 and", "")
+        assert (
+            "29 and\n" in many.words.value
+            and "25 and\n" in many.words.value
+            and "3 and\n" not in many.words.value.replace("23 and", "")
+        )
+
     asyncio.run(main())
     assert "python -m timeit" in cl.Again("timeit", "x")._repr_mimebundle_()["text/plain"]

@@ -17,11 +17,29 @@ PAIRS = 40
 class Both:
     """Banks, an IncrementalSoftmax over them, and the whole matrix beside it."""
 
-    def __init__(self, size, *, dim=5, hard=0, keep_hard=True, query_bank=True, temperature=1.0, mask=True, dtype=torch.float64, seed=0):
+    def __init__(
+        self,
+        size,
+        *,
+        dim=5,
+        hard=0,
+        keep_hard=True,
+        query_bank=True,
+        temperature=1.0,
+        mask=True,
+        dtype=torch.float64,
+        seed=0,
+    ):
         self.draw = torch.Generator().manual_seed(seed)
         self.hard, self.dim, self.dtype, self.temperature = hard, dim, dtype, temperature
-        self.banks = [cl.MemoryBank(n, dim, dtype) for n in (size * query_bank, size, size * hard * keep_hard)]
-        self.keys = tuple(torch.randint(0, PAIRS, (PAIRS,), generator=self.draw) for _ in range(3)) if mask else None
+        self.banks = [
+            cl.MemoryBank(n, dim, dtype) for n in (size * query_bank, size, size * hard * keep_hard)
+        ]
+        self.keys = (
+            tuple(torch.randint(0, PAIRS, (PAIRS,), generator=self.draw) for _ in range(3))
+            if mask
+            else None
+        )
         self.fast = IncrementalSoftmax(*self.banks, temperature, self.keys)
 
     def vectors(self, count):
@@ -30,28 +48,54 @@ class Both:
     def micro_batch(self, count):
         ids = torch.randint(0, PAIRS, (count,), generator=self.draw)
         hard_ids = torch.randint(0, PAIRS, (count * self.hard,), generator=self.draw)
-        return self.vectors(count), self.vectors(count), self.vectors(count * self.hard) if self.hard else None, ids, hard_ids
+        return (
+            self.vectors(count),
+            self.vectors(count),
+            self.vectors(count * self.hard) if self.hard else None,
+            ids,
+            hard_ids,
+        )
 
     def whole(self, queries, passages, hard, ids, hard_ids):
-        columns, hards = torch.cat([ids, self.banks[1].ids]), torch.cat([hard_ids, self.banks[2].ids])
+        columns, hards = (
+            torch.cat([ids, self.banks[1].ids]),
+            torch.cat([hard_ids, self.banks[2].ids]),
+        )
         mask = None
         if self.keys is not None:
             query_keys, passage_keys, text_keys = self.keys
-            mask = duplicate_mask(torch.cat([query_keys[columns], torch.full((len(hards),), -1)]),
-                                  torch.cat([passage_keys[columns], text_keys[hards]]), len(queries) + len(self.banks[0]))
+            mask = duplicate_mask(
+                torch.cat([query_keys[columns], torch.full((len(hards),), -1)]),
+                torch.cat([passage_keys[columns], text_keys[hards]]),
+                len(queries) + len(self.banks[0]),
+            )
         kept = [bank if len(bank) else None for bank in self.banks]
-        return contrast(queries, passages, *kept[:2], hard, self.temperature, bank_hard_negatives=kept[2], mask=mask)
+        return contrast(
+            queries,
+            passages,
+            *kept[:2],
+            hard,
+            self.temperature,
+            bank_hard_negatives=kept[2],
+            mask=mask,
+        )
 
     def error(self, batch) -> float:
         """The largest difference of loss and gradients, relative to the largest number where that is above 1."""
-        pairs = [(a, b) for a, b in zip(self.whole(*batch)[:4], self.fast.contrast(*batch)[:4]) if a is not None]
+        pairs = [
+            (a, b)
+            for a, b in zip(self.whole(*batch)[:4], self.fast.contrast(*batch)[:4])
+            if a is not None
+        ]
         return max(float((a - b).abs().max() / a.abs().max().clamp(min=1)) for a, b in pairs)
 
     def write(self, batch, entered=True):
         queries, passages, hard, ids, hard_ids = batch
         if entered:
             self.fast.enter()
-        for bank, vectors, names in zip(self.banks, (queries, passages, hard), (ids, ids, hard_ids)):
+        for bank, vectors, names in zip(
+            self.banks, (queries, passages, hard), (ids, ids, hard_ids)
+        ):
             if bank.size:
                 bank.write(names, vectors, 0)
         if entered:
@@ -59,29 +103,66 @@ class Both:
 
 
 @settings(max_examples=200, deadline=None)
-@given(data=st.data(), size=st.integers(1, 40), local=st.integers(1, 9), hard=st.integers(0, 2), keep_hard=st.booleans(), query_bank=st.booleans(),
-       mask=st.booleans(), temperature=st.sampled_from([0.25, 1.0, 8.0]), planned=st.booleans(), seed=st.integers(0, 10**6))
-def test_drawn_sequences_equal_the_whole_matrix(data, size, local, hard, keep_hard, query_bank, mask, temperature, planned, seed):
-    both = Both(size, hard=hard, keep_hard=keep_hard, query_bank=query_bank, mask=mask, temperature=temperature, seed=seed)
-    epoch = data.draw(st.lists(st.integers(1, local), min_size=1, max_size=5)) if planned else [local]
+@given(
+    data=st.data(),
+    size=st.integers(1, 40),
+    local=st.integers(1, 9),
+    hard=st.integers(0, 2),
+    keep_hard=st.booleans(),
+    query_bank=st.booleans(),
+    mask=st.booleans(),
+    temperature=st.sampled_from([0.25, 1.0, 8.0]),
+    planned=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_drawn_sequences_equal_the_whole_matrix(
+    data, size, local, hard, keep_hard, query_bank, mask, temperature, planned, seed
+):
+    both = Both(
+        size,
+        hard=hard,
+        keep_hard=keep_hard,
+        query_bank=query_bank,
+        mask=mask,
+        temperature=temperature,
+        seed=seed,
+    )
+    epoch = (
+        data.draw(st.lists(st.integers(1, local), min_size=1, max_size=5)) if planned else [local]
+    )
     if planned:
         both.fast.expect(np.array(epoch))
     for turn in range(data.draw(st.integers(5, 30))):
-        event = data.draw(st.sampled_from(["go"] * 12 + ["ragged", "clear", "resize", "written by others", "taken back", "saved"]))
+        event = data.draw(
+            st.sampled_from(
+                ["go"] * 12
+                + ["ragged", "clear", "resize", "written by others", "taken back", "saved"]
+            )
+        )
         if event == "clear":
             [bank.clear() for bank in both.banks]
         elif event == "resize":
             size = data.draw(st.integers(1, 40))
-            [bank.resize(n) for bank, n in zip(both.banks, (size * query_bank, size, size * hard * keep_hard))]
+            [
+                bank.resize(n)
+                for bank, n in zip(both.banks, (size * query_bank, size, size * hard * keep_hard))
+            ]
         elif event == "written by others":
             both.write(both.micro_batch(local), entered=False)
         elif event == "saved":
             state = both.fast.state_dict()
             both.fast = IncrementalSoftmax(*both.banks, temperature, both.keys)
             both.fast.load_state_dict(state)
-        batch = both.micro_batch(data.draw(st.integers(1, local + 2)) if event == "ragged" else epoch[turn % len(epoch)])
+        batch = both.micro_batch(
+            data.draw(st.integers(1, local + 2)) if event == "ragged" else epoch[turn % len(epoch)]
+        )
         if event == "taken back":
-            marks = [(part, part.mark(len(ids))) for part, ids in zip((*both.banks, both.fast), (batch[3], batch[3], batch[4], batch[3]))]
+            marks = [
+                (part, part.mark(len(ids)))
+                for part, ids in zip(
+                    (*both.banks, both.fast), (batch[3], batch[3], batch[4], batch[3])
+                )
+            ]
             assert both.error(batch) < 1e-12
             both.write(batch)
             for part, mark in marks:
@@ -106,7 +187,9 @@ def test_scores_of_thousands_do_not_underflow(temperature):
     both = Both(16, temperature=temperature, hard=1)
     for _ in range(60):
         batch = both.micro_batch(4)
-        assert both.error(batch) < 1e-11       # of numbers of some thousands, which float64 holds to 1e-12 themselves
+        assert (
+            both.error(batch) < 1e-11
+        )  # of numbers of some thousands, which float64 holds to 1e-12 themselves
         both.write(batch)
 
 
@@ -155,10 +238,17 @@ def test_the_table_needs_no_product_of_its_own(hard, epoch):
             both.write(batch)
         columns = b * (1 + hard)
         bank = n * (1 + hard)
-        local_rows = 2 * b * (columns + bank) * dim - b * (bank) * dim + b * bank * dim + columns * b * dim      # scores, d_queries, d_passages
-        banked_rows = 2 * n * columns * dim                                                                      # scores, d_passages
+        local_rows = (
+            2 * b * (columns + bank) * dim - b * (bank) * dim + b * bank * dim + columns * b * dim
+        )  # scores, d_queries, d_passages
+        banked_rows = 2 * n * columns * dim  # scores, d_passages
         assert counted.products == local_rows + banked_rows, turn
-        assert counted.largest <= max((columns + bank) * b + b, n * columns, size * dim * (1 + hard), both.fast.older.numel() + size)
+        assert counted.largest <= max(
+            (columns + bank) * b + b,
+            n * columns,
+            size * dim * (1 + hard),
+            both.fast.older.numel() + size,
+        )
     assert both.fast.bytes < 8 * (size * (size / min(8, np.mean(epoch)) + 3) + 2 * size)
 
 
@@ -166,8 +256,14 @@ def test_joint_keys_are_the_relation_or_none():
     found = 0
     for seed in range(300):
         draw = torch.Generator().manual_seed(seed)
-        queries, passages = (torch.randint(0, 12, (int(torch.randint(1, 9, (1,), generator=draw)),), generator=draw) for _ in range(2))
-        queries, passages = queries[:min(len(queries), len(passages))], passages[:min(len(queries), len(passages))]
+        queries, passages = (
+            torch.randint(0, 12, (int(torch.randint(1, 9, (1,), generator=draw)),), generator=draw)
+            for _ in range(2)
+        )
+        queries, passages = (
+            queries[: min(len(queries), len(passages))],
+            passages[: min(len(queries), len(passages))],
+        )
         same = (queries[:, None] == queries) | (passages[:, None] == passages)
         keys = joint_keys(queries, passages)
         transitive = torch.equal(same, (same.float() @ same.float()) > 0)
@@ -182,30 +278,67 @@ BANKED = [name for name in cl.PRESETS if cl.Settings(method=name).keeps_scores]
 
 
 @pytest.mark.parametrize("method", BANKED)
-@pytest.mark.parametrize("extra", [dict(), dict(hard_negatives=1), dict(hard_negatives=2, bank_hard_negatives=False), dict(mask_duplicates=False),
-                                   dict(bank_warmup=2), dict(drop_query_bank_at=3), dict(local_batch=5, memory_size=37)])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        dict(),
+        dict(hard_negatives=1),
+        dict(hard_negatives=2, bank_hard_negatives=False),
+        dict(mask_duplicates=False),
+        dict(bank_warmup=2),
+        dict(drop_query_bank_at=3),
+        dict(local_batch=5, memory_size=37),
+    ],
+)
 def test_runs_are_those_of_the_whole_matrix(toy, method, extra):
-    fields = dict(method=method, local_batch=4, memory_size=32, updates=12, dtype="float64", tower="bag") | extra
+    fields = (
+        dict(method=method, local_batch=4, memory_size=32, updates=12, dtype="float64", tower="bag")
+        | extra
+    )
     if "accumulation_steps" not in cl.PRESETS[method]["fixes"]:
         fields["accumulation_steps"] = 4
-    fast, whole = (cl.Run(toy, cl.Settings(**fields, similarity=kind)) for kind in ("incremental", "full"))
+    fast, whole = (
+        cl.Run(toy, cl.Settings(**fields, similarity=kind)) for kind in ("incremental", "full")
+    )
     assert (fast.similarity, whole.similarity, fast.notes) == ("incremental", "full", whole.notes)
     for _ in range(12):
         for a, b in zip(fast.micro_steps(), whole.micro_steps(), strict=True):
             assert abs(a.loss - b.loss) < 1e-9
-            assert a.scores.shape == b.scores.shape and torch.equal(a.column_ids, b.column_ids) and torch.equal(a.row_ids, b.row_ids)
+            assert (
+                a.scores.shape == b.scores.shape
+                and torch.equal(a.column_ids, b.column_ids)
+                and torch.equal(a.row_ids, b.row_ids)
+            )
             assert torch.equal(a.scores.isinf(), b.scores.isinf())
-            assert torch.allclose(a.scores.nan_to_num(neginf=0), b.scores.nan_to_num(neginf=0), atol=1e-8) and torch.allclose(a.weights, b.weights, atol=1e-9)
+            assert torch.allclose(
+                a.scores.nan_to_num(neginf=0), b.scores.nan_to_num(neginf=0), atol=1e-8
+            ) and torch.allclose(a.weights, b.weights, atol=1e-9)
         assert abs(fast.history[-1].grad_norm_ratio - whole.history[-1].grad_norm_ratio) < 1e-6
         assert fast.history[-1].negatives == whole.history[-1].negatives
 
 
 def test_a_ragged_end_of_an_epoch_is_known_ahead(toy, monkeypatch):
-    run = cl.Run(toy, cl.Settings(local_batch=7, accumulation_steps=3, memory_size=50, updates=60, similarity="incremental"))
+    run = cl.Run(
+        toy,
+        cl.Settings(
+            local_batch=7,
+            accumulation_steps=3,
+            memory_size=50,
+            updates=60,
+            similarity="incremental",
+        ),
+    )
     assert len(set(run.feed.sizes)) == 2
     made = []
     keep = IncrementalSoftmax._catch_up
-    monkeypatch.setattr(IncrementalSoftmax, "_catch_up", lambda self: (made.append(self._now() != self._versions and len(self.banks[0]) > 0), keep(self)))
+    monkeypatch.setattr(
+        IncrementalSoftmax,
+        "_catch_up",
+        lambda self: (
+            made.append(self._now() != self._versions and len(self.banks[0]) > 0),
+            keep(self),
+        ),
+    )
     for _ in run:
         pass
     assert not any(made) and run.step_count > 2 * run.feed.updates_per_epoch
@@ -230,11 +363,24 @@ def test_the_usual_way_follows_the_size():
     small, large = cl.Settings(memory_size=128), cl.Settings(memory_size=1024)
     assert (small.similarity, large.similarity) == ("full", "incremental")
     assert small.replace(memory_size=1024) == large and large.replace(memory_size=128) == small
-    assert large.share() == "method=contaccum&memory_size=1024" and "similarity=full" in large.replace(similarity="full").share()
+    assert (
+        large.share() == "method=contaccum&memory_size=1024"
+        and "similarity=full" in large.replace(similarity="full").share()
+    )
     assert large.replace(similarity="full").replace(seed=1).similarity == "full"
-    for settings_ in (small, large, large.replace(similarity="full"), small.replace(similarity="incremental"), cl.Settings(method="momentum", memory_size=512)):
+    for settings_ in (
+        small,
+        large,
+        large.replace(similarity="full"),
+        small.replace(similarity="incremental"),
+        cl.Settings(method="momentum", memory_size=512),
+    ):
         assert cl.Settings.parse(settings_.share()) == settings_
-    assert cl.Settings(method="momentum", memory_size=512).similarity == cl.Settings(method="dpr").similarity == "full"
+    assert (
+        cl.Settings(method="momentum", memory_size=512).similarity
+        == cl.Settings(method="dpr").similarity
+        == "full"
+    )
 
 
 def test_a_matrix_that_was_not_made_is_gone_with_the_next_micro_batch(toy):
@@ -244,7 +390,7 @@ def test_a_matrix_that_was_not_made_is_gone_with_the_next_micro_batch(toy):
     with pytest.raises(RuntimeError, match="look at it before the next micro-batch"):
         _ = first.weights
     run.step()
-    assert third.there                                        # it was made in time
+    assert third.there  # it was made in time
 
 
 def test_a_lab_changes_over_and_shows_the_same(toy):
@@ -253,7 +399,10 @@ def test_a_lab_changes_over_and_shows_the_same(toy):
     assert lab.training.similarity == "full"
     lab.memory_size = 512
     lab.run(3)
-    assert lab.training.similarity == lab.similarity == "incremental" and lab.training.settings.memory_size == 512
+    assert (
+        lab.training.similarity == lab.similarity == "incremental"
+        and lab.training.settings.memory_size == 512
+    )
     line, sentence = lab.share(), lab.views.matrix.sentence
     again = cl.Lab(toy)
     again.load(line)
@@ -262,7 +411,11 @@ def test_a_lab_changes_over_and_shows_the_same(toy):
     lab.step("micro-batch")
     micro = lab.micro
     lab.stop()
-    assert lab.micro is micro and micro.there and lab.views.matrix.data()["values"].shape == micro.scores.shape
+    assert (
+        lab.micro is micro
+        and micro.there
+        and lab.views.matrix.data()["values"].shape == micro.scores.shape
+    )
     lab.memory_size = 64
     lab.run(1)
     assert lab.training.similarity == lab.similarity == "full"

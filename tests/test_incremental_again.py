@@ -2,8 +2,8 @@
 
 import pytest
 
-from test_methods import *   # noqa: F403
-from test_run import *       # noqa: F403
+from test_methods import *  # noqa: F403
+from test_run import *  # noqa: F403
 
 
 @pytest.fixture(autouse=True)

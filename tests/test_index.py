@@ -18,7 +18,19 @@ from contaccum_lite.search import rank
 @pytest.fixture(scope="module")
 def trained(toy, tmp_path_factory):
     """A small retriever that was trained and saved: (folder, run)."""
-    run = cl.Run(toy, cl.Settings(dim=16, local_batch=8, accumulation_steps=4, memory_size=32, updates=60, warmup=5, passage_tokens=16, learning_rate=0.02))
+    run = cl.Run(
+        toy,
+        cl.Settings(
+            dim=16,
+            local_batch=8,
+            accumulation_steps=4,
+            memory_size=32,
+            updates=60,
+            warmup=5,
+            passage_tokens=16,
+            learning_rate=0.02,
+        ),
+    )
     list(run)
     folder = tmp_path_factory.mktemp("run") / "run"
     run.save(folder)
@@ -27,7 +39,10 @@ def trained(toy, tmp_path_factory):
 
 # --- search -------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("sizes, block", [([1000], 32_768), ([300, 1, 699], 64), ([7] * 20, 5), ([3, 5], 4)])
+
+@pytest.mark.parametrize(
+    "sizes, block", [([1000], 32_768), ([300, 1, 699], 64), ([7] * 20, 5), ([3, 5], 4)]
+)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_any_cut_into_shards_finds_the_same(monkeypatch, sizes, block, dtype):
     draw = np.random.default_rng(len(sizes))
@@ -37,28 +52,47 @@ def test_any_cut_into_shards_finds_the_same(monkeypatch, sizes, block, dtype):
     scores, rows = search_shards(queries, np.split(passages, np.cumsum(sizes)[:-1]), 100)
     exact = queries.astype("f8") @ passages.astype("f8").T
     expected = np.argsort(-exact, axis=1)[:, :100]
-    assert (rows == expected).all() and np.allclose(scores, np.take_along_axis(exact, expected, 1), atol=1e-4)
+    assert (rows == expected).all() and np.allclose(
+        scores, np.take_along_axis(exact, expected, 1), atol=1e-4
+    )
 
 
 def test_of_equal_scores_the_lower_row_comes_first():
-    scores, rows = search_shards(np.ones((1, 4), "f4"), [np.ones((3, 4), "f4"), np.ones((3, 4), "f4")], 6)
+    scores, rows = search_shards(
+        np.ones((1, 4), "f4"), [np.ones((3, 4), "f4"), np.ones((3, 4), "f4")], 6
+    )
     assert rows.tolist() == [[0, 1, 2, 3, 4, 5]] and (scores == 4).all()
 
 
 # --- on disk ------------------------------------------------------------------------------------------------------------
 
+
 def test_an_index_finds_what_the_run_finds(trained, toy, tmp_path):
     folder, run = trained
     made = build(folder, toy.passages, tmp_path / "index", shard=100)
-    assert len(made) == 640 and [len(v) for v in made.vectors()] == [100] * 6 + [40] and "640 passages of 16" in repr(made)
+    assert (
+        len(made) == 640
+        and [len(v) for v in made.vectors()] == [100] * 6 + [40]
+        and "640 passages of 16" in repr(made)
+    )
     again = Index(tmp_path / "index")
     for pair in toy.test[:10]:
         ours, theirs = again.search(pair.query, 7), run.search(pair.query, 7)
-        assert [h[1:] for h in ours] == [h[1:] for h in theirs] and np.allclose([h.score for h in ours], [h.score for h in theirs], atol=1e-4)
-    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {".json", ".jsonl", ".npy", ".safetensors", ".txt"}
+        assert [h[1:] for h in ours] == [h[1:] for h in theirs] and np.allclose(
+            [h.score for h in ours], [h.score for h in theirs], atol=1e-4
+        )
+    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {
+        ".json",
+        ".jsonl",
+        ".npy",
+        ".safetensors",
+        ".txt",
+    }
     half = build(folder, toy.passages, tmp_path / "half", shard=100, dtype="float16")
     assert next(half.vectors()).dtype == np.float16
-    assert [h.id for h in half.search(toy.test[0].query, 3)] == [h.id for h in again.search(toy.test[0].query, 3)]
+    assert [h.id for h in half.search(toy.test[0].query, 3)] == [
+        h.id for h in again.search(toy.test[0].query, 3)
+    ]
 
 
 def test_vectors_are_mapped_not_read(trained, toy, tmp_path):
@@ -71,12 +105,16 @@ def test_twenty_thousand_passages_killed_and_gone_on_with(trained, tmp_path):
     folder, _ = trained
     words = [f"w{n}" for n in range(500)]
     draw = np.random.default_rng(0)
-    passages = [Passage(f"id{n}", f"title {n}", " ".join(draw.choice(words, 12))) for n in range(20_000)]
+    passages = [
+        Passage(f"id{n}", f"title {n}", " ".join(draw.choice(words, 12))) for n in range(20_000)
+    ]
     whole = build(folder, passages, tmp_path / "whole", shard=4000)
     context, out, kills = multiprocessing.get_context("fork"), tmp_path / "out", 0
     kept = {}
     for shards_there in (0, 1, 2, 3):
-        process = context.Process(target=build, args=(folder, passages, out), kwargs=dict(shard=4000))
+        process = context.Process(
+            target=build, args=(folder, passages, out), kwargs=dict(shard=4000)
+        )
         process.start()
         while process.is_alive() and len(list(out.glob("shard-*"))) < shards_there:
             time.sleep(0.001)
@@ -86,31 +124,51 @@ def test_twenty_thousand_passages_killed_and_gone_on_with(trained, tmp_path):
         process.join()
         for name, stamp in kept.items():
             assert (out / name / "vectors.npy").stat().st_mtime_ns == stamp
-        kept = {path.name: (path / "vectors.npy").stat().st_mtime_ns for path in out.glob("shard-*")}
+        kept = {
+            path.name: (path / "vectors.npy").stat().st_mtime_ns for path in out.glob("shard-*")
+        }
         for path in out.glob("shard-*"):
-            assert len(np.load(path / "vectors.npy", mmap_mode="r")) == len((path / "passages.jsonl").read_bytes().splitlines()) == 4000
-        if (out / "index.json").is_file() and not json.loads((out / "index.json").read_text()).get("finished"):
+            assert (
+                len(np.load(path / "vectors.npy", mmap_mode="r"))
+                == len((path / "passages.jsonl").read_bytes().splitlines())
+                == 4000
+            )
+        if (out / "index.json").is_file() and not json.loads((out / "index.json").read_text()).get(
+            "finished"
+        ):
             with pytest.raises(ValueError, match="not finished"):
                 Index(out)
     assert kills >= 3 and kept
     made = build(folder, passages, out, shard=4000)
     assert all(np.array_equal(a, b) for a, b in zip(made.vectors(), whole.vectors(), strict=True))
-    assert not list(out.glob(".*")) and made.passage(19_999) == passages[-1] and made.passage(4000) == passages[4000]
+    assert (
+        not list(out.glob(".*"))
+        and made.passage(19_999) == passages[-1]
+        and made.passage(4000) == passages[4000]
+    )
     queries = whole.encode([p.text for p in passages[:20]])
     _, rows = rank(queries, np.concatenate(list(whole.vectors())), 50)
     found = made.rank(queries, 50)[1]
-    assert np.mean([len(set(a) & set(b)) for a, b in zip(found, rows)]) > 49.5          # ties at the end may be cut elsewhere
+    assert (
+        np.mean([len(set(a) & set(b)) for a, b in zip(found, rows)]) > 49.5
+    )  # ties at the end may be cut elsewhere
 
 
 def test_what_does_not_belong_together_is_refused(trained, toy, tmp_path):
     folder, _ = trained
     made = tmp_path / "index"
     build(folder, toy.passages[:250], made, shard=100)
-    for options, words in ((dict(shard=50), "another shard"), (dict(dtype="float16", shard=100), "another dtype"), (dict(shard=100, source="x"), "another source")):
+    for options, words in (
+        (dict(shard=50), "another shard"),
+        (dict(dtype="float16", shard=100), "another dtype"),
+        (dict(shard=100, source="x"), "another source"),
+    ):
         with pytest.raises(ValueError, match=words):
             build(folder, toy.passages[:250], made, **options)
     about = json.loads((made / "index.json").read_text())
-    (made / "index.json").write_text(json.dumps({k: v for k, v in about.items() if k not in ("finished", "passages")}))
+    (made / "index.json").write_text(
+        json.dumps({k: v for k, v in about.items() if k not in ("finished", "passages")})
+    )
     with pytest.raises(ValueError, match="begun with other passages"):
         build(folder, toy.passages[1:251], made, shard=100)
     with pytest.raises(ValueError, match="begun with more passages"):
@@ -137,29 +195,51 @@ def test_a_full_disk_leaves_whole_shards(trained, toy, tmp_path, monkeypatch):
         if len(calls) > 5:
             raise OSError(28, "No space left on device")
         return plain(*args, **options)
+
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(OSError, match="No space"):
         build(trained[0], toy.passages, tmp_path / "index", shard=100)
     monkeypatch.undo()
-    assert sorted(p.name for p in (tmp_path / "index").iterdir()) == ["index.json", "query_tower", "shard-00000", "shard-00001"]
+    assert sorted(p.name for p in (tmp_path / "index").iterdir()) == [
+        "index.json",
+        "query_tower",
+        "shard-00000",
+        "shard-00001",
+    ]
     assert len(build(trained[0], toy.passages, tmp_path / "index", shard=100)) == 640
 
 
 # --- passages -----------------------------------------------------------------------------------------------------------
 
+
 def test_passages_are_read_from_beirs_and_dprs_files(tmp_path, toy):
     rows = [Passage("a", "T", "first text"), Passage("b", "", 'with "quotes" and\nlines')]
-    lines = "".join(json.dumps({"_id": p.id, "title": p.title, "text": p.text}) + "\n" for p in rows)
+    lines = "".join(
+        json.dumps({"_id": p.id, "title": p.title, "text": p.text}) + "\n" for p in rows
+    )
     (tmp_path / "corpus.jsonl").write_text(lines)
     with gzip.open(tmp_path / "corpus.jsonl.gz", "wt") as file:
         file.write(lines)
-    (tmp_path / "psgs.tsv").write_text('id\ttext\ttitle\n1\t"says ""this"" and that"\tA title\n2\tplain\tB\n')
-    assert list(formats.read_passages(str(tmp_path / "corpus.jsonl"))) == rows == list(formats.read_passages(str(tmp_path / "corpus.jsonl.gz")))
-    assert list(formats.read_passages(str(tmp_path / "psgs.tsv"))) == [Passage("1", "A title", 'says "this" and that'), Passage("2", "B", "plain")]
+    (tmp_path / "psgs.tsv").write_text(
+        'id\ttext\ttitle\n1\t"says ""this"" and that"\tA title\n2\tplain\tB\n'
+    )
+    assert (
+        list(formats.read_passages(str(tmp_path / "corpus.jsonl")))
+        == rows
+        == list(formats.read_passages(str(tmp_path / "corpus.jsonl.gz")))
+    )
+    assert list(formats.read_passages(str(tmp_path / "psgs.tsv"))) == [
+        Passage("1", "A title", 'says "this" and that'),
+        Passage("2", "B", "plain"),
+    ]
     assert list(formats.read_passages("toy")) == toy.passages
     (tmp_path / "bad.tsv").write_text("1\n")
     (tmp_path / "bad.jsonl").write_text('{"_id": "x"}\n')
-    for name, words in (("bad.tsv", "line 1: found '1"), ("bad.jsonl", "line 1: found no key 'text'"), ("missing.jsonl", "no such file")):
+    for name, words in (
+        ("bad.tsv", "line 1: found '1"),
+        ("bad.jsonl", "line 1: found no key 'text'"),
+        ("missing.jsonl", "no such file"),
+    ):
         with pytest.raises(ValueError, match=words):
             list(formats.read_passages(str(tmp_path / name)))
     with pytest.raises(ValueError, match="no passages called 'wiki'"):
@@ -167,6 +247,7 @@ def test_passages_are_read_from_beirs_and_dprs_files(tmp_path, toy):
 
 
 # --- evaluation ---------------------------------------------------------------------------------------------------------
+
 
 def test_evaluation_in_shards_is_the_runs_own(trained, toy, tmp_path):
     folder, run = trained
@@ -184,18 +265,30 @@ def test_evaluation_in_shards_is_the_runs_own(trained, toy, tmp_path):
 def test_an_index_of_another_corpus_is_judged_by_text_and_by_answers(trained, toy, tmp_path):
     """Other ids, other order, one relevant passage missing; grades and answer strings."""
     folder, _ = trained
-    pairs = [pair._replace(answers=(pair.passage.split()[0],), relevant={pair.passage_id: 2, toy.passages[n].id: 1}) for n, pair in enumerate(toy.test[:40])]
+    pairs = [
+        pair._replace(
+            answers=(pair.passage.split()[0],), relevant={pair.passage_id: 2, toy.passages[n].id: 1}
+        )
+        for n, pair in enumerate(toy.test[:40])
+    ]
     asked = Pairs("graded", toy.train, pairs, toy.passages)
     retriever = Retriever.load(folder)
     own = evaluate(retriever, asked)
     assert own["ndcg@10"] > 0 and "answer_top@20" in own
-    shuffled = [toy.passages[n]._replace(id=f"other {n}") for n in np.random.default_rng(0).permutation(len(toy.passages))]
+    shuffled = [
+        toy.passages[n]._replace(id=f"other {n}")
+        for n in np.random.default_rng(0).permutation(len(toy.passages))
+    ]
     made = build(folder, shuffled, tmp_path / "index", shard=150)
     assert evaluate(retriever, asked, index=made) == pytest.approx(own)
-    found = next(p for p in pairs if evaluate(retriever, Pairs("one", toy.train, [p], toy.passages))["top@1"])
-    missing = build(folder, [p for p in shuffled if p.text != found.passage], tmp_path / "without", shard=150)
+    found = next(
+        p for p in pairs if evaluate(retriever, Pairs("one", toy.train, [p], toy.passages))["top@1"]
+    )
+    missing = build(
+        folder, [p for p in shuffled if p.text != found.passage], tmp_path / "without", shard=150
+    )
     less = evaluate(retriever, asked, index=missing)
-    assert less["recall@100"] < own["recall@100"]                   # what the index lacks counts as not found
+    assert less["recall@100"] < own["recall@100"]  # what the index lacks counts as not found
     other = cl.Run(toy, retriever.settings.replace(seed=5))
     other.save(tmp_path / "other")
     with pytest.raises(ValueError, match="made by other towers"):
@@ -215,12 +308,15 @@ def test_faiss_takes_an_index_from_here(trained, toy, tmp_path):
     queries = made.encode([pair.query for pair in toy.test])
     _, rows = approximate.search(queries, 80)
     true = np.concatenate(list(made.vectors()))
-    again = np.stack([found[np.argsort(-(true[found] @ query))][:5] for query, found in zip(queries, rows)])
+    again = np.stack(
+        [found[np.argsort(-(true[found] @ query))][:5] for query, found in zip(queries, rows)]
+    )
     exact = made.rank(queries, 5)[1]
     assert np.mean([len(set(a) & set(b)) / 5 for a, b in zip(again, exact)]) > 0.9
 
 
 # --- a corpus that has changed, vectors that are not finite ---------------------------------------
+
 
 def _rows(count):
     return [Passage(f"id{n}", f"title {n}", f"text of number {n}") for n in range(count)]
@@ -233,11 +329,13 @@ def test_a_finished_index_of_a_changed_corpus_is_refused(trained, tmp_path):
     stamps = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
     assert len(build(trained[0], rows, made, shard=20, source="corpus")) == 40
     changed = [rows[0], rows[1]._replace(text="another"), *rows[2:]]
-    for other, words in ((changed, r"other passages than corpus \(shard 0 differs\)"),
-                         (_rows(41), "fewer passages than corpus"),
-                         (_rows(70), "fewer passages than corpus"),
-                         (rows[:35], r"other passages than corpus \(shard 1 differs\)"),
-                         (rows[:20], "more passages than corpus")):
+    for other, words in (
+        (changed, r"other passages than corpus \(shard 0 differs\)"),
+        (_rows(41), "fewer passages than corpus"),
+        (_rows(70), "fewer passages than corpus"),
+        (rows[:35], r"other passages than corpus \(shard 1 differs\)"),
+        (rows[:20], "more passages than corpus"),
+    ):
         with pytest.raises(ValueError, match=f"is finished, and holds {words}"):
             build(trained[0], other, made, shard=20, source="corpus")
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == stamps
@@ -263,8 +361,12 @@ def test_vectors_that_are_not_finite_are_a_sentence(trained, toy, tmp_path, valu
     made = build(trained[0], toy.passages[:50], tmp_path / "fine", shard=20)
     folder, run = _with_bad_weights(trained[0], tmp_path / "run", value)
     retriever = Retriever.load(folder)
-    for call in (run.evaluate, lambda: run.search("baba"), lambda: evaluate(retriever, toy),
-                 lambda: retriever.queries(["baba"])):
+    for call in (
+        run.evaluate,
+        lambda: run.search("baba"),
+        lambda: evaluate(retriever, toy),
+        lambda: retriever.queries(["baba"]),
+    ):
         with pytest.raises(ValueError, match="the vector of query '.*' is not finite"):
             call()
     with pytest.raises(ValueError, match="the vector of passage 'p[0-9]+' is not finite"):
@@ -281,13 +383,17 @@ def test_a_vector_that_is_not_finite_never_becomes_a_row(tmp_path):
     """FAISS gives the row -1 for it: on both ways to search."""
     passages, queries = np.ones((9, 4), "f4"), np.ones((3, 4), "f4")
     queries[1, 2] = np.nan
-    for search in (lambda: search_shards(queries, [passages, passages], 4),
-                   lambda: rank(queries, passages, 4)):
+    for search in (
+        lambda: search_shards(queries, [passages, passages], 4),
+        lambda: rank(queries, passages, 4),
+    ):
         with pytest.raises(ValueError, match="query 2 and a passage"):
             search()
     passages[5] = np.nan
-    for search in (lambda: search_shards(queries[:1], [passages[:3], passages[3:]], 12),
-                   lambda: rank(queries[:1], passages, 12)):
+    for search in (
+        lambda: search_shards(queries[:1], [passages[:3], passages[3:]], 12),
+        lambda: rank(queries[:1], passages, 12),
+    ):
         with pytest.raises(ValueError, match="query 1 and a passage"):
             search()
 

@@ -29,10 +29,14 @@ def losses(lab):
 
 # --- what can be set ---------------------------------------------------------------------------------------------------
 
+
 def test_every_setting_is_a_trait_with_its_default_and_range(toy):
     lab = Lab(toy)
     assert lab.settings == cl.Settings() == lab.training.settings
-    assert all(lab.trait_metadata(n, "help") == f.metadata["help"] for n, f in cl.Settings.__dataclass_fields__.items())
+    assert all(
+        lab.trait_metadata(n, "help") == f.metadata["help"]
+        for n, f in cl.Settings.__dataclass_fields__.items()
+    )
     with pytest.raises(ValueError, match="local_batch is 0: it must be from 1 to 4096"):
         lab.local_batch = 0
     with pytest.raises(ValueError, match="memory_size is 'x'"):
@@ -283,13 +287,19 @@ def test_random_choices_of_all_settings_leave_a_whole(toy):
 
 # --- training ----------------------------------------------------------------------------------------------------------
 
+
 def test_run_is_the_run(toy):
     lab = small(toy)
     lab.run()
     alone = cl.Run(toy, lab.settings)
     assert losses(lab) == [u.loss for u in alone] and lab.done
-    assert [u for u, _ in lab.track.top20] == [0, 4, 8, 12] and lab.track.top20[-1][1] == alone.evaluate()["top@20"]
-    assert f"{alone.evaluate()['top@20']:.1%}" in lab.summary and f"{alone.history[-1].grad_norm_ratio:.2f}" in lab.summary
+    assert [u for u, _ in lab.track.top20] == [0, 4, 8, 12] and lab.track.top20[-1][
+        1
+    ] == alone.evaluate()["top@20"]
+    assert (
+        f"{alone.evaluate()['top@20']:.1%}" in lab.summary
+        and f"{alone.history[-1].grad_norm_ratio:.2f}" in lab.summary
+    )
 
 
 def test_steps_of_both_sizes_go_on_from_each_other(toy):
@@ -299,11 +309,11 @@ def test_steps_of_both_sizes_go_on_from_each_other(toy):
     assert lab.micro.index == 0 and lab.training.step_count == 0
     lab.step("micro-batch")
     assert lab.micro.index == 1
-    lab.step()                                        # what is left of the update
+    lab.step()  # what is left of the update
     assert lab.training.step_count == 1 and lab.micro.index == 2
     for _ in range(3):
         lab.step("micro-batch")
-    assert lab.training.step_count == 2               # the last micro-batch of an update makes it
+    assert lab.training.step_count == 2  # the last micro-batch of an update makes it
     lab.step("micro-batch")
     lab.run(3)
     assert lab.training.step_count == 5
@@ -323,7 +333,10 @@ def test_stop_undoes_the_half_made_update(toy):
     lab.step("micro-batch")
     assert not torch.equal(before[1], lab.training.passage_bank.vectors)
     lab.stop()
-    assert all(torch.equal(a, bank.vectors) for a, bank in zip(before, lab.training.learner.banks)) and lab.training.step_count == 2
+    assert (
+        all(torch.equal(a, bank.vectors) for a, bank in zip(before, lab.training.learner.banks))
+        and lab.training.step_count == 2
+    )
     lab.run()
     assert losses(lab) == losses(whole)
 
@@ -332,7 +345,7 @@ def test_another_hand_on_the_run_is_survived(toy):
     lab, whole = small(toy), small(toy)
     whole.run()
     lab.step("micro-batch")
-    lab.training.step()                               # takes the lab's half-made update back, and makes it
+    lab.training.step()  # takes the lab's half-made update back, and makes it
     lab.run()
     assert losses(lab) == losses(whole)
 
@@ -340,11 +353,22 @@ def test_another_hand_on_the_run_is_survived(toy):
 def test_an_exception_is_a_sentence(toy, monkeypatch):
     lab = small(toy)
     lab.run(2)
-    before = lab.training.query_tower.state_dict()["embedding.weight"].clone() if "embedding.weight" in lab.training.query_tower.state_dict() else None
-    monkeypatch.setattr(lab.training.learner, "encode", lambda *_: (_ for _ in ()).throw(MemoryError("no memory left for <b>this</b>")))
+    before = (
+        lab.training.query_tower.state_dict()["embedding.weight"].clone()
+        if "embedding.weight" in lab.training.query_tower.state_dict()
+        else None
+    )
+    monkeypatch.setattr(
+        lab.training.learner,
+        "encode",
+        lambda *_: (_ for _ in ()).throw(MemoryError("no memory left for <b>this</b>")),
+    )
     with pytest.raises(MemoryError):
         lab.run(1)
-    assert lab.message == "Training stopped at update 3: no memory left for <b>this</b>" and not lab.playing
+    assert (
+        lab.message == "Training stopped at update 3: no memory left for <b>this</b>"
+        and not lab.playing
+    )
     monkeypatch.undo()
     lab.run()
     assert lab.training.step_count == 12
@@ -353,16 +377,25 @@ def test_an_exception_is_a_sentence(toy, monkeypatch):
 
 # --- changes under way -------------------------------------------------------------------------------------------------
 
+
 def test_learning_rate_and_memory_size_hold_from_the_next_update(toy):
     lab = small(toy)
     lab.run(2)
     lab.step("micro-batch")
     lab.memory_size, lab.learning_rate = 8, 0.001
-    assert lab.training.passage_bank.size == 16 and lab.training.settings.learning_rate != 0.001 and not lab.pending
+    assert (
+        lab.training.passage_bank.size == 16
+        and lab.training.settings.learning_rate != 0.001
+        and not lab.pending
+    )
     newest = lab.training.passage_bank.ids[lab.training.passage_bank.order()][-8:]
     lab.step()
     lab._take_changes()
-    assert lab.training.passage_bank.size == 8 and lab.training.query_bank.size == 8 and lab.training.settings.learning_rate == 0.001
+    assert (
+        lab.training.passage_bank.size == 8
+        and lab.training.query_bank.size == 8
+        and lab.training.settings.learning_rate == 0.001
+    )
     assert lab.training.learning_rate(3) < 0.001 and len(newest) == 8
     assert lab.share().endswith("&then=3:learning_rate:0.001,3:memory_size:8")
 
@@ -373,8 +406,12 @@ def test_shrinking_and_growing_keep_the_newest(toy):
     run = lab.training
     newest = run.passage_bank.ids[run.passage_bank.order()].tolist()
     vectors = run.passage_bank.vectors[run.passage_bank.order()].clone()
-    lab.memory_size = 8                               # at rest it holds at once
-    assert run.passage_bank.ids[run.passage_bank.order()].tolist() == newest[-8:] == run.query_bank.ids[run.query_bank.order()].tolist()
+    lab.memory_size = 8  # at rest it holds at once
+    assert (
+        run.passage_bank.ids[run.passage_bank.order()].tolist()
+        == newest[-8:]
+        == run.query_bank.ids[run.query_bank.order()].tolist()
+    )
     lab.memory_size = 40
     assert len(run.passage_bank) == 8 and run.passage_bank.size == 40
     assert torch.equal(run.passage_bank.vectors[run.passage_bank.order()], vectors[-8:])
@@ -387,7 +424,10 @@ def test_other_changes_ask_for_a_reset_in_words(toy):
     lab.run(1)
     lab.accumulation_steps = 4
     lab.temperature = 2.0
-    assert lab.message == "Press Reset to train with K = 4, τ = 2. Until then this run goes on with K = 3, τ = 4."
+    assert (
+        lab.message
+        == "Press Reset to train with K = 4, τ = 2. Until then this run goes on with K = 3, τ = 4."
+    )
     assert lab.pending == {"accumulation_steps": (3, 4), "temperature": (4.0, 2.0)}
     lab.run(1)
     assert lab.micro.of == 3
@@ -396,24 +436,49 @@ def test_other_changes_ask_for_a_reset_in_words(toy):
     lab.method = "pre_batch"
     assert "method = pre-batch" in lab.message and "M_q = False" in lab.message
     lab.reset()
-    assert lab.training.settings.method == "pre_batch" and lab.message == "" and len(lab.ghosts) == 1
+    assert (
+        lab.training.settings.method == "pre_batch" and lab.message == "" and len(lab.ghosts) == 1
+    )
 
 
 def test_a_slider_dragged_wildly_leaves_all_consistent(toy):
     lab, draw = small(toy, updates=400, memory_size=16), random.Random(1)
     for turn in range(1000):
-        name = draw.choice(["memory_size", "learning_rate", "accumulation_steps", "local_batch", "temperature", "method"])
-        value = {"memory_size": draw.randrange(0, 100), "learning_rate": 10 ** draw.uniform(-4, -2), "accumulation_steps": draw.randrange(1, 9),
-                 "local_batch": draw.randrange(1, 20), "temperature": draw.uniform(0.5, 9), "method": draw.choice(list(PRESETS))}[name]
+        name = draw.choice(
+            [
+                "memory_size",
+                "learning_rate",
+                "accumulation_steps",
+                "local_batch",
+                "temperature",
+                "method",
+            ]
+        )
+        value = {
+            "memory_size": draw.randrange(0, 100),
+            "learning_rate": 10 ** draw.uniform(-4, -2),
+            "accumulation_steps": draw.randrange(1, 9),
+            "local_batch": draw.randrange(1, 20),
+            "temperature": draw.uniform(0.5, 9),
+            "method": draw.choice(list(PRESETS)),
+        }[name]
         if not lab.fixed(name):
             setattr(lab, name, value)
         if turn % 5 == 0 and not lab.done:
             lab.step("micro-batch")
-        lab.settings                                  # always a valid whole
+        lab.settings  # always a valid whole
     run = lab.training
-    assert set(lab.pending) == {n for n in cl.Settings.__dataclass_fields__ if getattr(lab.settings, n) != getattr(run.settings, n)} - {"learning_rate"} \
-        - ({"memory_size"} if lab.method == run.settings.method else set())
-    assert len(run.query_bank) == len(run.passage_bank) <= run.passage_bank.size == run.settings.memory_size
+    assert set(lab.pending) == {
+        n
+        for n in cl.Settings.__dataclass_fields__
+        if getattr(lab.settings, n) != getattr(run.settings, n)
+    } - {"learning_rate"} - ({"memory_size"} if lab.method == run.settings.method else set())
+    assert (
+        len(run.query_bank)
+        == len(run.passage_bank)
+        <= run.passage_bank.size
+        == run.settings.memory_size
+    )
     assert run.query_bank.ids.tolist() == run.passage_bank.ids.tolist()
     again = Lab(toy)
     lab.stop()
@@ -423,6 +488,7 @@ def test_a_slider_dragged_wildly_leaves_all_consistent(toy):
 
 
 # --- share, ghosts, race -----------------------------------------------------------------------------------------------
+
 
 def test_share_load_same_run_to_the_bit(toy):
     lab = small(toy, method="momentum", seed=5)
@@ -435,15 +501,24 @@ def test_share_load_same_run_to_the_bit(toy):
     again.load(lab.share())
     again.run()
     assert again.share() == lab.share() and losses(again) == losses(lab)
-    for a, b in zip(again.training.passage_tower.parameters(), lab.training.passage_tower.parameters()):
+    for a, b in zip(
+        again.training.passage_tower.parameters(), lab.training.passage_tower.parameters()
+    ):
         assert torch.equal(a, b)
     assert again.settings == lab.settings
 
 
-@pytest.mark.parametrize("line, words", [("method=nothing", "method is 'nothing'"), ("method=dpr&then=5:seed:3", "expected update:field:value"),
-                                         ("method=contaccum&then=x:memory_size:3", "expected update:field:value"),
-                                         ("method=contaccum&then=5:memory_size:-3", "memory_size is -3"), ("K=3", "'K' is not a setting"),
-                                         ("method=contaccum&then=5:memory_size", "memory_size is ''")])
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("method=nothing", "method is 'nothing'"),
+        ("method=dpr&then=5:seed:3", "expected update:field:value"),
+        ("method=contaccum&then=x:memory_size:3", "expected update:field:value"),
+        ("method=contaccum&then=5:memory_size:-3", "memory_size is -3"),
+        ("K=3", "'K' is not a setting"),
+        ("method=contaccum&then=5:memory_size", "memory_size is ''"),
+    ],
+)
 def test_a_line_that_cannot_be_read_changes_nothing(toy, line, words):
     lab = small(toy)
     lab.run(1)
@@ -661,13 +736,13 @@ def test_ghosts_are_named_by_what_differs(toy):
     lab.reset()
     lab.run(1)
     assert names([*lab.ghosts, lab.track])[1:] == ["ContAccum, N_memory 8", "GradAccum"]
-    lab.reset()                                       # the same once more
+    lab.reset()  # the same once more
     assert names([*lab.ghosts, lab.track])[2:] == ["GradAccum (1)", "GradAccum (2)"]
     for _ in range(9):
         lab.run(1)
         lab.reset()
     assert len(lab.ghosts) == lab_module.GHOSTS
-    lab.reset()                                       # no update made: nothing to keep
+    lab.reset()  # no update made: nothing to keep
     assert len(lab.ghosts) == lab_module.GHOSTS
 
 
@@ -677,13 +752,23 @@ def test_a_race_is_fair_and_tells_its_lessons(toy):
         lab.what_we_saw()
     lab.race()
     found = dict(lab.tracks())
-    assert list(found) == ["DPR", "GradAccum", "pre-batch", "ContAccum"] or [n.split(",")[0] for n in found] == ["DPR", "GradAccum", "pre-batch", "ContAccum"]
+    assert list(found) == ["DPR", "GradAccum", "pre-batch", "ContAccum"] or [
+        n.split(",")[0] for n in found
+    ] == ["DPR", "GradAccum", "pre-batch", "ContAccum"]
     for track in found.values():
         assert track.run.settings.total_batch == 24 and track.run.step_count == 12
-        assert f"{track.top20[-1][1]:.1%}" in lab.table() and f"{track.top20[-1][1]:.1%}" in lab.what_we_saw()
-    first = [next(iter(cl.Run(toy, t.run.settings).query_tower.parameters())) for t in found.values()]
+        assert (
+            f"{track.top20[-1][1]:.1%}" in lab.table()
+            and f"{track.top20[-1][1]:.1%}" in lab.what_we_saw()
+        )
+    first = [
+        next(iter(cl.Run(toy, t.run.settings).query_tower.parameters())) for t in found.values()
+    ]
     assert all(torch.equal(first[0], other) for other in first)
-    assert "7 negatives per query in place of 23" in lab.what_we_saw() and "had 23 negatives with 8 pairs" in lab.what_we_saw()
+    assert (
+        "7 negatives per query in place of 23" in lab.what_we_saw()
+        and "had 23 negatives with 8 pairs" in lab.what_we_saw()
+    )
 
 
 @pytest.mark.parametrize(
@@ -741,10 +826,13 @@ def test_an_interrupt_stops_and_run_goes_on(toy, monkeypatch):
     lab.race()
     assert "Interrupted" in lab.message and not lab.done
     lab.run()
-    assert lab.done and [(n, t.top20) for n, t in lab.tracks()] == [(n, t.top20) for n, t in whole.tracks()]
+    assert lab.done and [(n, t.top20) for n, t in lab.tracks()] == [
+        (n, t.top20) for n, t in whole.tracks()
+    ]
 
 
 # --- the player --------------------------------------------------------------------------------------------------------
+
 
 def test_without_a_loop_play_says_what_to_do(toy):
     lab = small(toy)
@@ -770,11 +858,12 @@ def test_a_message_of_many_passes_is_heard_within_one_look(toy, monkeypatch):
         lab.play()
         await asyncio.sleep(0)
         ticks = lab.ticks
-        for _ in range(8):                            # as a kernel hears one: socket, queue, handler
+        for _ in range(8):  # as a kernel hears one: socket, queue, handler
             await asyncio.sleep(0)
         assert lab.ticks - ticks <= 2, "training took turns with every pass"
         assert lab.playing
         lab.stop()
+
     play(main())
 
 
@@ -783,7 +872,7 @@ def test_play_pause_step_stop(toy):
         lab, whole = small(toy), small(toy)
         whole.run()
         lab.play()
-        lab.play()                                    # a second press is no second player
+        lab.play()  # a second press is no second player
         assert lab.playing and players() == 1
         while lab.training.step_count < 3:
             await asyncio.sleep(0)
@@ -804,6 +893,7 @@ def test_play_pause_step_stop(toy):
         lab.play()
         assert not lab.playing and "Reset" in lab.message
         return True
+
     assert play(main())
 
 
@@ -817,12 +907,17 @@ def test_the_player_lets_others_in_between_micro_batches(toy, monkeypatch):
             await asyncio.sleep(0)
             turns += 1
         assert turns >= 12 * 3
+
     play(main())
 
 
 def test_two_labs_do_not_disturb_each_other(toy):
     async def main():
-        one, two, alone = small(toy), small(toy, method="pre_batch", seed=4), small(toy, method="pre_batch", seed=4)
+        one, two, alone = (
+            small(toy),
+            small(toy, method="pre_batch", seed=4),
+            small(toy, method="pre_batch", seed=4),
+        )
         alone.run()
         one.play(), two.play()
         while one.training.step_count < 2:
@@ -831,6 +926,7 @@ def test_two_labs_do_not_disturb_each_other(toy):
         while two.playing:
             await asyncio.sleep(0)
         assert losses(two) == losses(alone) and one.training.step_count < 12
+
     play(main())
 
 
@@ -845,6 +941,7 @@ def test_a_slow_pace_can_be_stopped_at_once(toy):
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert players() == 0
+
     play(main())
 
 
@@ -856,17 +953,21 @@ def test_an_exception_stops_the_player_with_a_sentence(toy, monkeypatch):
         while lab.playing:
             await asyncio.sleep(0)
         assert lab.message == "Training stopped at update 1: division by zero" and lab._task is None
+
     play(main())
 
 
 def test_a_callback_on_another_thread_is_done_on_the_labs(toy):
     async def main():
         lab, where = small(toy), []
-        thread = threading.Thread(target=lambda: lab.soon(lambda: where.append(threading.get_ident())))
+        thread = threading.Thread(
+            target=lambda: lab.soon(lambda: where.append(threading.get_ident()))
+        )
         thread.start(), thread.join()
         assert not where
         await asyncio.sleep(0.01)
         assert where == [threading.get_ident()]
+
     play(main())
 
 
@@ -874,7 +975,7 @@ def test_a_cell_run_again_ends_its_earlier_lab(toy, monkeypatch):
     async def main():
         execution = ["first"]
         monkeypatch.setattr(lab_module, "_cell", lambda: ("cell-1", execution[0]))
-        one, two = small(toy), small(toy)             # two labs of one execution
+        one, two = small(toy), small(toy)  # two labs of one execution
         monkeypatch.setattr(lab_module, "_cell", lambda: ("cell-2", "x"))
         other = small(toy)
         for lab in (one, two, other):
@@ -887,11 +988,13 @@ def test_a_cell_run_again_ends_its_earlier_lab(toy, monkeypatch):
         await asyncio.sleep(0)
         assert again.playing and players() == 1
         again.close()
+
     play(main())
 
 
 def test_a_closed_lab_is_let_go(toy):
     import weakref
+
     lab = small(toy)
     lab.run(1)
     gone = weakref.ref(lab)

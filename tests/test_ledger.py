@@ -18,17 +18,35 @@ BOOK, CLAIMS = ledger.Book(RECORDS), ledger.claims(COST)
 
 
 def test_every_planned_run_is_recorded_as_planned():
-    assert {(r["name"], r["seed"]) for r in RECORDS} == {job[:2] for job in command.everything()} and len(RECORDS) == len(command.known())
+    assert {(r["name"], r["seed"]) for r in RECORDS} == {
+        job[:2] for job in command.everything()
+    } and len(RECORDS) == len(command.known())
     for r in RECORDS:
         settings = cl.Settings.parse(r["settings"])
         assert settings.seed == r["seed"] and r["updates"] == settings.updates and r["shorter"] == 1
         if "0 updates" not in r["name"]:
-            assert settings.updates * settings.total_batch == ledger.PAIRS_SEEN, r["name"]       # the same budget for every method
+            assert settings.updates * settings.total_batch == ledger.PAIRS_SEEN, r[
+                "name"
+            ]  # the same budget for every method
 
 
 def test_every_table_and_figure_of_the_paper_has_its_row():
     places = " ".join(claim.place for claim in CLAIMS)
-    for place in ("Table 1", "Table 2", "Figure 3", "Figure 4", "Figure 5", "Figure 6", "equation 10", "Figure 7", "Table 3", "equation 11", "Section 3.2", "Section 3.3", "Section 6, open"):
+    for place in (
+        "Table 1",
+        "Table 2",
+        "Figure 3",
+        "Figure 4",
+        "Figure 5",
+        "Figure 6",
+        "equation 10",
+        "Figure 7",
+        "Table 3",
+        "equation 11",
+        "Section 3.2",
+        "Section 3.3",
+        "Section 6, open",
+    ):
         assert place in places
     assert {"Table 3", "Appendix E", "equation 11, Table 3"} <= {e.place for e in errata.ERRATA}
     assert len({claim.name for claim in CLAIMS}) == len(CLAIMS)
@@ -37,13 +55,22 @@ def test_every_table_and_figure_of_the_paper_has_its_row():
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda c: c.name)
 def test_a_claim_is_judged_by_its_own_runs(claim):
     found = claim.judge(BOOK)
-    assert found.verdict in (ledger.HOLDS, ledger.ONLY, ledger.NOT, ledger.OPEN, "arises", "does not arise") and found.ours and found.sentence
+    assert (
+        found.verdict
+        in (ledger.HOLDS, ledger.ONLY, ledger.NOT, ledger.OPEN, "arises", "does not arise")
+        and found.ours
+        and found.sentence
+    )
     alone = ledger.Book([r for r in RECORDS if r["name"] in claim.runs])
     assert claim.judge(alone) == found
     assert all(cl.Settings.parse(line) for line in claim.settings())
 
 
-@pytest.mark.parametrize("claim", [c for c in CLAIMS if c.runs and c.name not in ("negatives", "one encoder")], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "claim",
+    [c for c in CLAIMS if c.runs and c.name not in ("negatives", "one encoder")],
+    ids=lambda c: c.name,
+)
 def test_no_verdict_survives_other_records(claim):
     """Some change of the measured numbers changes the verdict."""
     before, verdicts = claim.judge(BOOK).verdict, set()
@@ -60,8 +87,14 @@ def test_no_verdict_survives_other_records(claim):
                 r["mass"] = {age: 5 * value for age, value in r["mass"].items()}
                 r["control"] = {age: value for age, value in r["control"].items()}
             if change == 3:
-                r["top@20"] = (0.1 if first else 0.5) + r["seed"] / 1000 + (0.2 if "32" in r["name"] and "ContAccum" in r["name"] else 0)
-                r["trace"] = [50.0 + n for n in range(len(r["trace"]))] if first else [1.0] * len(r["trace"])
+                r["top@20"] = (
+                    (0.1 if first else 0.5)
+                    + r["seed"] / 1000
+                    + (0.2 if "32" in r["name"] and "ContAccum" in r["name"] else 0)
+                )
+                r["trace"] = (
+                    [50.0 + n for n in range(len(r["trace"]))] if first else [1.0] * len(r["trace"])
+                )
                 r["mass"] = dict(r["control"])
             if change == 4:
                 r["top@20"] = (0.1 if r["name"].startswith("w/o M_q") else 0.5) + r["seed"] / 1000
@@ -72,12 +105,23 @@ def test_no_verdict_survives_other_records(claim):
 
 
 def test_a_difference_is_judged_over_paired_seeds():
-    record = lambda name, seed, value: dict(name=name, seed=seed, trace=[1.0] * 20) | {"top@20": value}
-    book = ledger.Book([record("a", s, 0.5 + s / 10 + 0.01) for s in range(5)] + [record("b", s, 0.5 + s / 10) for s in range(5)])
+    record = lambda name, seed, value: (
+        dict(name=name, seed=seed, trace=[1.0] * 20) | {"top@20": value}
+    )
+    book = ledger.Book(
+        [record("a", s, 0.5 + s / 10 + 0.01) for s in range(5)]
+        + [record("b", s, 0.5 + s / 10) for s in range(5)]
+    )
     gap = book.gap("a", "b")
     assert gap.mean == pytest.approx(1.0) and gap.margin < 1e-9 and gap.above and not gap.below
-    assert ledger._higher("a", "b")(book).verdict == ledger.HOLDS and ledger._higher("b", "a")(book).verdict == ledger.NOT
-    book = ledger.Book([record("a", s, v) for s, v in enumerate((0.2, 0.6, 0.3, 0.7, 0.4))] + [record("b", s, 0.43) for s in range(5)])
+    assert (
+        ledger._higher("a", "b")(book).verdict == ledger.HOLDS
+        and ledger._higher("b", "a")(book).verdict == ledger.NOT
+    )
+    book = ledger.Book(
+        [record("a", s, v) for s, v in enumerate((0.2, 0.6, 0.3, 0.7, 0.4))]
+        + [record("b", s, 0.43) for s in range(5)]
+    )
     assert ledger._higher("a", "b")(book).verdict == ledger.OPEN
     assert ledger.Gap([1.0, 3.0]).margin == pytest.approx(12.71)
     with pytest.raises(KeyError, match="run `python -m benchmarks.ledger`"):
@@ -92,9 +136,12 @@ def test_an_erratum_is_proved_and_what_is_printed_is_not(erratum):
 
 def test_the_double_softmax_cannot_be_trained_below_its_floor():
     import torch
+
     for n in (8, 2056):
         perfect = 1e4 * torch.eye(n, dtype=torch.float64)
-        assert float(-perfect.softmax(1).log_softmax(1).diagonal().mean()) == pytest.approx(errata.least_of_two_softmaxes(n), abs=1e-9)
+        assert float(-perfect.softmax(1).log_softmax(1).diagonal().mean()) == pytest.approx(
+            errata.least_of_two_softmaxes(n), abs=1e-9
+        )
     assert errata.least_of_two_softmaxes(8) == pytest.approx(1.274, abs=1e-3)
 
 
@@ -104,11 +151,23 @@ def test_the_readme_has_the_ledger_of_the_records():
 
 def test_crops_come_from_their_passages(toy):
     crops = crop_pairs(toy, seed=1)
-    assert len(crops.train) == len(toy.train) and crops.test == toy.test and crops.fingerprint != toy.fingerprint
+    assert (
+        len(crops.train) == len(toy.train)
+        and crops.test == toy.test
+        and crops.fingerprint != toy.fingerprint
+    )
     for crop, pair in zip(crops.train, toy.train):
         whole = f"{pair.title} {pair.passage}"
-        assert crop.query in whole and crop.passage in whole and 3 <= len(crop.query.split()) <= len(whole.split()) / 2 + 1
-    assert crop_pairs(toy, seed=1).fingerprint == crops.fingerprint != crop_pairs(toy, seed=2).fingerprint
+        assert (
+            crop.query in whole
+            and crop.passage in whole
+            and 3 <= len(crop.query.split()) <= len(whole.split()) / 2 + 1
+        )
+    assert (
+        crop_pairs(toy, seed=1).fingerprint
+        == crops.fingerprint
+        != crop_pairs(toy, seed=2).fingerprint
+    )
 
 
 def test_fresh_vectors_are_the_control_of_similarity_mass(toy):
@@ -120,7 +179,9 @@ def test_fresh_vectors_are_the_control_of_similarity_mass(toy):
         run.step()
     kept, fresh = cl.similarity_mass(run), cl.similarity_mass(run, fresh=True)
     assert kept.keys() == fresh.keys() and kept != fresh
-    with_now = run.learner.encode(run.feed.micro_batch(run.passage_bank.ids.numpy())).passages.detach()
+    with_now = run.learner.encode(
+        run.feed.micro_batch(run.passage_bank.ids.numpy())
+    ).passages.detach()
     run.passage_bank.vectors.copy_(with_now)
     assert cl.similarity_mass(run) == pytest.approx(fresh)
 
@@ -129,6 +190,16 @@ def test_the_quick_version_shows_the_signs(docs):
     found = {name: ledger.train(name, 0, docs, shorter=4) for name in command.QUICK}
     top20 = {name: r["top@20"] for name, r in found.items()}
     ratio = {name: median(r["trace"][5:-5]) for name, r in found.items()}
-    assert top20["ContAccum 8"] > top20["GradAccum 8"] + 0.02 and top20["DPR 128"] > top20["GradAccum 8"] + 0.02
+    assert (
+        top20["ContAccum 8"] > top20["GradAccum 8"] + 0.02
+        and top20["DPR 128"] > top20["GradAccum 8"] + 0.02
+    )
     assert top20["w/o M_q"] < top20["GradAccum 8"] / 2
-    assert ratio["w/o M_q"] > 5 and max(ratio[name] for name in ("DPR 128", "GradAccum 8", "ContAccum 8", "w/o M_q, common part removed")) < 2
+    assert (
+        ratio["w/o M_q"] > 5
+        and max(
+            ratio[name]
+            for name in ("DPR 128", "GradAccum 8", "ContAccum 8", "w/o M_q, common part removed")
+        )
+        < 2
+    )

@@ -12,7 +12,10 @@ from contaccum_lite.loss import contrast, duplicate_mask
 
 
 def vectors(generator, *sizes, d=5):
-    return [None if n is None else torch.randn(n, d, dtype=torch.float64, generator=generator) for n in sizes]
+    return [
+        None if n is None else torch.randn(n, d, dtype=torch.float64, generator=generator)
+        for n in sizes
+    ]
 
 
 def case(seed, local, past_q, past_p, hard, past_hard):
@@ -21,8 +24,15 @@ def case(seed, local, past_q, past_p, hard, past_hard):
 
 
 SHAPES = [  # local, query bank, passage bank, hard, banked hard
-    (4, None, None, None, None), (1, None, None, None, None), (4, 6, 6, None, None), (3, None, 7, None, None),
-    (4, None, None, 4, None), (4, 6, 6, 8, 12), (2, None, 5, 2, 5), (4, 0, 0, None, None)]
+    (4, None, None, None, None),
+    (1, None, None, None, None),
+    (4, 6, 6, None, None),
+    (3, None, 7, None, None),
+    (4, None, None, 4, None),
+    (4, 6, 6, 8, 12),
+    (2, None, 5, 2, 5),
+    (4, 0, 0, None, None),
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -30,16 +40,23 @@ SHAPES = [  # local, query bank, passage bank, hard, banked hard
 def test_loss_equals_the_loop(shape, temperature):
     q, p, mq, mp, h, mh = case(1, *shape)
     ours = cl.info_nce(q, p, mq, mp, h, temperature, bank_hard_negatives=mh)
-    loop = info_nce_loop(*[() if v is None else v for v in (q, p, mq, mp, h, mh)], temperature=temperature)
+    loop = info_nce_loop(
+        *[() if v is None else v for v in (q, p, mq, mp, h, mh)], temperature=temperature
+    )
     assert abs(ours.item() - loop) < 1e-12
-    assert abs(contrast(q, p, mq, mp, h, temperature, bank_hard_negatives=mh).loss.item() - loop) < 1e-12
+    assert (
+        abs(contrast(q, p, mq, mp, h, temperature, bank_hard_negatives=mh).loss.item() - loop)
+        < 1e-12
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_equations_8_and_9_equal_autograd(shape):
     q, p, mq, mp, h, mh = case(2, *shape)
     local = [v.requires_grad_() for v in (q, p, h) if v is not None]
-    by_autograd = torch.autograd.grad(cl.info_nce(q, p, mq, mp, h, 0.7, bank_hard_negatives=mh), local)
+    by_autograd = torch.autograd.grad(
+        cl.info_nce(q, p, mq, mp, h, 0.7, bank_hard_negatives=mh), local
+    )
     by_hand = cl.info_nce_gradients(q, p, mq, mp, h, 0.7, bank_hard_negatives=mh)
     assert len(by_hand) == len(by_autograd)
     for hand, auto in zip(by_hand, by_autograd):
@@ -97,8 +114,10 @@ def test_similarity_matrix_layout():
     q, p, mq, mp, h, mh = case(7, 2, 3, 3, 2, 3)
     scores = cl.similarity_matrix(q, p, mq, mp, h, bank_hard_negatives=mh, temperature=2.0)
     assert scores.shape == (5, 10)
-    assert torch.allclose(scores[3, 6], mq[1] @ h[1] / 2)       # a memory row, a local hard column
-    assert torch.allclose(scores[0, 9], q[0] @ mh[2] / 2)       # a local row, the last banked hard negative
+    assert torch.allclose(scores[3, 6], mq[1] @ h[1] / 2)  # a memory row, a local hard column
+    assert torch.allclose(
+        scores[0, 9], q[0] @ mh[2] / 2
+    )  # a local row, the last banked hard negative
 
 
 def test_loss_of_knowing_nothing_is_log_n():
@@ -106,12 +125,16 @@ def test_loss_of_knowing_nothing_is_log_n():
     assert math.isclose(cl.info_nce(zeros, zeros).item(), math.log(6), rel_tol=1e-12)
 
 
-@given(st.integers(0, 10_000), st.integers(1, 5), st.integers(0, 6), st.booleans(), st.floats(0.05, 20))
+@given(
+    st.integers(0, 10_000), st.integers(1, 5), st.integers(0, 6), st.booleans(), st.floats(0.05, 20)
+)
 @settings(max_examples=60, deadline=None)
 def test_any_shape_equals_the_loop(seed, local, past, dual, temperature):
     q, p, mq, mp, h, _ = case(seed, local, past if dual else None, past, None, None)
     loop = info_nce_loop(q, p, mq if dual else (), mp, temperature=temperature)
-    assert abs(contrast(q, p, mq, mp, None, temperature).loss.item() - loop) < 1e-10 * max(1, abs(loop))
+    assert abs(contrast(q, p, mq, mp, None, temperature).loss.item() - loop) < 1e-10 * max(
+        1, abs(loop)
+    )
 
 
 def test_extreme_scores_stay_finite():
@@ -120,12 +143,16 @@ def test_extreme_scores_stay_finite():
     assert torch.isfinite(found.loss) and torch.isfinite(found.d_queries).all()
 
 
-@pytest.mark.parametrize("change, words", [
-    (dict(passages=torch.zeros(3, 5)), "one passage per query"),
-    (dict(passages=torch.zeros(4, 6)), "the length of a query"),
-    (dict(query_bank=torch.zeros(2, 5)), "the same number"),
-    (dict(query_bank=torch.zeros(2, 5), passage_bank=torch.zeros(3, 5)), "the same number"),
-    (dict(queries=torch.zeros(0, 5), passages=torch.zeros(0, 5)), "at least one")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(passages=torch.zeros(3, 5)), "one passage per query"),
+        (dict(passages=torch.zeros(4, 6)), "the length of a query"),
+        (dict(query_bank=torch.zeros(2, 5)), "the same number"),
+        (dict(query_bank=torch.zeros(2, 5), passage_bank=torch.zeros(3, 5)), "the same number"),
+        (dict(queries=torch.zeros(0, 5), passages=torch.zeros(0, 5)), "at least one"),
+    ],
+)
 def test_shapes_that_do_not_fit(change, words):
     with pytest.raises(ValueError, match=words):
         cl.info_nce(**{**dict(queries=torch.zeros(4, 5), passages=torch.zeros(4, 5)), **change})
@@ -135,11 +162,21 @@ def test_duplicate_mask_against_a_loop():
     g = torch.Generator().manual_seed(8)
     for _ in range(50):
         rows = int(torch.randint(1, 6, (1,), generator=g))
-        pairs, hard = rows + int(torch.randint(0, 4, (1,), generator=g)), int(torch.randint(0, 4, (1,), generator=g))
+        pairs, hard = (
+            rows + int(torch.randint(0, 4, (1,), generator=g)),
+            int(torch.randint(0, 4, (1,), generator=g)),
+        )
         queries = torch.cat([torch.randint(0, 6, (pairs,), generator=g), torch.full((hard,), -1)])
         passages = torch.randint(0, 8, (pairs + hard,), generator=g)
-        expected = torch.tensor([[i != j and bool(queries[i] == queries[j] or passages[i] == passages[j])
-                                  for j in range(pairs + hard)] for i in range(rows)])
+        expected = torch.tensor(
+            [
+                [
+                    i != j and bool(queries[i] == queries[j] or passages[i] == passages[j])
+                    for j in range(pairs + hard)
+                ]
+                for i in range(rows)
+            ]
+        )
         mask = duplicate_mask(queries, passages, rows)
         assert expected.any() if mask is not None and mask.any() else not expected.any()
         if mask is not None:

@@ -11,7 +11,15 @@ from contaccum_lite.methods import Encoded
 from contaccum_lite.towers import copy_of
 
 TIGHT = 1e-10
-SMALL = dict(dtype="float64", dim=8, learning_rate=0.01, warmup=2, temperature=1.0, passage_tokens=16, query_tokens=8)
+SMALL = dict(
+    dtype="float64",
+    dim=8,
+    learning_rate=0.01,
+    warmup=2,
+    temperature=1.0,
+    passage_tokens=16,
+    query_tokens=8,
+)
 
 
 def crowded_pairs(train=47):
@@ -19,14 +27,18 @@ def crowded_pairs(train=47):
     pairs = toy_pairs(train, 8)
     rows = list(pairs.train)
     for a, b in ((0, 9), (3, 20), (5, 41)):
-        rows[b] = rows[b]._replace(passage=rows[a].passage, title=rows[a].title, passage_id=rows[a].passage_id)
+        rows[b] = rows[b]._replace(
+            passage=rows[a].passage, title=rows[a].title, passage_id=rows[a].passage_id
+        )
     for a, b in ((1, 12), (7, 30)):
         rows[b] = rows[b]._replace(query=rows[a].query)
     return Pairs("crowded", rows, pairs.test, pairs.passages)
 
 
 def weights(run):
-    return torch.cat([p.detach().flatten() for tower in run.learner.towers for p in tower.parameters()])
+    return torch.cat(
+        [p.detach().flatten() for tower in run.learner.towers for p in tower.parameters()]
+    )
 
 
 def close(a, b):
@@ -39,12 +51,19 @@ def both(pairs, one, other, updates):
     Their weights are held to 1e-8 only: where a gradient is 0 in exact arithmetic (a passage tower's last bias: InfoNCE
     does not change if all passages shift), Adam divides rounding noise of 1e-17 by its eps of 1e-8.
     """
-    a, b = (cl.Run(pairs, cl.Settings(**{**SMALL, "updates": 1000, **fields})) for fields in (one, other))
+    a, b = (
+        cl.Run(pairs, cl.Settings(**{**SMALL, "updates": 1000, **fields}))
+        for fields in (one, other)
+    )
     for _ in range(updates):
         gradients = []
         for run in (a, b):
             for micro in run.micro_steps():
-                whole = gradient(run) if micro.index == micro.of - 1 or run.settings.method == "grad_cache" else None
+                whole = (
+                    gradient(run)
+                    if micro.index == micro.of - 1 or run.settings.method == "grad_cache"
+                    else None
+                )
             gradients.append(whole)
         assert abs(a.history[-1].loss - b.history[-1].loss) < TIGHT
         assert gradients[0].norm() > 1e-3 and close(*gradients)
@@ -57,6 +76,7 @@ def gradient(run):
 
 
 # --- ContAccum against a loop -------------------------------------------------------------------------------------------
+
 
 class Reference:
     """ContAccum written plainly: lists for banks, a loop over rows and columns for the loss, autograd for the gradient."""
@@ -78,7 +98,9 @@ class Reference:
         bank = self.bank if s.passage_bank else []
         memory_rows = [(i, vq) for i, vq, _ in bank] if s.query_bank else []
         rows = [(int(i), v) for i, v in zip(batch.pair_ids, q)] + memory_rows
-        columns = [("pair", int(i), v) for i, v in zip(batch.pair_ids, p)] + [("pair", i, vp) for i, _, vp in bank]
+        columns = [("pair", int(i), v) for i, v in zip(batch.pair_ids, p)] + [
+            ("pair", i, vp) for i, _, vp in bank
+        ]
         columns += [("hard", int(i), v) for i, v in zip(batch.hard_ids, h)] if per else []
         columns += [("hard", i, v) for i, v in self.hard_bank]
         total = 0.0
@@ -101,15 +123,15 @@ class Reference:
         for batch in batches:
             q = self.query_tower(batch.query_tokens)
             columns = self.passage_tower(batch.passage_tokens)
-            p, h = columns[:len(q)], columns[len(q):]
+            p, h = columns[: len(q)], columns[len(q) :]
             loss = self.loss(q, p, h, batch)
             self.losses.append(loss.item())
             (loss / len(batches)).backward()
             self.bank += [(int(i), a.detach(), b.detach()) for i, a, b in zip(batch.pair_ids, q, p)]
-            self.bank = self.bank[-s.memory_size:] if s.memory_size else []
+            self.bank = self.bank[-s.memory_size :] if s.memory_size else []
             if s.hard_negatives and s.bank_hard_negatives:
                 self.hard_bank += [(int(i), v.detach()) for i, v in zip(batch.hard_ids, h)]
-                self.hard_bank = self.hard_bank[-s.memory_size * s.hard_negatives:]
+                self.hard_bank = self.hard_bank[-s.memory_size * s.hard_negatives :]
         torch.nn.utils.clip_grad_norm_(self.parameters, s.clip_norm)
         self.optimizer.param_groups[0]["lr"] = self.run.learning_rate(step)
         self.optimizer.step()
@@ -120,15 +142,36 @@ class Reference:
         return torch.cat([p.detach().flatten() for p in self.parameters])
 
 
-@pytest.mark.parametrize("method, extra", [
-    ("contaccum", {}), ("contaccum", dict(hard_negatives=1)), ("contaccum", dict(hard_negatives=2, bank_hard_negatives=False)),
-    ("contaccum", dict(mask_duplicates=False)), ("contaccum_no_past", dict(hard_negatives=1)), ("pre_batch", dict(hard_negatives=1)),
-    ("pre_batch_no_past", {}), ("contaccum_no_accum", dict(hard_negatives=1))])
+@pytest.mark.parametrize(
+    "method, extra",
+    [
+        ("contaccum", {}),
+        ("contaccum", dict(hard_negatives=1)),
+        ("contaccum", dict(hard_negatives=2, bank_hard_negatives=False)),
+        ("contaccum", dict(mask_duplicates=False)),
+        ("contaccum_no_past", dict(hard_negatives=1)),
+        ("pre_batch", dict(hard_negatives=1)),
+        ("pre_batch_no_past", {}),
+        ("contaccum_no_accum", dict(hard_negatives=1)),
+    ],
+)
 def test_sixty_micro_batches_equal_the_loop(method, extra):
     """Partial fill, eviction, a ragged last batch in each epoch, duplicates and hard negatives: all at once."""
     pairs = crowded_pairs()
     steps = {} if method == "contaccum_no_accum" else dict(accumulation_steps=3)
-    run = cl.Run(pairs, cl.Settings.preset(method, local_batch=5, memory_size=12, updates=1000, clip_norm=0.5, **steps, **SMALL, **extra))
+    run = cl.Run(
+        pairs,
+        cl.Settings.preset(
+            method,
+            local_batch=5,
+            memory_size=12,
+            updates=1000,
+            clip_norm=0.5,
+            **steps,
+            **SMALL,
+            **extra,
+        ),
+    )
     reference = Reference(run)
     losses, sizes, masked = [], set(), 0
     while len(losses) < 60:
@@ -140,7 +183,9 @@ def test_sixty_micro_batches_equal_the_loop(method, extra):
             masked += int(micro.scores.isinf().sum())
         assert max(abs(a - b) for a, b in zip(losses, reference.losses)) < TIGHT
         assert close(weights(run), reference.weights())
-    assert len(losses) == len(reference.losses) and len({rows for rows, _ in sizes}) >= 2  # it was ragged, or filled up
+    assert (
+        len(losses) == len(reference.losses) and len({rows for rows, _ in sizes}) >= 2
+    )  # it was ragged, or filled up
     assert masked > 0 if run.settings.mask_duplicates else masked == 0
     if run.settings.past_encoder:
         assert len(run.passage_bank) == 12
@@ -148,28 +193,49 @@ def test_sixty_micro_batches_equal_the_loop(method, extra):
 
 # --- identities ---------------------------------------------------------------------------------------------------------
 
+
 def test_grad_accum_with_one_step_is_dpr(toy):
-    both(toy, dict(method="grad_accum", local_batch=16, accumulation_steps=1), dict(method="dpr", local_batch=16), 6)
+    both(
+        toy,
+        dict(method="grad_accum", local_batch=16, accumulation_steps=1),
+        dict(method="dpr", local_batch=16),
+        6,
+    )
 
 
 @pytest.mark.parametrize("hard", [0, 1])
 def test_contaccum_without_memory_is_grad_accum(toy, hard):
     shape = dict(local_batch=4, accumulation_steps=4, hard_negatives=hard)
-    both(toy, dict(method="contaccum", memory_size=0, **shape), dict(method="grad_accum", **shape), 6)
+    both(
+        toy, dict(method="contaccum", memory_size=0, **shape), dict(method="grad_accum", **shape), 6
+    )
 
 
 @pytest.mark.parametrize("hard", [0, 1, 2])
-@pytest.mark.parametrize("shape", [dict(local_batch=4, accumulation_steps=4), dict(local_batch=5, accumulation_steps=3),
-                                   dict(local_batch=16, accumulation_steps=1)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        dict(local_batch=4, accumulation_steps=4),
+        dict(local_batch=5, accumulation_steps=3),
+        dict(local_batch=16, accumulation_steps=1),
+    ],
+)
 def test_grad_cache_is_the_big_batch(hard, shape):
     pairs = crowded_pairs()
     total = shape["local_batch"] * shape["accumulation_steps"]
-    both(pairs, dict(method="grad_cache", hard_negatives=hard, **shape), dict(method="dpr", hard_negatives=hard, local_batch=total), 8)
+    both(
+        pairs,
+        dict(method="grad_cache", hard_negatives=hard, **shape),
+        dict(method="dpr", hard_negatives=hard, local_batch=total),
+        8,
+    )
 
 
 def test_grad_cache_replays_dropout(toy):
     """With noise on: the same vectors as one graph over all micro-batches gives, each under its own noise."""
-    settings = cl.Settings.preset("grad_cache", tower="bert", local_batch=4, accumulation_steps=3, **{**SMALL, "updates": 50})
+    settings = cl.Settings.preset(
+        "grad_cache", tower="bert", local_batch=4, accumulation_steps=3, **{**SMALL, "updates": 50}
+    )
     run = cl.Run(toy, settings)
     assert run.learner.noisy
     for step in range(3):
@@ -179,7 +245,9 @@ def test_grad_cache_replays_dropout(toy):
         for k, batch in enumerate(batches):
             with run.learner.noise(step, k):
                 parts.append(run.learner.encode(batch, *towers))
-        q, p = (torch.cat([getattr(part, name) for part in parts]) for name in ("queries", "passages"))
+        q, p = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("queries", "passages")
+        )
         loss = cl.info_nce(q, p, temperature=settings.temperature)
         loss.backward()
         found = []
@@ -195,7 +263,7 @@ def test_grad_cache_replays_dropout(toy):
         once = run.learner.encode(batches[0]).queries
     with run.learner.noise(0, 1):
         other = run.learner.encode(batches[0]).queries
-    assert not close(once, other)     # the noise is real: without replay the test could not hold
+    assert not close(once, other)  # the noise is real: without replay the test could not hold
 
 
 def test_no_past_encoder_is_a_bank_emptied_by_hand(toy):
@@ -220,7 +288,7 @@ def test_momentum_zero_is_contaccum_and_momentum_is_an_average(toy):
         batches = run.feed.batches(run.step_count)
         slow = [copy_of(t) for t in run.learner.slow_towers]
         run.step()
-        newest = run.passage_bank.vectors[run.passage_bank.order()][-len(batches[-1].pair_ids):]
+        newest = run.passage_bank.vectors[run.passage_bank.order()][-len(batches[-1].pair_ids) :]
         assert close(newest, slow[1](batches[-1].passage_tokens).detach())
         live = [p.detach() for t in run.learner.towers for p in t.parameters()]
         expected = [0.9 * e + 0.1 * p for e, p in zip(expected, live)]
@@ -230,25 +298,59 @@ def test_momentum_zero_is_contaccum_and_momentum_is_an_average(toy):
 
 def test_a_dropped_query_bank_leaves_pre_batch(toy):
     """Appendix D: from that update on, rows are local only and the passage bank stays."""
-    run = cl.Run(toy, cl.Settings.preset("contaccum", local_batch=4, accumulation_steps=2, memory_size=8, drop_query_bank_at=3, **SMALL))
+    run = cl.Run(
+        toy,
+        cl.Settings.preset(
+            "contaccum",
+            local_batch=4,
+            accumulation_steps=2,
+            memory_size=8,
+            drop_query_bank_at=3,
+            **SMALL,
+        ),
+    )
     rows = []
     for _ in range(6):
         rows.append([tuple(m.scores.shape) for m in run.micro_steps()])
-    assert rows[2] == [(12, 12), (12, 12)] and rows[3] == [(4, 12), (4, 12)] and len(run.query_bank) == 0
+    assert (
+        rows[2] == [(12, 12), (12, 12)]
+        and rows[3] == [(4, 12), (4, 12)]
+        and len(run.query_bank) == 0
+    )
 
 
 def test_bank_warmup_waits(toy):
-    run = cl.Run(toy, cl.Settings.preset("contaccum", local_batch=4, accumulation_steps=2, memory_size=8, bank_warmup=2, **SMALL))
+    run = cl.Run(
+        toy,
+        cl.Settings.preset(
+            "contaccum", local_batch=4, accumulation_steps=2, memory_size=8, bank_warmup=2, **SMALL
+        ),
+    )
     shapes = [[m.scores.shape[0] for m in run.micro_steps()] for _ in range(4)]
     assert shapes == [[4, 4], [4, 4], [4, 8], [12, 12]]
 
 
 def test_columns_and_banks_with_hard_negatives(toy):
-    run = cl.Run(toy, cl.Settings.preset("contaccum", local_batch=4, accumulation_steps=4, memory_size=8, hard_negatives=2, **SMALL))
+    run = cl.Run(
+        toy,
+        cl.Settings.preset(
+            "contaccum",
+            local_batch=4,
+            accumulation_steps=4,
+            memory_size=8,
+            hard_negatives=2,
+            **SMALL,
+        ),
+    )
     shapes = [tuple(m.scores.shape) for m in run.micro_steps()]
     assert shapes == [(4, 12), (8, 24), (12, 36), (12, 36)]
     *_, micro = run.micro_steps()
-    assert micro.local == 4 and micro.hard_from == 12 and len(micro.row_ids) == 12 and len(micro.column_ids) == 36
+    assert (
+        micro.local == 4
+        and micro.hard_from == 12
+        and len(micro.row_ids) == 12
+        and len(micro.column_ids) == 36
+    )
     assert len(run.learner.hard_bank) == 16
 
 
@@ -280,36 +382,66 @@ def test_in_place_lookup_equals_autograd(toy):
 
 
 # a cache gives its hard negatives itself
-METHOD_AND_HARD = [(method, hard) for method in cl.PRESETS for hard in (0, 1) if not (hard and cl.Settings(method=method).cache_negatives)]
+METHOD_AND_HARD = [
+    (method, hard)
+    for method in cl.PRESETS
+    for hard in (0, 1)
+    if not (hard and cl.Settings(method=method).cache_negatives)
+]
 
 
 @pytest.mark.parametrize("method, hard", METHOD_AND_HARD)
 def test_every_method_learns_the_toy(toy, method, hard):
     """From chance (20 of 640 passages) to well above it, with and without hard negatives."""
     memory = {} if "memory_size" in cl.PRESETS[method]["fixes"] else dict(memory_size=16)
-    run = cl.Run(toy, cl.Settings.preset(method, updates=100, dim=32, hard_negatives=hard, learning_rate=0.005, **memory))
+    run = cl.Run(
+        toy,
+        cl.Settings.preset(
+            method, updates=100, dim=32, hard_negatives=hard, learning_rate=0.005, **memory
+        ),
+    )
     before = run.evaluate()["top@20"]
     losses = [update.loss for update in run]
     assert losses[-1] < 0.8 * max(losses)
     assert run.evaluate()["top@20"] > before + 0.15
 
 
-@pytest.mark.parametrize("method, hard", [pair for pair in METHOD_AND_HARD if pair[0] not in ("dpr", "grad_cache")])
+@pytest.mark.parametrize(
+    "method, hard", [pair for pair in METHOD_AND_HARD if pair[0] not in ("dpr", "grad_cache")]
+)
 def test_one_forward_per_update_is_the_same_gradient(toy, method, hard):
-    fields = dict(method=method, local_batch=6, updates=8, hard_negatives=hard, dtype="float64", dim=16)
+    fields = dict(
+        method=method, local_batch=6, updates=8, hard_negatives=hard, dtype="float64", dim=16
+    )
     fields |= {} if "memory_size" in cl.PRESETS[method]["fixes"] else dict(memory_size=40)
     fields |= dict(bank_warmup=2) if cl.Settings(method=method).cache_negatives else {}
-    fields |= {} if "accumulation_steps" in cl.PRESETS[method]["fixes"] else dict(accumulation_steps=5)
+    fields |= (
+        {} if "accumulation_steps" in cl.PRESETS[method]["fixes"] else dict(accumulation_steps=5)
+    )
     one, many = cl.Run(toy, **fields, one_forward=True), cl.Run(toy, **fields)
     for _ in range(8):
         for a, b in zip(one.micro_steps(), many.micro_steps(), strict=True):
-            assert abs(a.loss - b.loss) < 1e-10 and torch.allclose(a.scores.nan_to_num(neginf=0), b.scores.nan_to_num(neginf=0), atol=1e-9)
+            assert abs(a.loss - b.loss) < 1e-10 and torch.allclose(
+                a.scores.nan_to_num(neginf=0), b.scores.nan_to_num(neginf=0), atol=1e-9
+            )
         assert abs(one.history[-1].grad_norm_ratio - many.history[-1].grad_norm_ratio) < 1e-8
     for a, b in zip(one.passage_tower.parameters(), many.passage_tower.parameters()):
         assert torch.allclose(a, b, atol=1e-9)
 
 
 def test_one_forward_is_not_used_where_noise_is_drawn_for_each_micro_batch(toy):
-    one, many = (cl.Run(toy, tower="bert", dim=16, local_batch=4, accumulation_steps=2, memory_size=8, updates=2, one_forward=one) for one in (True, False))
+    one, many = (
+        cl.Run(
+            toy,
+            tower="bert",
+            dim=16,
+            local_batch=4,
+            accumulation_steps=2,
+            memory_size=8,
+            updates=2,
+            one_forward=one,
+        )
+        for one in (True, False)
+    )
     assert [u.loss for u in one] == [u.loss for u in many]
     assert any("noise" in note for note in one.notes) and not many.notes

@@ -150,7 +150,12 @@ def test_a_run_that_is_saved_and_resumed_gives_what_was_recorded(name, record, t
 
 # --- files and lines of earlier versions -------------------------------------------------------------
 
-SAVED = ("contaccum, incremental", "momentum", "contaccum_corrected, network", "corrected_cache, write-back")
+SAVED = (
+    "contaccum, incremental",
+    "momentum",
+    "contaccum_corrected, network",
+    "corrected_cache, write-back",
+)
 
 
 @pytest.mark.parametrize("name", SAVED)
@@ -183,16 +188,27 @@ TWO_PROCESSES = (
 
 
 def losses_of_two_processes(folder):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--standalone",
+    ]
     command = [*launch, "-m", "contaccum_lite", "train", "toy", *TWO_PROCESSES.split()]
     root = Path(__file__).parent.parent
-    subprocess.run([*command, "--out", folder], cwd=root, check=True, capture_output=True, timeout=300)
+    subprocess.run(
+        [*command, "--out", folder], cwd=root, check=True, capture_output=True, timeout=300
+    )
     lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if "loss" in line]
 
 
 def test_two_processes_give_what_was_recorded(record, tmp_path):
-    assert losses_of_two_processes(tmp_path / "run") == pytest.approx(record["two processes"], rel=1e-10)
+    assert losses_of_two_processes(tmp_path / "run") == pytest.approx(
+        record["two processes"], rel=1e-10
+    )
 
 
 class TokenSums(torch.nn.Module):

@@ -25,6 +25,7 @@ class Read(Exception):
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     """A function that gives what `contaccum WORDS` makes of its options: settings, or its exit status."""
+
     def stop(*values):
         raise Read(values)
 
@@ -51,6 +52,7 @@ def command(tmp_path, monkeypatch):
             assert status == 2 and sentence.startswith("contaccum"), sentence
             assert len(sentence.splitlines()) == 1, sentence
         return status
+
     return run
 
 
@@ -64,33 +66,56 @@ def in_range(field):
         "bool": st.booleans(),
         "int": st.integers(low, high),
         "float": st.floats(low, high),
-        "str": st.sampled_from(["cpu"] if field.name == "device" else ["bag", "bert", "a/folder", "山"]),
+        "str": st.sampled_from(
+            ["cpu"] if field.name == "device" else ["bag", "bert", "a/folder", "山"]
+        ),
     }[kind]
 
 
 odd = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
-    | st.sampled_from([10**400, -(10**60), "1_0", " 3 ", "٣", "1e999", "nan", "0x10", "yes", "None",
-                       b"bytes", datetime.date(2026, 11, 2), "a\ud800", "\x1b[2J", "\u2028"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=9)
+    | st.sampled_from(
+        [
+            10**400,
+            -(10**60),
+            "1_0",
+            " 3 ",
+            "٣",
+            "1e999",
+            "nan",
+            "0x10",
+            "yes",
+            "None",
+            b"bytes",
+            datetime.date(2026, 11, 2),
+            "a\ud800",
+            "\x1b[2J",
+            "\u2028",
+        ]
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 names = st.sampled_from(sorted(cli.FIELDS))
-one_field = names.flatmap(
-    lambda name: st.tuples(st.just(name), in_range(cli.FIELDS[name]) | odd)
-)
-right_field = names.flatmap(
-    lambda name: st.tuples(st.just(name), in_range(cli.FIELDS[name]))
-)
+one_field = names.flatmap(lambda name: st.tuples(st.just(name), in_range(cli.FIELDS[name]) | odd))
+right_field = names.flatmap(lambda name: st.tuples(st.just(name), in_range(cli.FIELDS[name])))
 
 
 def expected(fields):
     """The settings with these fields, a text of which is read as an option is, or 2 where they are refused."""
     try:
-        made = Settings(**{
-            name: read(cli.FIELDS[name], value) if isinstance(value, str) else value
-            for name, value in fields.items()
-        })
+        made = Settings(
+            **{
+                name: read(cli.FIELDS[name], value) if isinstance(value, str) else value
+                for name, value in fields.items()
+            }
+        )
         check_device(made)
         return made
     except ValueError:
@@ -122,11 +147,39 @@ def test_drawn_options_are_read_and_override_a_configuration(command, tmp_path, 
     assert read_by_command == expected(fields | options)
 
 
-pieces = st.sampled_from([
-    *"[]{}&*!:-?|>#'\"%@,~\n\t ", "seed: ", "dim: ", "\n", "<<: ", "&a ", "*a", "!!int ", "!!bool ", "!!set ",
-    "!!timestamp ", "!!binary ", "!!omap ", "!!python/none ", "---\n", "...\n", "%YAML 1.1\n", "0x", "0b", "1:1:1", "1e9",
-    "2026-13-01", ".inf", "null", "\x00", "\ufeff", "\x85", "\udce9", "山",
-])
+pieces = st.sampled_from(
+    [
+        *"[]{}&*!:-?|>#'\"%@,~\n\t ",
+        "seed: ",
+        "dim: ",
+        "\n",
+        "<<: ",
+        "&a ",
+        "*a",
+        "!!int ",
+        "!!bool ",
+        "!!set ",
+        "!!timestamp ",
+        "!!binary ",
+        "!!omap ",
+        "!!python/none ",
+        "---\n",
+        "...\n",
+        "%YAML 1.1\n",
+        "0x",
+        "0b",
+        "1:1:1",
+        "1e9",
+        "2026-13-01",
+        ".inf",
+        "null",
+        "\x00",
+        "\ufeff",
+        "\x85",
+        "\udce9",
+        "山",
+    ]
+)
 
 
 @given(st.lists(pieces | st.text(max_size=4), max_size=12).map("".join))
@@ -143,21 +196,72 @@ def test_any_file_is_settings_or_refused(command, tmp_path, text):
     assert result == 2 or isinstance(result, Settings)
 
 
-values = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=9) | st.sampled_from([
-    "", "-1", "0", "1", "9" * 5000, "1e999", "nan", "cpu", "meta", "cuda:99", "5GB", "0.5TiB", "9" * 400 + "TB", "caf\udce9",
-    "--", "-", "--seed", "%s", "%(prog)s", "\x1b[2J", "a\nb", "/", ".", "run\udcff",
-])
-options = st.sampled_from([
-    "--out", "--config", "--test", "--save-every", "--evaluate-every", "--memory-cap", "--device", "--shard", "--index",
-    "--dtype", "--split", "--json", "--resume", "--debug", "--help", "-k", "--seed", "--dim", "--tower", "--no-shared",
-    "--temperature", "--method", "--no-such",
-])
+values = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=9
+) | st.sampled_from(
+    [
+        "",
+        "-1",
+        "0",
+        "1",
+        "9" * 5000,
+        "1e999",
+        "nan",
+        "cpu",
+        "meta",
+        "cuda:99",
+        "5GB",
+        "0.5TiB",
+        "9" * 400 + "TB",
+        "caf\udce9",
+        "--",
+        "-",
+        "--seed",
+        "%s",
+        "%(prog)s",
+        "\x1b[2J",
+        "a\nb",
+        "/",
+        ".",
+        "run\udcff",
+    ]
+)
+options = st.sampled_from(
+    [
+        "--out",
+        "--config",
+        "--test",
+        "--save-every",
+        "--evaluate-every",
+        "--memory-cap",
+        "--device",
+        "--shard",
+        "--index",
+        "--dtype",
+        "--split",
+        "--json",
+        "--resume",
+        "--debug",
+        "--help",
+        "-k",
+        "--seed",
+        "--dim",
+        "--tower",
+        "--no-shared",
+        "--temperature",
+        "--method",
+        "--no-such",
+    ]
+)
 word = values | options | st.tuples(options, values).map("=".join)
 
 
-@given(st.sampled_from(["train", "evaluate", "index", "search", "ledger", "other"]), st.lists(word, max_size=7))
+@given(
+    st.sampled_from(["train", "evaluate", "index", "search", "ledger", "other"]),
+    st.lists(word, max_size=7),
+)
 @example("train", ["toy", "--out", "run", "--seed", "9" * 4000])
 @example("search", ["index", "caf\udce9"])
 @DRAWN
 def test_any_command_line_is_read_or_refused(command, name, words):
-    command(name, *(word for word in words if word != "--debug"))      # which asks for tracebacks
+    command(name, *(word for word in words if word != "--debug"))  # which asks for tracebacks

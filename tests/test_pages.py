@@ -15,9 +15,10 @@ import browser
 import contaccum_lite as cl
 from test_project import ROOT
 
+
 def script(name):
     """A script of the notebooks' folder, as a module."""
-    sys.path.insert(0, str(ROOT / "notebooks"))           # as it is where the script itself is run
+    sys.path.insert(0, str(ROOT / "notebooks"))  # as it is where the script itself is run
     spec = importlib.util.spec_from_file_location(name, ROOT / "notebooks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -31,7 +32,9 @@ HOSTILE = "</script><img src=x onerror=alert(1)> $x$ \x1b[31m"
 @pytest.fixture(scope="module")
 def harmful(toy):
     """Toy pairs whose names mean harm."""
-    return cl.data.Pairs(toy.name, [pair._replace(title=HOSTILE) for pair in toy.train], toy.test, toy.passages)
+    return cl.data.Pairs(
+        toy.name, [pair._replace(title=HOSTILE) for pair in toy.train], toy.test, toy.passages
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,24 +47,55 @@ def unpacked(page, name):
 
 
 def test_frames_are_those_of_the_runs(recorded, harmful):
-    assert [m["name"] for m in recorded["methods"]] == ["DPR", "GradAccum", "pre-batch", "ContAccum"]
+    assert [m["name"] for m in recorded["methods"]] == [
+        "DPR",
+        "GradAccum",
+        "pre-batch",
+        "ContAccum",
+    ]
     lab = cl.Lab(harmful, updates=10, dim=8, accumulation_steps=2, memory_size=32, every=2)
     lab.run(5)
     frame = next(f for f in recorded["methods"][3]["frames"] if f["update"] == 5)
     view = lab.views
-    assert frame["says"] == dict(matrix=view.matrix.sentence, banks=view.banks.sentence, curves=view.curves.sentence)
-    assert base64.b64decode(frame["cells"]["softmax weight"]) == view.matrix.grid.cells and frame["shape"] == [40, 40] and frame["local"] == 8
-    assert frame["banks"]["passage"]["ages"] == view.banks.data()["passage"]["ages"] and base64.b64decode(frame["banks"]["query"]["cells"]) == view.banks.grids["query"].cells
+    assert frame["says"] == dict(
+        matrix=view.matrix.sentence, banks=view.banks.sentence, curves=view.curves.sentence
+    )
+    assert (
+        base64.b64decode(frame["cells"]["softmax weight"]) == view.matrix.grid.cells
+        and frame["shape"] == [40, 40]
+        and frame["local"] == 8
+    )
+    assert (
+        frame["banks"]["passage"]["ages"] == view.banks.data()["passage"]["ages"]
+        and base64.b64decode(frame["banks"]["query"]["cells"]) == view.banks.grids["query"].cells
+    )
     curve = recorded["methods"][3]["curves"]
-    assert curve["loss"][1][:5] == [round(u.loss, 4) for u in lab.training.history] and len(curve["ratio"][0]) == 10 and curve["top20"][0][-1] == 10
-    assert pages.moments(150)[-1] == 150 and len(pages.moments(150)) == 16 and pages.moments(3) == [1, 2, 3]
+    assert (
+        curve["loss"][1][:5] == [round(u.loss, 4) for u in lab.training.history]
+        and len(curve["ratio"][0]) == 10
+        and curve["top20"][0][-1] == 10
+    )
+    assert (
+        pages.moments(150)[-1] == 150
+        and len(pages.moments(150)) == 16
+        and pages.moments(3) == [1, 2, 3]
+    )
 
 
 def test_the_page_is_one_small_file(recorded, toy):
     page = pages.lab_page(recorded)
-    assert len(page.encode()) < pages.LARGEST and not re.search(r"(?:src|href)=[\"']?(?!data:)", re.sub(r'<script type="text/plain".*?</script>', "", page, flags=re.S))
-    assert json.loads(unpacked(page, "recorded"))["methods"][0]["frames"] == recorded["methods"][0]["frames"] and "plotly.js v" in unpacked(page, "plotly")[:300]
-    assert "onerror" not in page and "\x1b" not in unpacked(page, "recorded")                  # names are packed, and tame
+    assert len(page.encode()) < pages.LARGEST and not re.search(
+        r"(?:src|href)=[\"']?(?!data:)",
+        re.sub(r'<script type="text/plain".*?</script>', "", page, flags=re.S),
+    )
+    assert (
+        json.loads(unpacked(page, "recorded"))["methods"][0]["frames"]
+        == recorded["methods"][0]["frames"]
+        and "plotly.js v" in unpacked(page, "plotly")[:300]
+    )
+    assert "onerror" not in page and "\x1b" not in unpacked(
+        page, "recorded"
+    )  # names are packed, and tame
     texts = {pair.query for pair in toy.train} | {pair.passage for pair in toy.train}
     assert not any(text in unpacked(page, "recorded") for text in texts)
     with pytest.raises(ValueError, match="record fewer frames"):
@@ -74,13 +108,25 @@ def test_the_page_is_one_small_file(recorded, toy):
 
 def test_the_course_links_to_itself(tmp_path):
     titles = pages.course(tmp_path, "0[01]_*.ipynb")
-    assert len(titles) == len(list(tmp_path.glob("*.html"))) == 2 and titles[0] == ("00_start_here", "00 · Start here")
+    assert len(titles) == len(list(tmp_path.glob("*.html"))) == 2 and titles[0] == (
+        "00_start_here",
+        "00 · Start here",
+    )
     first = (tmp_path / "00_start_here.html").read_text()
-    assert first.count("data:image/png;base64") >= 2 and "images/methods.png" not in first and "require.min.js" not in first
-    assert all(f'href="{stem}.html"' in pages.index(titles) for stem, _ in titles) and "&lt;b&gt;" in pages.index([("x", "<b>")])
+    assert (
+        first.count("data:image/png;base64") >= 2
+        and "images/methods.png" not in first
+        and "require.min.js" not in first
+    )
+    assert all(
+        f'href="{stem}.html"' in pages.index(titles) for stem, _ in titles
+    ) and "&lt;b&gt;" in pages.index([("x", "<b>")])
 
 
-@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium found: install the package chromium, or name it in $CHROMIUM")
+@pytest.mark.skipif(
+    browser.CHROMIUM is None,
+    reason="no Chromium found: install the package chromium, or name it in $CHROMIUM",
+)
 def test_formulas_are_set_without_a_network(tmp_path):
     pages.course(tmp_path, "04_*.ipynb")
     book = nbformat.read(ROOT / "notebooks" / "04_imbalance.ipynb", 4)
@@ -93,25 +139,47 @@ def test_formulas_are_set_without_a_network(tmp_path):
             formulas = page.page.locator("math")
             assert formulas.count() >= 5 and "∂" in formulas.first.text_content()
             page.page.wait_for_timeout(300)
-            assert [url for url in asked if not url.startswith(("file:", "data:"))] == [] and page.errors == []
-            assert not re.search(r"\\(frac|sum|partial|tau)", page.page.locator("body").inner_text())
+            assert [
+                url for url in asked if not url.startswith(("file:", "data:"))
+            ] == [] and page.errors == []
+            assert not re.search(
+                r"\\(frac|sum|partial|tau)", page.page.locator("body").inner_text()
+            )
         page.page.goto((tmp_path / "04_imbalance.html").as_uri())
-        assert page.page.locator("math[display=block]").first.bounding_box()["height"] > 25               # a fraction is two lines high
+        assert (
+            page.page.locator("math[display=block]").first.bounding_box()["height"] > 25
+        )  # a fraction is two lines high
 
 
 def test_slides_are_cut_from_the_cells():
     book = nbformat.read(ROOT / "notebooks" / "01_contrast.ipynb", 4)
     before = copy.deepcopy(book)
     found = slides.groups(book)
-    assert book == before                               # no notebook is changed
+    assert book == before  # no notebook is changed
     first = [cells[0].source.splitlines()[0] for cells in found if cells[0].cell_type == "markdown"]
-    sections = [line for c in book.cells if c.cell_type == "markdown" for line in c.source.splitlines() if re.match("#+ ", line)]
-    assert [line for line in first if line.startswith("#")] == [line for line in sections if line != "## References"]
+    sections = [
+        line
+        for c in book.cells
+        if c.cell_type == "markdown"
+        for line in c.source.splitlines()
+        if re.match("#+ ", line)
+    ]
+    assert [line for line in first if line.startswith("#")] == [
+        line for line in sections if line != "## References"
+    ]
     page = slides.slides(book)
-    assert page.count("<section") == len(found) > 10 and "<details>" not in page and "1807.03748" not in page and page.count("data:image/png") == 4
+    assert (
+        page.count("<section") == len(found) > 10
+        and "<details>" not in page
+        and "1807.03748" not in page
+        and page.count("data:image/png") == 4
+    )
 
 
-@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium found: install the package chromium, or name it in $CHROMIUM")
+@pytest.mark.skipif(
+    browser.CHROMIUM is None,
+    reason="no Chromium found: install the package chromium, or name it in $CHROMIUM",
+)
 def test_the_recorded_lab_plays_from_the_disk(recorded, tmp_path):
     (tmp_path / "lab.html").write_text(pages.lab_page(recorded))
     with browser.browser("") as page:
@@ -127,13 +195,22 @@ def test_the_recorded_lab_plays_from_the_disk(recorded, tmp_path):
         for _ in range(4):
             page.page.keyboard.press("ArrowRight")
         page.page.wait_for_timeout(300)
-        assert said() != first and "Update 5," in said()[0] and look("matrix") != matrix and look("lines") != line
+        assert (
+            said() != first
+            and "Update 5," in said()[0]
+            and look("matrix") != matrix
+            and look("lines") != line
+        )
         assert page.page.locator("#matrix").get_attribute("aria-label").endswith(said()[0])
-        assert "after update 5 of 10, ContAccum" == page.page.locator("#update").get_attribute("aria-valuetext")
+        assert "after update 5 of 10, ContAccum" == page.page.locator("#update").get_attribute(
+            "aria-valuetext"
+        )
         page.page.locator("#method").select_option("pre-batch")
         page.page.locator("#kind").select_option("gradient weight")
         page.page.wait_for_timeout(200)
-        assert "No query bank" in said()[1] and "gradient weight" in page.page.locator("#matrix").get_attribute("aria-label")
+        assert "No query bank" in said()[1] and "gradient weight" in page.page.locator(
+            "#matrix"
+        ).get_attribute("aria-label")
         box = page.page.locator("#matrix .plot, #matrix .nsewdrag").first.bounding_box()
         page.page.mouse.move(box["x"] + 60, box["y"] + 60)
         page.page.mouse.move(box["x"] + 64, box["y"] + 64)

@@ -14,21 +14,32 @@ from contaccum_lite.terms import TERMS
 def test_a_matrix_picture_says_its_numbers():
     values = torch.tensor([[1.0, -2.0, 0.5], [0.0, 4.0, 1.0]])
     picture = cl.MatrixPicture(values, "m", "a matrix")
-    assert picture.sentence == "a matrix: 2 queries by 3 passages, from -2 to 4, mean 0.75." and picture.grid.sentence == picture.sentence
+    assert (
+        picture.sentence == "a matrix: 2 queries by 3 passages, from -2 to 4, mean 0.75."
+        and picture.grid.sentence == picture.sentence
+    )
     cells = np.frombuffer(picture.grid.cells, dtype=np.uint8).reshape(2, 3)
     assert cells[1, 1] == 255 and cells[1, 0] == 128 and cells[0, 1] == round(128 - 127 / 2)
     picture.grid.at = [0, 1]
     assert picture.grid.told == "row 0, column 1: -2"
     data, metadata = picture._repr_mimebundle_()
     assert data["text/plain"] == metadata["image/png"]["alt"] == picture.sentence
-    assert np.frombuffer(cl.MatrixPicture(torch.eye(2), "").grid.cells, dtype=np.uint8).tolist() == [255, 1, 1, 255]
+    assert np.frombuffer(
+        cl.MatrixPicture(torch.eye(2), "").grid.cells, dtype=np.uint8
+    ).tolist() == [255, 1, 1, 255]
     with pytest.raises(ValueError, match="needs two dimensions"):
         cl.MatrixPicture(torch.zeros(3), "")
 
 
 def test_lines_say_their_ends():
-    picture = cl.LinesPicture({"a": ([1, 2, 4], [0.5, 0.7, 0.25]), "b": (range(1, 4), [3, 2, 1])}, "t", "x", "share")
-    assert picture.sentence == "share over x 1 to 4: a from 0.5 to 0.25 (at 1 and 4), highest 0.7 at 2; b from 3 to 1 (at 1 and 3)." and len(picture.png()) > 3000
+    picture = cl.LinesPicture(
+        {"a": ([1, 2, 4], [0.5, 0.7, 0.25]), "b": (range(1, 4), [3, 2, 1])}, "t", "x", "share"
+    )
+    assert (
+        picture.sentence
+        == "share over x 1 to 4: a from 0.5 to 0.25 (at 1 and 4), highest 0.7 at 2; b from 3 to 1 (at 1 and 3)."
+        and len(picture.png()) > 3000
+    )
     with pytest.raises(ValueError, match="lines is empty"):
         cl.LinesPicture({}, "", "", "")
 
@@ -41,10 +52,19 @@ def test_numbers_of_points_do_not_overlap():
     ends = np.sort(up[:4])
     assert np.diff(ends).min() > 9.9 and up[4] == 50 and list(np.argsort(up[:4])) == [0, 1, 2, 3]
     axis = stills.new(5, 3).add_subplot()
-    stills.points(axis, {str(n): (1, 50 + n / 100, 1) for n in range(6)} | {"far": (300, 50, 1)}, "t", "x", "y", log_x=True)
+    stills.points(
+        axis,
+        {str(n): (1, 50 + n / 100, 1) for n in range(6)} | {"far": (300, 50, 1)},
+        "t",
+        "x",
+        "y",
+        log_x=True,
+    )
     axis.figure.canvas.draw()
     boxes = [Text.get_window_extent(text) for text in axis.texts]
-    assert len(boxes) == 7 and not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
+    assert len(boxes) == 7 and not any(
+        a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n]
+    )
     assert {"1", "100"} <= {label.get_text() for label in axis.get_xticklabels()}
 
 
@@ -58,15 +78,27 @@ def test_logarithmic_axes_say_plain_numbers():
     stills.lines(wide, {"a": (range(3), [1e-7, 1e-3, 1])}, "t", "x", "y", log=True, log_x=False)
     wide.figure.canvas.draw()
     low, high = wide.get_ylim()
-    assert sum(low <= float(label.get_text().replace(",", "")) <= high for label in wide.get_yticklabels()) >= 3
+    assert (
+        sum(
+            low <= float(label.get_text().replace(",", "")) <= high
+            for label in wide.get_yticklabels()
+        )
+        >= 3
+    )
 
 
 def test_a_slide_makes_its_picture_anew():
-    slide = cl.Slide(lambda t: cl.MatrixPicture(torch.eye(2) / t, f"at {t:g}"), temperature=[0.5, 1.0, 2.0])
+    slide = cl.Slide(
+        lambda t: cl.MatrixPicture(torch.eye(2) / t, f"at {t:g}"), temperature=[0.5, 1.0, 2.0]
+    )
     canvas = slide.place.children[0]
     assert slide.sentence.startswith("temperature 1. 2 queries")
     slide.slider.value = 2.0
-    assert slide.place.children[0] is canvas and canvas.title == "at 2" and "to 0.5" in canvas.sentence == slide.picture.sentence
+    assert (
+        slide.place.children[0] is canvas
+        and canvas.title == "at 2"
+        and "to 0.5" in canvas.sentence == slide.picture.sentence
+    )
     lines = cl.Slide(lambda n: cl.LinesPicture({"a": ([0, n], [0, 1])}, "", "x", "y"), n=[1, 2, 3])
     before = lines.place.children[0].value
     lines.slider.value = 3
@@ -96,15 +128,31 @@ def test_a_term_lights_what_it_sums_over(term, bank):
     assert lit.shape == (rows, columns)
     draw = torch.Generator().manual_seed(1)
     S = torch.rand(rows, columns, generator=draw, dtype=torch.float64).requires_grad_()
-    q, p = torch.rand(rows, 4, generator=draw, dtype=torch.float64), torch.rand(columns, 4, generator=draw, dtype=torch.float64)
-    value = {"7": lambda: S.sum(), "7, the positives": lambda: S.diagonal().sum(), "8, second term": lambda: (S[:local] @ p).sum(),
-             "9, second term": lambda: (S[:, :local].T @ q).sum(), "9, its memory rows": lambda: (S[local:, :local].T @ q[local:]).sum(),
-             "frozen": lambda: S[local:, local:].sum()}.get(term)
-    expected = torch.eye(rows, columns).bool() & (torch.arange(columns) < local) if value is None else torch.autograd.grad(value(), S)[0] != 0
+    q, p = (
+        torch.rand(rows, 4, generator=draw, dtype=torch.float64),
+        torch.rand(columns, 4, generator=draw, dtype=torch.float64),
+    )
+    value = {
+        "7": lambda: S.sum(),
+        "7, the positives": lambda: S.diagonal().sum(),
+        "8, second term": lambda: (S[:local] @ p).sum(),
+        "9, second term": lambda: (S[:, :local].T @ q).sum(),
+        "9, its memory rows": lambda: (S[local:, :local].T @ q[local:]).sum(),
+        "frozen": lambda: S[local:, local:].sum(),
+    }.get(term)
+    expected = (
+        torch.eye(rows, columns).bool() & (torch.arange(columns) < local)
+        if value is None
+        else torch.autograd.grad(value(), S)[0] != 0
+    )
     assert torch.equal(torch.from_numpy(lit.copy()), expected)
     number, line = view.line()
     import contaccum_lite.loss as loss
-    assert open(loss.__file__).read().splitlines()[number - 1].strip() == line and TERMS[term].code in line
+
+    assert (
+        open(loss.__file__).read().splitlines()[number - 1].strip() == line
+        and TERMS[term].code in line
+    )
     assert (f"{int(lit.sum())} of {lit.size}" in view.sentence) or not lit.any()
 
 
@@ -124,7 +172,9 @@ def test_activation_memory_grows_with_the_batch(toy):
 
 
 def test_an_intervention_changes_only_what_it_says(toy):
-    plain, same, without = (cl.Run(toy, method="pre_batch", updates=6, dim=16, memory_size=32) for _ in range(3))
+    plain, same, without = (
+        cl.Run(toy, method="pre_batch", updates=6, dim=16, memory_size=32) for _ in range(3)
+    )
     same.learner.adjust = lambda found: found
     seen = []
 
@@ -135,8 +185,14 @@ def test_an_intervention_changes_only_what_it_says(toy):
     without.learner.adjust = take_away
     for run in (plain, same, without):
         list(run)
-    assert [u.loss for u in plain.history] == [u.loss for u in same.history] != [u.loss for u in without.history]
-    assert plain.history[0].grad_norm_query == without.history[0].grad_norm_query and max(seen) > 1e-3
+    assert (
+        [u.loss for u in plain.history]
+        == [u.loss for u in same.history]
+        != [u.loss for u in without.history]
+    )
+    assert (
+        plain.history[0].grad_norm_query == without.history[0].grad_norm_query and max(seen) > 1e-3
+    )
 
 
 @pytest.mark.parametrize("ending", ["layernorm", "none", "unit", "pooled"])
@@ -147,5 +203,11 @@ def test_a_towers_ending_is_kept(toy, ending, tmp_path):
     assert (vectors.norm(dim=1) - 1).abs().max() < 1e-5 if ending == "unit" else True
     run.query_tower.save_pretrained(tmp_path / "t")
     again = cl.load_tower(tmp_path / "t")
-    assert torch.equal(again(run.feed.queries[np.arange(4)]), run.query_tower.eval()(run.feed.queries[np.arange(4)]))
-    assert math.isfinite(run.history[-1].loss) and cl.Settings.parse(run.settings.share()) == run.settings
+    assert torch.equal(
+        again(run.feed.queries[np.arange(4)]),
+        run.query_tower.eval()(run.feed.queries[np.arange(4)]),
+    )
+    assert (
+        math.isfinite(run.history[-1].loss)
+        and cl.Settings.parse(run.settings.share()) == run.settings
+    )

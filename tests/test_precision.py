@@ -14,13 +14,26 @@ from contaccum_lite import measure, precision
 from contaccum_lite.precision import LossScale
 
 ROOT = Path(__file__).parent.parent
-SMALL = dict(dim=16, local_batch=4, accumulation_steps=3, memory_size=24, updates=12, warmup=3, passage_tokens=16, hard_negatives=1)
+SMALL = dict(
+    dim=16,
+    local_batch=4,
+    accumulation_steps=3,
+    memory_size=24,
+    updates=12,
+    warmup=3,
+    passage_tokens=16,
+    hard_negatives=1,
+)
 
 
 def gradients(run):
     """The last micro-batch's gradients, before the weights move."""
     for micro in run.micro_steps():
-        found = [None if p.grad is None else p.grad.clone() for t in run.learner.towers for p in t.parameters()]
+        found = [
+            None if p.grad is None else p.grad.clone()
+            for t in run.learner.towers
+            for p in t.parameters()
+        ]
     return found
 
 
@@ -34,14 +47,23 @@ def distance(a, b):
 
 # --- autocast -----------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("tower", ["bag", "bert"])
 def test_bf16_is_near_and_banks_loss_and_gradients_are_float32(toy, tower):
-    runs = {name: cl.Run(toy, cl.Settings(tower=tower, precision=name, **SMALL)) for name in ("fp32", "bf16")}
+    runs = {
+        name: cl.Run(toy, cl.Settings(tower=tower, precision=name, **SMALL))
+        for name in ("fp32", "bf16")
+    }
     found = {name: gradients(run) for name, run in runs.items()}
     run = runs["bf16"]
-    assert 1e-6 < distance(found["bf16"], found["fp32"]) < 0.3                  # other arithmetic, the same direction
+    assert (
+        1e-6 < distance(found["bf16"], found["fp32"]) < 0.3
+    )  # other arithmetic, the same direction
     assert all(g is None or g.dtype == torch.float32 for g in found["bf16"])
-    assert all(bank.vectors.dtype == torch.float32 for bank in run.learner.banks) and len(run.passage_bank) == 12
+    assert (
+        all(bank.vectors.dtype == torch.float32 for bank in run.learner.banks)
+        and len(run.passage_bank) == 12
+    )
     assert abs(run.history[0].loss - runs["fp32"].history[0].loss) < 0.05
     assert all(p.dtype == torch.float32 for p in run.query_tower.parameters())
 
@@ -51,9 +73,11 @@ def test_what_is_inside_a_tower_is_bf16_and_what_comes_out_is_not(toy):
     layer = run.query_tower.model.encoder.layer[0].attention.self.query
     layer.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
     vectors = run.learner.encode(run.feed.batches(0)[0])
-    assert seen == {torch.bfloat16} and {part.dtype for part in vectors.present()} == {torch.float32}
+    assert seen == {torch.bfloat16} and {part.dtype for part in vectors.present()} == {
+        torch.float32
+    }
     run.evaluate()
-    assert seen == {torch.bfloat16}                                             # evaluation measures what is trained
+    assert seen == {torch.bfloat16}  # evaluation measures what is trained
 
 
 def test_bf16_learns_resumes_and_is_taken_back(toy, tmp_path):
@@ -69,13 +93,20 @@ def test_bf16_learns_resumes_and_is_taken_back(toy, tmp_path):
             run.save(tmp_path)
             run = cl.Run.load(tmp_path, toy)
     list(run)
-    assert all(torch.equal(p, q) for p, q in zip(run.passage_tower.parameters(), plain.passage_tower.parameters()))
+    assert all(
+        torch.equal(p, q)
+        for p, q in zip(run.passage_tower.parameters(), plain.passage_tower.parameters())
+    )
     full = cl.Run(toy, cl.Settings(**fields))
     list(full)
-    assert abs(run.evaluate()["top@20"] - full.evaluate()["top@20"]) < 0.1 and run.evaluate()["top@20"] > 0.3
+    assert (
+        abs(run.evaluate()["top@20"] - full.evaluate()["top@20"]) < 0.1
+        and run.evaluate()["top@20"] > 0.3
+    )
 
 
 # --- loss scale ---------------------------------------------------------------------------------------------------------
+
 
 def test_a_power_of_two_changes_no_bit(toy):
     plain, scaled = (cl.Run(toy, cl.Settings(**SMALL)) for _ in range(2))
@@ -83,7 +114,10 @@ def test_a_power_of_two_changes_no_bit(toy):
     for _ in range(5):
         plain.step(), scaled.step()
     assert [u[:6] for u in plain.history] == [u[:6] for u in scaled.history]
-    assert all(torch.equal(p, q) for p, q in zip(plain.passage_tower.parameters(), scaled.passage_tower.parameters()))
+    assert all(
+        torch.equal(p, q)
+        for p, q in zip(plain.passage_tower.parameters(), scaled.passage_tower.parameters())
+    )
 
 
 @pytest.mark.parametrize("method", ["contaccum", "grad_cache"])
@@ -91,18 +125,31 @@ def test_an_update_that_overflows_is_made_again_with_half_the_scale(toy, method)
     fields = {k: v for k, v in SMALL.items() if k not in cl.PRESETS[method]["fixes"]}
     plain, run = (cl.Run(toy, cl.Settings.preset(method, **fields)) for _ in range(2))
     scale = run.learner.loss_scale
-    scale.value, scale.moves, scale.patience = 2.0**127, True, 3                # gradients times this are infinite in float32
+    scale.value, scale.moves, scale.patience = (
+        2.0**127,
+        True,
+        3,
+    )  # gradients times this are infinite in float32
     plain.step()
     while run.step_count < 1:
         run.step()
-    assert 1 < scale.value < 2.0**127 and [u[:6] for u in run.history] == [u[:6] for u in plain.history]
-    assert all(torch.equal(p, q) for p, q in zip(plain.passage_tower.parameters(), run.passage_tower.parameters()))
-    assert all(torch.equal(a.vectors, b.vectors) for a, b in zip(plain.learner.banks, run.learner.banks))
+    assert 1 < scale.value < 2.0**127 and [u[:6] for u in run.history] == [
+        u[:6] for u in plain.history
+    ]
+    assert all(
+        torch.equal(p, q)
+        for p, q in zip(plain.passage_tower.parameters(), run.passage_tower.parameters())
+    )
+    assert all(
+        torch.equal(a.vectors, b.vectors) for a, b in zip(plain.learner.banks, run.learner.banks)
+    )
     scale.value = 2.0**10
     before = scale.fine
     for _ in range(3 - before):
         run.step()
-    assert scale.value == 2.0**11 and scale.fine == 0                           # after `patience` updates without overflow it doubles
+    assert (
+        scale.value == 2.0**11 and scale.fine == 0
+    )  # after `patience` updates without overflow it doubles
 
 
 def test_the_loss_scale_is_saved(toy, tmp_path):
@@ -112,7 +159,11 @@ def test_the_loss_scale_is_saved(toy, tmp_path):
     again = cl.Run.load(tmp_path, toy).learner.loss_scale
     assert (again.value, again.fine) == (512.0, 7)
     stored = json.loads((tmp_path / "run.json").read_text())
-    del stored["loss_scale"], stored["settings"]["precision"], stored["settings"]["compile"]     # as it was saved before there was one
+    del (
+        stored["loss_scale"],
+        stored["settings"]["precision"],
+        stored["settings"]["compile"],
+    )  # as it was saved before there was one
     (tmp_path / "run.json").write_text(json.dumps(stored))
     assert cl.Run.load(tmp_path, toy).learner.loss_scale.value == 1
 
@@ -135,8 +186,13 @@ def test_fp16_by_autocast(toy, monkeypatch):
     run.learner.loss_scale = LossScale("fp16")
     found, expected = gradients(run), gradients(plain)
     scale = run.learner.loss_scale.value
-    assert scale > 1 and 1e-6 < distance([g if g is None else g / scale for g in found], expected) < 0.05
-    assert abs(run.history[0].grad_norm_passage / plain.history[0].grad_norm_passage - 1) < 0.05      # the scale is taken out again
+    assert (
+        scale > 1
+        and 1e-6 < distance([g if g is None else g / scale for g in found], expected) < 0.05
+    )
+    assert (
+        abs(run.history[0].grad_norm_passage / plain.history[0].grad_norm_passage - 1) < 0.05
+    )  # the scale is taken out again
 
 
 def test_fp16_needs_cuda_and_float64_no_autocast(toy):
@@ -156,12 +212,23 @@ def test_fp16_trains_on_cuda(toy):
 
 # --- checkpointed activations, compiled encoders ------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("method", ["contaccum", "grad_cache"])
 def test_checkpointed_activations_give_the_same_gradient(toy, method):
     """With dropout, in float64: noise is drawn again as it was."""
     fields = {k: v for k, v in SMALL.items() if k not in cl.PRESETS[method]["fixes"]}
-    runs = [cl.Run(toy, cl.Settings.preset(method, tower="bert", dtype="float64", activation_checkpointing=on, **fields)) for on in (False, True)]
-    assert runs[0].learner.noisy and any(getattr(m, "gradient_checkpointing", False) for m in runs[1].query_tower.modules())
+    runs = [
+        cl.Run(
+            toy,
+            cl.Settings.preset(
+                method, tower="bert", dtype="float64", activation_checkpointing=on, **fields
+            ),
+        )
+        for on in (False, True)
+    ]
+    assert runs[0].learner.noisy and any(
+        getattr(m, "gradient_checkpointing", False) for m in runs[1].query_tower.modules()
+    )
     plain, checkpointed = (gradients(run) for run in runs)
     assert distance(checkpointed, plain) < 1e-12
     assert cl.activation_memory(runs[1], 32) < 0.7 * cl.activation_memory(runs[0], 32)
@@ -178,7 +245,9 @@ def test_a_compiled_encoder_gives_the_same_gradient(toy, monkeypatch):
                 if isinstance(m, torch.nn.Dropout):
                     m.p = 0.0
     assert distance(gradients(compiled), gradients(plain)) < 1e-12
-    assert compiled.query_tower.state_dict().keys() == plain.query_tower.state_dict().keys()     # saved as any other
+    assert (
+        compiled.query_tower.state_dict().keys() == plain.query_tower.state_dict().keys()
+    )  # saved as any other
 
 
 def test_what_would_do_nothing_or_harm_is_refused(toy):
@@ -198,15 +267,22 @@ def test_texts_of_a_micro_batch_are_padded_to_its_own_longest(toy):
 
 def test_evaluation_takes_texts_of_like_length_together(toy):
     run, shapes = cl.Run(toy, cl.Settings(**SMALL)), []
-    run.passage_tower.register_forward_hook(lambda module, inputs, output: shapes.append(inputs[0].shape[1]))
+    run.passage_tower.register_forward_hook(
+        lambda module, inputs, output: shapes.append(inputs[0].shape[1])
+    )
     run.evaluate()
     assert shapes == sorted(shapes) and len(shapes) == 3
 
 
 # --- the memory cap -----------------------------------------------------------------------------------------------------
 
+
 def test_sizes():
-    assert measure._bytes("11GB") == 11_000_000_000 and measure._bytes("1.5 GiB") == 3 * 2**29 and measure._bytes("512mb") == 512_000_000
+    assert (
+        measure._bytes("11GB") == 11_000_000_000
+        and measure._bytes("1.5 GiB") == 3 * 2**29
+        and measure._bytes("512mb") == 512_000_000
+    )
     for wrong in ("11", "GB", "-1GB", "11 potatoes", 0, None):
         with pytest.raises(ValueError, match="write a number and a unit"):
             measure._bytes(wrong)
@@ -230,7 +306,11 @@ for make in (lambda: torch.zeros(125_000_000), lambda: np.zeros(500_000_000, np.
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="an address-space limit is Linux's")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="an address-space limit is Linux's"
+)
 def test_the_cap_lets_less_in_and_no_more():
-    out = subprocess.run([sys.executable, "-c", CAPPED], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", CAPPED], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert "the process holds" in out and out.count("beyond") == 2

@@ -20,7 +20,14 @@ def fresh(monkeypatch):
 
 
 def make(**more):
-    return cl.Predict("x.1", "How many <b>negatives</b>?", options=["7", "127"], truth="7", reply={"127": "The commonest belief.", "7": "Right."}, **more)
+    return cl.Predict(
+        "x.1",
+        "How many <b>negatives</b>?",
+        options=["7", "127"],
+        truth="7",
+        reply={"127": "The commonest belief.", "7": "Right."},
+        **more,
+    )
 
 
 def test_an_answer_stands_once_committed():
@@ -29,11 +36,21 @@ def test_an_answer_stands_once_committed():
     assert "Choose first" in question.said.value and not question.committed
     question.field.value = "127"
     question.button.click()
-    assert question.committed and question.sentence == "You said “127”; it is “7”. The commonest belief."
-    assert question.field.disabled and question.button.disabled and "The commonest belief." in question.said.value
+    assert (
+        question.committed
+        and question.sentence == "You said “127”; it is “7”. The commonest belief."
+    )
+    assert (
+        question.field.disabled
+        and question.button.disabled
+        and "The commonest belief." in question.said.value
+    )
     question.commit("7")
     assert question.sentence.startswith("You said “127”")
-    assert "<b>negatives" not in question.widget.children[0].value and "&lt;b&gt;" in question.widget.children[0].value
+    assert (
+        "<b>negatives" not in question.widget.children[0].value
+        and "&lt;b&gt;" in question.widget.children[0].value
+    )
 
 
 def test_what_comes_next_is_hidden_until_then(toy):
@@ -41,22 +58,44 @@ def test_what_comes_next_is_hidden_until_then(toy):
     question = make(then=lab)
     assert question.below.children == ()
     question.commit("7")
-    assert question.below.children == (lab.views.widget,) and question.said.value.startswith("<p role='status'>✓")
+    assert question.below.children == (lab.views.widget,) and question.said.value.startswith(
+        "<p role='status'>✓"
+    )
 
 
 def test_a_number_leaves_a_mark():
-    question = cl.Predict("x.2", "How much?", number=(0, 10), truth=lambda: 4.0, reply=lambda yours, truth: f"off by {abs(yours - truth):.1f}.")
+    question = cl.Predict(
+        "x.2",
+        "How much?",
+        number=(0, 10),
+        truth=lambda: 4.0,
+        reply=lambda yours, truth: f"off by {abs(yours - truth):.1f}.",
+    )
     question.commit(6.5)
-    assert question.sentence == "You said “6.5”; it is “4”. off by 2.5." and "left:65.0%" in question.said.value and "left:40.0%" in question.said.value
+    assert (
+        question.sentence == "You said “6.5”; it is “4”. off by 2.5."
+        and "left:65.0%" in question.said.value
+        and "left:40.0%" in question.said.value
+    )
 
 
 def test_a_curve_stays_beside_what_it_was():
-    question = cl.Predict("x.3", "Draw", curve=dict(x=[0.0, 1.0], y=[0.0, 2.0]), truth=lambda: [(0, 1), (1, 2)], reply=lambda yours, truth: f"{len(yours)} points.")
+    question = cl.Predict(
+        "x.3",
+        "Draw",
+        curve=dict(x=[0.0, 1.0], y=[0.0, 2.0]),
+        truth=lambda: [(0, 1), (1, 2)],
+        reply=lambda yours, truth: f"{len(yours)} points.",
+    )
     question.commit()
     assert "Choose first" in question.said.value
     question.field.points = [[0.0, 0.5], [1.0, 1.5]]
     question.commit()
-    assert question.field.locked and question.field.truth == [[0.0, 1.0], [1.0, 2.0]] and question.sentence.endswith("2 points.")
+    assert (
+        question.field.locked
+        and question.field.truth == [[0.0, 1.0], [1.0, 2.0]]
+        and question.sentence.endswith("2 points.")
+    )
 
 
 def test_answers_are_a_line_that_brings_them_back(monkeypatch):

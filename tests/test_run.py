@@ -21,7 +21,11 @@ SMALL = dict(dim=16, local_batch=4, accumulation_steps=3, updates=12, warmup=3, 
 
 
 def weights(run):
-    return {f"{n}.{name}": p.detach().clone() for n, t in enumerate(run.learner.towers) for name, p in t.state_dict().items()}
+    return {
+        f"{n}.{name}": p.detach().clone()
+        for n, t in enumerate(run.learner.towers)
+        for name, p in t.state_dict().items()
+    }
 
 
 def state(run):
@@ -42,16 +46,22 @@ def settings(method="contaccum", **fields):
 
 # --- order --------------------------------------------------------------------------------------------------------------
 
+
 def test_every_pair_once_an_epoch_and_the_same_for_every_method(toy):
     feeds = []
     for method, fields in (("contaccum", {}), ("grad_accum", {}), ("dpr", dict(local_batch=12))):
         feed = cl.Run(toy, settings(method, **fields)).feed
-        epoch = [torch.cat([b.pair_ids for b in feed.batches(u)]).tolist() for u in range(feed.updates_per_epoch)]
+        epoch = [
+            torch.cat([b.pair_ids for b in feed.batches(u)]).tolist()
+            for u in range(feed.updates_per_epoch)
+        ]
         assert Counter(i for update in epoch for i in update) == Counter(range(512))
-        assert [len(u) for u in epoch] == [12] * 42 + [8]                  # 512 = 42 · 12 + 8: the last update is ragged
+        assert [len(u) for u in epoch] == [12] * 42 + [
+            8
+        ]  # 512 = 42 · 12 + 8: the last update is ragged
         feeds.append(epoch + [torch.cat([b.pair_ids for b in feed.batches(44)]).tolist()])
     assert feeds[0] == feeds[1] == feeds[2]
-    assert feeds[0][1] != feeds[0][43]                                       # another shuffle in the next epoch
+    assert feeds[0][1] != feeds[0][43]  # another shuffle in the next epoch
 
 
 def test_hard_negatives_belong_to_their_pair_and_change_over_epochs(toy):
@@ -60,7 +70,7 @@ def test_hard_negatives_belong_to_their_pair_and_change_over_epochs(toy):
     for update in range(3 * feed.updates_per_epoch):
         for batch in feed.batches(update):
             for n, pair in enumerate(batch.pair_ids.tolist()):
-                chosen = batch.hard_ids[2 * n:2 * n + 2].tolist()
+                chosen = batch.hard_ids[2 * n : 2 * n + 2].tolist()
                 allowed = {toy.row_of[p.id] for p in toy.train[pair].hard_negatives}
                 assert set(chosen) <= allowed
                 seen.setdefault(pair, set()).add(tuple(chosen))
@@ -68,7 +78,14 @@ def test_hard_negatives_belong_to_their_pair_and_change_over_epochs(toy):
 
 
 def test_pairs_without_a_hard_negative_are_dropped_and_it_is_said(jsonl):
-    rows = [dict(query=f"question {n}", passage=f"passage {n}", **({"hard_negatives": ["other"]} if n % 3 else {})) for n in range(30)]
+    rows = [
+        dict(
+            query=f"question {n}",
+            passage=f"passage {n}",
+            **({"hard_negatives": ["other"]} if n % 3 else {}),
+        )
+        for n in range(30)
+    ]
     pairs = cl.load_pairs(f"jsonl:{jsonl(rows)}")
     without = sum(not p.hard_negatives for p in pairs.train)
     run = cl.Run(pairs, settings(hard_negatives=1, updates=2))
@@ -87,7 +104,10 @@ def test_same_seed_same_run_other_seed_other_run(toy):
 
 def test_towers_start_equal_and_are_two(toy):
     run = cl.Run(toy, settings())
-    assert all(torch.equal(p, q) for p, q in zip(run.query_tower.parameters(), run.passage_tower.parameters()))
+    assert all(
+        torch.equal(p, q)
+        for p, q in zip(run.query_tower.parameters(), run.passage_tower.parameters())
+    )
     run.step()
     assert not torch.equal(run.query_tower.embedding.weight, run.passage_tower.embedding.weight)
 
@@ -113,11 +133,19 @@ def test_update_record(toy):
     micros = []
     for micro in run.micro_steps():
         micros.append(micro)
-        norms = [math.sqrt(sum(float(p.grad.double().pow(2).sum()) for p in t.parameters())) for t in run.learner.towers]
+        norms = [
+            math.sqrt(sum(float(p.grad.double().pow(2).sum()) for p in t.parameters()))
+            for t in run.learner.towers
+        ]
     update = run.history[-1]
     assert math.isclose(update.loss, sum(m.loss for m in micros) / 3)
-    assert math.isclose(update.grad_norm_query, norms[0], rel_tol=1e-5) and math.isclose(update.grad_norm_passage, norms[1], rel_tol=1e-5)
-    assert math.isclose(update.grad_norm_ratio, norms[1] / norms[0], rel_tol=1e-5) and cl.grad_norm_ratio(run) == update.grad_norm_ratio
+    assert math.isclose(update.grad_norm_query, norms[0], rel_tol=1e-5) and math.isclose(
+        update.grad_norm_passage, norms[1], rel_tol=1e-5
+    )
+    assert (
+        math.isclose(update.grad_norm_ratio, norms[1] / norms[0], rel_tol=1e-5)
+        and cl.grad_norm_ratio(run) == update.grad_norm_ratio
+    )
     assert update.negatives == 4 + 8 - 1 and update.step == 1 and update.seconds > 0
 
 
@@ -156,6 +184,7 @@ def test_a_large_corpus_trains_and_ranks_the_same(toy, monkeypatch):
 
 # --- interruption -------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("method", ["contaccum", "grad_cache", "momentum", "contaccum_no_past"])
 def test_an_update_left_halfway_is_taken_back(toy, method):
     run, plain = cl.Run(toy, settings(method)), cl.Run(toy, settings(method))
@@ -167,7 +196,7 @@ def test_an_update_left_halfway_is_taken_back(toy, method):
         if update % 2:
             steps.close()
             assert same(before, state(run))
-        run.step()                                    # where it was not closed, the new step takes the old one back
+        run.step()  # where it was not closed, the new step takes the old one back
         plain.step()
     assert same(state(run), state(plain))
 
@@ -185,7 +214,9 @@ def test_a_stale_generator_cannot_go_on(toy):
 @pytest.mark.parametrize("method", ["contaccum", "momentum", "grad_cache"])
 def test_ctrl_c_at_any_line(toy, method):
     """A real SIGINT at 25 random lines of the library while it trains: the run ends as if nothing had happened."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests were started in the background
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored where the tests were started in the background
     plain = cl.Run(toy, settings(method, updates=4))
     list(plain)
     expected, draw, hits = state(plain), random.Random(0), 0
@@ -208,7 +239,9 @@ def test_ctrl_c_at_any_line(toy, method):
                 hits += 1
             finally:
                 sys.settrace(None)
-        assert same(state(run), expected) and [u.loss for u in run.history] == [u.loss for u in plain.history]
+        assert same(state(run), expected) and [u.loss for u in run.history] == [
+            u.loss for u in plain.history
+        ]
     signal.signal(signal.SIGINT, before)
     assert hits >= 20
 
@@ -240,9 +273,17 @@ run.save(sys.argv[1])
 """
 
 
-@pytest.mark.parametrize("method, extra, stop", [
-    ("contaccum", dict(hard_negatives=1), 1), ("contaccum", {}, 5), ("momentum", {}, 7), ("grad_cache", dict(tower="bert", dim=16), 4),
-    ("dpr", dict(shared=True), 11), ("pre_batch_no_past", {}, 3)])
+@pytest.mark.parametrize(
+    "method, extra, stop",
+    [
+        ("contaccum", dict(hard_negatives=1), 1),
+        ("contaccum", {}, 5),
+        ("momentum", {}, 7),
+        ("grad_cache", dict(tower="bert", dim=16), 4),
+        ("dpr", dict(shared=True), 11),
+        ("pre_batch_no_past", {}, 3),
+    ],
+)
 def test_resume_in_a_new_process_is_bit_for_bit(toy, tmp_path, method, extra, stop):
     plain = cl.Run(toy, settings(method, **extra))
     list(plain)
@@ -250,7 +291,9 @@ def test_resume_in_a_new_process_is_bit_for_bit(toy, tmp_path, method, extra, st
     for _ in range(stop):
         run.step()
     run.save(tmp_path / "run")
-    subprocess.run([sys.executable, "-c", RESUME, tmp_path / "run", str(stop)], check=True, cwd=HERE)
+    subprocess.run(
+        [sys.executable, "-c", RESUME, tmp_path / "run", str(stop)], check=True, cwd=HERE
+    )
     ended = cl.Run.load(tmp_path / "run", toy)
     assert same(state(ended), state(plain))
     assert [u[:6] for u in ended.history] == [u[:6] for u in plain.history]
@@ -274,12 +317,15 @@ def test_a_save_that_fails_leaves_the_last_one(toy, tmp_path, monkeypatch):
     run.save(tmp_path)
     before = state(run)
     run.step()
-    monkeypatch.setattr("safetensors.torch.save_file", lambda *a, **k: (_ for _ in ()).throw(OSError("No space left on device")))
+    monkeypatch.setattr(
+        "safetensors.torch.save_file",
+        lambda *a, **k: (_ for _ in ()).throw(OSError("No space left on device")),
+    )
     with pytest.raises(OSError, match="No space"):
         run.save(tmp_path)
     monkeypatch.undo()
     assert same(state(cl.Run.load(tmp_path, toy)), before)
-    assert len(list(tmp_path.iterdir())) == 2                     # run.json and one state
+    assert len(list(tmp_path.iterdir())) == 2  # run.json and one state
 
 
 def test_a_save_in_mid_update_is_of_the_last_whole_one(toy, tmp_path):
@@ -319,15 +365,22 @@ def test_loading_what_is_not_there(toy, tmp_path):
 
 # --- what it knows ------------------------------------------------------------------------------------------------------
 
+
 def test_search_and_evaluate_agree(toy):
     run = cl.Run(toy, settings(updates=40))
     list(run)
-    first = sum(run.search(pair.query, k=1)[0].id == pair.passage_id for pair in toy.test) / len(toy.test)
+    first = sum(run.search(pair.query, k=1)[0].id == pair.passage_id for pair in toy.test) / len(
+        toy.test
+    )
     assert math.isclose(first, run.evaluate()["top@1"])
     hits = run.search(toy.test[0].query, k=7)
-    assert len(hits) == 7 and [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
+    assert len(hits) == 7 and [h.score for h in hits] == sorted(
+        (h.score for h in hits), reverse=True
+    )
     assert hits[0].passage == toy.passages[toy.row_of[hits[0].id]].text
-    assert toy.test[0].passage not in repr(hits) and hits[0].title in repr(hits)     # a kept output shows names, not text
+    assert toy.test[0].passage not in repr(hits) and hits[0].title in repr(
+        hits
+    )  # a kept output shows names, not text
 
 
 def test_similarity_mass_is_a_distribution(toy):
@@ -340,9 +393,15 @@ def test_similarity_mass_is_a_distribution(toy):
     assert math.isclose(sum(mass[age] * counts[age] for age in mass), 1.0, rel_tol=1e-5)
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda run: run.search("  "), "must be a text"), (lambda run: run.search("x", k=0), "1 or more"),
-    (lambda run: run.evaluate("dev"), "no 'dev' pairs"), (cl.grad_norm_ratio, "made no update yet")])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda run: run.search("  "), "must be a text"),
+        (lambda run: run.search("x", k=0), "1 or more"),
+        (lambda run: run.evaluate("dev"), "no 'dev' pairs"),
+        (cl.grad_norm_ratio, "made no update yet"),
+    ],
+)
 def test_bad_questions(toy, call, words):
     with pytest.raises(ValueError, match=words):
         call(cl.Run(toy, settings()))

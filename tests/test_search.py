@@ -7,7 +7,15 @@ from hypothesis import given, settings, strategies as st
 
 import contaccum_lite as cl
 from contaccum_lite.index import build
-from contaccum_lite.search import acts, answer_measures, has_answer, one_line, plain, rank, ranking_measures
+from contaccum_lite.search import (
+    acts,
+    answer_measures,
+    has_answer,
+    one_line,
+    plain,
+    rank,
+    ranking_measures,
+)
 
 
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(3, 150))
@@ -15,26 +23,42 @@ from contaccum_lite.search import acts, answer_measures, has_answer, one_line, p
 def test_measures_equal_trec_eval(seed, queries, passages):
     draw = np.random.default_rng(seed)
     rows = np.stack([draw.permutation(passages)[:100] for _ in range(queries)])
-    relevant = [{int(r): int(draw.integers(1, 4)) for r in draw.choice(passages, draw.integers(1, min(8, passages)), replace=False)}
-                for _ in range(queries)]
+    relevant = [
+        {
+            int(r): int(draw.integers(1, 4))
+            for r in draw.choice(passages, draw.integers(1, min(8, passages)), replace=False)
+        }
+        for _ in range(queries)
+    ]
     ours = ranking_measures(rows, relevant)
     qrels = {str(q): {str(r): g for r, g in wanted.items()} for q, wanted in enumerate(relevant)}
-    found = {str(q): {str(r): float(1000 - place) for place, r in enumerate(ranking)} for q, ranking in enumerate(rows)}
+    found = {
+        str(q): {str(r): float(1000 - place) for place, r in enumerate(ranking)}
+        for q, ranking in enumerate(rows)
+    }
     names = {"ndcg_cut_10", "recall_100", "success_1", "success_5", "success_20", "success_100"}
     theirs = pytrec_eval.RelevanceEvaluator(qrels, names | {"recip_rank"}).evaluate(found)
     mean = {name: np.mean([t[name] for t in theirs.values()]) for name in names}
-    assert np.isclose(ours["ndcg@10"], mean["ndcg_cut_10"]) and np.isclose(ours["recall@100"], mean["recall_100"])
+    assert np.isclose(ours["ndcg@10"], mean["ndcg_cut_10"]) and np.isclose(
+        ours["recall@100"], mean["recall_100"]
+    )
     for k in (1, 5, 20, 100):
         if f"success_{k}" in mean:
             assert np.isclose(ours[f"top@{k}"], mean[f"success_{k}"])
-    reciprocal = [t["recip_rank"] if t["recip_rank"] >= 0.1 else 0 for t in theirs.values()]     # cut at 10
+    reciprocal = [
+        t["recip_rank"] if t["recip_rank"] >= 0.1 else 0 for t in theirs.values()
+    ]  # cut at 10
     assert np.isclose(ours["mrr@10"], np.mean(reciprocal))
 
 
 def test_measures_by_hand():
     rows = np.array([[4, 2, 7], [1, 0, 3]])
     measures = ranking_measures(rows, [{7: 1}, {9: 1}])
-    assert measures["top@1"] == 0 and measures["top@5"] == 0.5 and measures["mrr@10"] == pytest.approx(1 / 6)
+    assert (
+        measures["top@1"] == 0
+        and measures["top@5"] == 0.5
+        and measures["mrr@10"] == pytest.approx(1 / 6)
+    )
 
 
 def test_rank_is_exact():
@@ -42,15 +66,26 @@ def test_rank_is_exact():
     q, p = draw.normal(size=(7, 12)), draw.normal(size=(300, 12))
     scores, rows = rank(q, p, 20)
     expected = np.argsort(-(q.astype("f4") @ p.astype("f4").T), axis=1)[:, :20]
-    assert (rows == expected).all() and np.allclose(scores, np.take_along_axis(q @ p.T, expected, 1), atol=1e-4)
+    assert (rows == expected).all() and np.allclose(
+        scores, np.take_along_axis(q @ p.T, expected, 1), atol=1e-4
+    )
     assert rank(q, p[:3], 20)[1].shape == (7, 3)
 
 
-@pytest.mark.parametrize("answers, text, expected", [
-    (["Paris"], "The capital is paris.", True), (["Paris"], "a comparison", False),        # whole words
-    (["new york"], "in New  York City", True), (["new york"], "new jersey, york", False),
-    (["Zürich"], "Zu\u0308rich is a city", True), (["1.5"], "about 1.5 km", True), ([""], "anything", False), ([], "anything", False),
-    (["absent", "present"], "it is present", True)])
+@pytest.mark.parametrize(
+    "answers, text, expected",
+    [
+        (["Paris"], "The capital is paris.", True),
+        (["Paris"], "a comparison", False),  # whole words
+        (["new york"], "in New  York City", True),
+        (["new york"], "new jersey, york", False),
+        (["Zürich"], "Zu\u0308rich is a city", True),
+        (["1.5"], "about 1.5 km", True),
+        ([""], "anything", False),
+        ([], "anything", False),
+        (["absent", "present"], "it is present", True),
+    ],
+)
 def test_has_answer_is_dprs(answers, text, expected):
     assert has_answer(answers, text) is expected
 
@@ -59,7 +94,11 @@ def test_answer_measures():
     texts = ["nothing", "the answer is blue", "red", "blue again"]
     rows = np.array([[0, 2, 1, 3], [2, 0, 1, 3]])
     assert answer_measures(rows, [["blue"], ["red", "green"]], texts) == {
-        "answer_top@1": 0.5, "answer_top@5": 1.0, "answer_top@20": 1.0, "answer_top@100": 1.0}
+        "answer_top@1": 0.5,
+        "answer_top@5": 1.0,
+        "answer_top@20": 1.0,
+        "answer_top@100": 1.0,
+    }
 
 
 def test_no_queries():
@@ -68,6 +107,7 @@ def test_no_queries():
 
 
 # --- text ---------------------------------------------------------------------------------------------------------------
+
 
 @given(
     st.text(
@@ -142,4 +182,19 @@ def test_a_name_of_a_file_is_a_text():
         [],
         cl.load_pairs("toy").passages,
     )
-    assert not any(map(acts, repr(cl.Run(pairs, dim=8, local_batch=4, accumulation_steps=1, memory_size=8, updates=1, warmup=0))))
+    assert not any(
+        map(
+            acts,
+            repr(
+                cl.Run(
+                    pairs,
+                    dim=8,
+                    local_batch=4,
+                    accumulation_steps=1,
+                    memory_size=8,
+                    updates=1,
+                    warmup=0,
+                )
+            ),
+        )
+    )

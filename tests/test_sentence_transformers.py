@@ -17,7 +17,11 @@ pytest.importorskip("datasets")
 
 from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file, save, save_file
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
 from sentence_transformers.util import cos_sim, dot_score
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
@@ -40,14 +44,21 @@ class Words(torch.nn.Module):
         self.table = torch.nn.Embedding(50, 6, dtype=torch.float64)
 
     def forward(self, features):
-        return {"sentence_embedding": (self.table(features["input_ids"]) * features["attention_mask"][..., None]).sum(1)}
+        return {
+            "sentence_embedding": (
+                self.table(features["input_ids"]) * features["attention_mask"][..., None]
+            ).sum(1)
+        }
 
 
 def texts(ids, pad_to=5):
     """Token ids (B, L) as features, padded: equal texts stay equal."""
     ids = torch.as_tensor(ids)
     extra = pad_to - ids.shape[1]
-    return {"input_ids": torch.nn.functional.pad(ids, (0, extra)), "attention_mask": torch.nn.functional.pad(torch.ones_like(ids), (0, extra))}
+    return {
+        "input_ids": torch.nn.functional.pad(ids, (0, extra)),
+        "attention_mask": torch.nn.functional.pad(torch.ones_like(ids), (0, extra)),
+    }
 
 
 def batches(count, rows=4, columns=3, seed=1, repeats=True):
@@ -55,7 +66,12 @@ def batches(count, rows=4, columns=3, seed=1, repeats=True):
     draw = torch.Generator().manual_seed(seed)
     made = [torch.randint(1, 50, (rows, columns, 3), generator=draw) for _ in range(count)]
     if repeats:
-        made[2][1, 0], made[2][3, 1], made[3][0, 2], made[1][2, 1] = made[0][0, 0], made[1][1, 1], made[1][1, 1], made[1][0, 1]
+        made[2][1, 0], made[2][3, 1], made[3][0, 2], made[1][2, 1] = (
+            made[0][0, 0],
+            made[1][1, 1],
+            made[1][1, 1],
+            made[1][0, 1],
+        )
     return made
 
 
@@ -65,12 +81,14 @@ def columns_of(batch, pad_to=5):
 
 # --- against MultipleNegativesRankingLoss ------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("columns", [2, 3, 4])
 @pytest.mark.parametrize("similarity, scale", [(cos_sim, 20.0), (dot_score, 1.0)])
 def test_without_memory_it_is_multiple_negatives_ranking(columns, similarity, scale):
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
     batch = batches(2, columns=columns, repeats=False)[0]
-    batch[1, 1] = batch[0, 1]                                  # a copy of a passage is a negative there, so here too
+    batch[1, 1] = batch[0, 1]  # a copy of a passage is a negative there, so here too
     found = []
     for make in (MultipleNegativesRankingLoss, lambda model, **how: ContAccumLoss(model, 0, **how)):
         model = Words()
@@ -83,23 +101,44 @@ def test_without_memory_it_is_multiple_negatives_ranking(columns, similarity, sc
 
 # --- against cl.info_nce -----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("columns, fields", [(2, {}), (3, {}), (4, {}), (3, dict(bank_hard_negatives=False)), (3, dict(query_bank=False)),
-                                             (3, dict(mask_duplicates=False)), (2, dict(query_bank=False, passage_bank=False))])
+
+@pytest.mark.parametrize(
+    "columns, fields",
+    [
+        (2, {}),
+        (3, {}),
+        (4, {}),
+        (3, dict(bank_hard_negatives=False)),
+        (3, dict(query_bank=False)),
+        (3, dict(mask_duplicates=False)),
+        (2, dict(query_bank=False, passage_bank=False)),
+    ],
+)
 def test_with_banks_it_is_info_nce(columns, fields):
     """Seven micro-batches of 4 into banks of 10: partial fill, eviction round the end, copies; loss, gradient and banks."""
     model, other = Words(), Words()
     loss = ContAccumLoss(model, 10, scale=20.0, **fields)
-    keep = {**dict(query_bank=True, passage_bank=True, bank_hard_negatives=True, mask_duplicates=True), **fields}
+    keep = {
+        **dict(query_bank=True, passage_bank=True, bank_hard_negatives=True, mask_duplicates=True),
+        **fields,
+    }
     bank, masked = [], 0
-    for step, batch in enumerate(batches(7, columns=columns) if columns > 2 else batches(7, columns=3)):
+    for step, batch in enumerate(
+        batches(7, columns=columns) if columns > 2 else batches(7, columns=3)
+    ):
         batch = batch[:, :columns]
         model.zero_grad(), other.zero_grad()
         value = loss(columns_of(batch, pad_to=5 + step), None)
         value.backward()
 
-        vectors = [normalize(other(column)["sentence_embedding"], dim=1) for column in columns_of(batch)]
+        vectors = [
+            normalize(other(column)["sentence_embedding"], dim=1) for column in columns_of(batch)
+        ]
         hard = torch.cat(vectors[2:]) if columns > 2 else None
-        past = [torch.stack([row[0][n] for row in bank]) if bank else vectors[0][:0].detach() for n in range(columns)]
+        past = [
+            torch.stack([row[0][n] for row in bank]) if bank else vectors[0][:0].detach()
+            for n in range(columns)
+        ]
         past_hard = torch.cat(past[2:]) if columns > 2 and keep["bank_hard_negatives"] else None
         ids = [tuple(text.tolist()) for text in batch[:, 0]] + [row[1][0] for row in bank]
         passages = [tuple(text.tolist()) for text in batch[:, 1]] + [row[1][1] for row in bank]
@@ -113,15 +152,37 @@ def test_with_banks_it_is_info_nce(columns, fields):
         queries = torch.cat([number(ids), torch.full((len(passages) - len(ids),), -1)])
         mask = duplicate_mask(queries, number(passages), rows) if keep["mask_duplicates"] else None
         masked += 0 if mask is None else int(mask.sum())
-        wanted = cl.info_nce(vectors[0], vectors[1], past[0] if keep["query_bank"] and bank else None, past[1] if bank else None, hard, 1 / 20,
-                             bank_hard_negatives=past_hard if bank else None, mask=mask)
+        wanted = cl.info_nce(
+            vectors[0],
+            vectors[1],
+            past[0] if keep["query_bank"] and bank else None,
+            past[1] if bank else None,
+            hard,
+            1 / 20,
+            bank_hard_negatives=past_hard if bank else None,
+            mask=mask,
+        )
         wanted.backward()
         assert abs(value.item() - wanted.item()) < TIGHT
-        assert model.table.weight.grad.norm() > 1e-3 and (model.table.weight.grad - other.table.weight.grad).abs().max() < TIGHT
+        assert (
+            model.table.weight.grad.norm() > 1e-3
+            and (model.table.weight.grad - other.table.weight.grad).abs().max() < TIGHT
+        )
         if keep["passage_bank"]:
-            bank += [([part[row].detach() for part in vectors], [tuple(text.tolist()) for text in batch[row]]) for row in range(len(batch))]
+            bank += [
+                (
+                    [part[row].detach() for part in vectors],
+                    [tuple(text.tolist()) for text in batch[row]],
+                )
+                for row in range(len(batch))
+            ]
             bank = bank[-10:]
-            kept = normalize(loss.vectors[torch.arange(10).roll(-int(loss.position[0]) if len(loss) == 10 else 0)][:len(loss)], dim=-1)
+            kept = normalize(
+                loss.vectors[
+                    torch.arange(10).roll(-int(loss.position[0]) if len(loss) == 10 else 0)
+                ][: len(loss)],
+                dim=-1,
+            )
             assert (kept - torch.stack([torch.stack(row[0]) for row in bank])).abs().max() < TIGHT
     assert (masked > 1) == keep["mask_duplicates"]
     assert len(loss) == (10 if keep["passage_bank"] else 0)
@@ -150,7 +211,10 @@ def test_banks_stay_float32_under_autocast():
     loss = ContAccumLoss(model, 6, mask_duplicates=False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for seed in range(3):
-            features = [{"vectors": torch.randn(4, 6, generator=torch.Generator().manual_seed(seed + n))} for n in range(2)]
+            features = [
+                {"vectors": torch.randn(4, 6, generator=torch.Generator().manual_seed(seed + n))}
+                for n in range(2)
+            ]
             assert model(features[0])["sentence_embedding"].dtype == torch.bfloat16
             value = loss(features, None)
     assert loss.vectors.dtype == torch.float32 and value.dtype == torch.float32 and len(loss) == 6
@@ -168,8 +232,13 @@ def test_its_state_can_be_loaded(tmp_path):
     other = ContAccumLoss(model, 6)
     other.load_banks(tmp_path)
     for one in (again, other):
-        assert all(torch.equal(value, one.bank_state()[name]) for name, value in loss.bank_state().items())
-        assert one(columns_of(batches(5)[4]), None).item() == copy.deepcopy(loss)(columns_of(batches(5)[4]), None).item()
+        assert all(
+            torch.equal(value, one.bank_state()[name]) for name, value in loss.bank_state().items()
+        )
+        assert (
+            one(columns_of(batches(5)[4]), None).item()
+            == copy.deepcopy(loss)(columns_of(batches(5)[4]), None).item()
+        )
     with pytest.raises(ValueError, match="memory_size=6"):
         ContAccumLoss(model, 7).load_banks(tmp_path)
     with pytest.raises(ValueError, match="holds no banks"):
@@ -177,7 +246,9 @@ def test_its_state_can_be_loaded(tmp_path):
 
 
 def same_banks(one, other):
-    return all(torch.equal(value, other.bank_state()[name]) for name, value in one.bank_state().items())
+    return all(
+        torch.equal(value, other.bank_state()[name]) for name, value in one.bank_state().items()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -195,34 +266,64 @@ def refuses(loss, folder, content, says):
     file.write_bytes(content)
     with pytest.raises(ValueError, match=says) as raised:
         loss.load_banks(folder)
-    assert str(file) in str(raised.value) and str(raised.value).isprintable() and len(str(raised.value)) < 600
+    assert (
+        str(file) in str(raised.value)
+        and str(raised.value).isprintable()
+        and len(str(raised.value)) < 600
+    )
     assert vars(loss).keys() == vars(ContAccumLoss(Words(), 6)).keys()
     assert all(torch.equal(value, loss.bank_state()[name]) for name, value in before.items())
 
 
-@pytest.mark.parametrize("damage, says", [
-    (lambda banks: banks.pop("position"), "expected the tensors position, vectors, keys"),
-    (lambda banks: banks.pop("keys"), "expected the tensors position, vectors, keys"),
-    (lambda banks: banks.update(scale=torch.tensor(-5.0)), "and no others"),
-    (lambda banks: banks.update(vectors=banks["vectors"].long()), r"vectors are int64 \(6, 3, 6\)"),
-    (lambda banks: banks.update(vectors=banks["vectors"][:, :1].clone()), r"vectors are float64 \(6, 1, 6\)"),
-    (lambda banks: banks.update(vectors=banks["vectors"][:, :, 0].clone()), r"vectors are float64 \(6, 3\)"),
-    (lambda banks: banks.update(vectors=banks["vectors"][:, :, :0].clone()), "6 pairs of no length"),
-    (lambda banks: banks.update(keys=banks["keys"].double()), "keys are float64"),
-    (lambda banks: banks.update(keys=banks["keys"][:, :2].clone()), r"keys are int64 \(6, 2\)"),
-    (lambda banks: banks.update(position=torch.tensor([2., 6.])), "position is float32"),
-    (lambda banks: banks.update(position=torch.tensor(2)), r"position is int64 \(\)"),
-    *[(lambda banks, pair=pair: banks.update(position=torch.tensor(pair)), "position is .*, which no banks")
-      for pair in ([6, 6], [-1, 6], [0, 7], [4, 3], [-3, -3], [2, 2**60])],
-])
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        (lambda banks: banks.pop("position"), "expected the tensors position, vectors, keys"),
+        (lambda banks: banks.pop("keys"), "expected the tensors position, vectors, keys"),
+        (lambda banks: banks.update(scale=torch.tensor(-5.0)), "and no others"),
+        (
+            lambda banks: banks.update(vectors=banks["vectors"].long()),
+            r"vectors are int64 \(6, 3, 6\)",
+        ),
+        (
+            lambda banks: banks.update(vectors=banks["vectors"][:, :1].clone()),
+            r"vectors are float64 \(6, 1, 6\)",
+        ),
+        (
+            lambda banks: banks.update(vectors=banks["vectors"][:, :, 0].clone()),
+            r"vectors are float64 \(6, 3\)",
+        ),
+        (
+            lambda banks: banks.update(vectors=banks["vectors"][:, :, :0].clone()),
+            "6 pairs of no length",
+        ),
+        (lambda banks: banks.update(keys=banks["keys"].double()), "keys are float64"),
+        (lambda banks: banks.update(keys=banks["keys"][:, :2].clone()), r"keys are int64 \(6, 2\)"),
+        (lambda banks: banks.update(position=torch.tensor([2.0, 6.0])), "position is float32"),
+        (lambda banks: banks.update(position=torch.tensor(2)), r"position is int64 \(\)"),
+        *[
+            (
+                lambda banks, pair=pair: banks.update(position=torch.tensor(pair)),
+                "position is .*, which no banks",
+            )
+            for pair in ([6, 6], [-1, 6], [0, 7], [4, 3], [-3, -3], [2, 2**60])
+        ],
+    ],
+)
 def test_a_file_of_no_such_banks_is_refused(filled, tmp_path, damage, says):
     banks = filled.bank_state()
     damage(banks)
     refuses(copy.deepcopy(filled), tmp_path, save(banks), says)
 
 
-@pytest.mark.parametrize("changes, says", [(dict(position=[0, 7]), "which no banks of 6 pairs have"), (dict(keys=None), "expected the tensors"),
-                                           (dict(position=None, vectors=None), "expected the tensors")])
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        (dict(position=[0, 7]), "which no banks of 6 pairs have"),
+        (dict(keys=None), "expected the tensors"),
+        (dict(position=None, vectors=None), "expected the tensors"),
+    ],
+)
 def test_a_state_of_no_such_banks_is_refused(filled, changes, says):
     """Nothing of it is taken, whether all keys are asked for or not."""
     state = filled.state_dict()
@@ -238,10 +339,22 @@ def test_a_state_of_no_such_banks_is_refused(filled, changes, says):
     assert same_banks(loss, ContAccumLoss(Words(), 6)) and not loss.callback.loaded
 
 
-HOSTILE = json.dumps({"keys": {"dtype": "\x1b[31m" * 99, "shape": [2], "data_offsets": [0, 16]}}).encode()
+HOSTILE = json.dumps(
+    {"keys": {"dtype": "\x1b[31m" * 99, "shape": [2], "data_offsets": [0, 16]}}
+).encode()
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\0" * 8, b"\xff" * 100, b"not banks" * 30, len(HOSTILE).to_bytes(8, "little") + HOSTILE])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b"\0" * 8,
+        b"\xff" * 100,
+        b"not banks" * 30,
+        len(HOSTILE).to_bytes(8, "little") + HOSTILE,
+    ],
+)
 def test_a_file_that_is_no_safetensors_file_is_refused(filled, tmp_path, content):
     refuses(copy.deepcopy(filled), tmp_path, content, "cannot be read")
 
@@ -250,16 +363,27 @@ def damaged(content, rng):
     """A file with one of the damages that disks, networks and editors do."""
     content, header = bytearray(content), 8 + int.from_bytes(content[:8], "little")
     kind = rng.randrange(6)
-    if kind < 3:                                                             # flips: in the header, in the body, anywhere
+    if kind < 3:  # flips: in the header, in the body, anywhere
         bounds = [(8, header), (header, len(content)), (0, len(content))][kind]
         for _ in range(rng.choice([1, 1, 2, 8])):
             content[rng.randrange(*bounds)] ^= 1 << rng.randrange(8)
     elif kind == 3:
-        del content[rng.randrange(len(content)):]
+        del content[rng.randrange(len(content)) :]
     elif kind == 4:
         content += rng.randbytes(rng.randrange(1, 64))
-    else:                                                                    # a name or a number becomes another
-        words = [b"position", b"vectors", b"keys", b"digest", b"training", b"I64", b"F64", b"__metadata__", b"6", b"3"]
+    else:  # a name or a number becomes another
+        words = [
+            b"position",
+            b"vectors",
+            b"keys",
+            b"digest",
+            b"training",
+            b"I64",
+            b"F64",
+            b"__metadata__",
+            b"6",
+            b"3",
+        ]
         old, new = rng.sample(words, 2)
         text = bytes(content[8:header]).replace(old, new)
         content = bytearray(len(text).to_bytes(8, "little") + text + content[header:])
@@ -278,7 +402,11 @@ def test_damaged_files_are_refused_or_the_same_banks(filled, tmp_path):
             loss.load_banks(tmp_path)
         except ValueError as error:
             assert "contaccum.safetensors" in str(error)
-            assert len(loss) == 0 and same_banks(loss, ContAccumLoss(Words(), 6)) and not loss.callback.loaded
+            assert (
+                len(loss) == 0
+                and same_banks(loss, ContAccumLoss(Words(), 6))
+                and not loss.callback.loaded
+            )
             refused += 1
         else:
             assert same_banks(loss, filled)
@@ -287,15 +415,39 @@ def test_damaged_files_are_refused_or_the_same_banks(filled, tmp_path):
 
 def test_what_does_not_fit_is_said():
     model = Words()
-    for wrong, says in ((dict(memory_size=-1), "memory_size is -1"), (dict(memory_size=4, scale=0), "scale 0"),
-                        (dict(memory_size=4, passage_bank=False), "needs passage_bank=True")):
+    for wrong, says in (
+        (dict(memory_size=-1), "memory_size is -1"),
+        (dict(memory_size=4, scale=0), "scale 0"),
+        (dict(memory_size=4, passage_bank=False), "needs passage_bank=True"),
+    ):
         with pytest.raises(ValueError, match=says):
             ContAccumLoss(model, **wrong)
-    for name, values in dict(memory_size=[True, 2.0, "8", None, 2**40], scale=[math.nan, math.inf, -1, True, "20", None],
-                             query_bank=[1, None], passage_bank=[2], bank_hard_negatives=["no"], past_encoder=[0],
-                             mask_duplicates=[1.0], gather_across_devices=[None], similarity_fct=["cosine", None],
-                             name=["", "a/b", "..", "a\\b", "a\nb", "a\udcffb", 3, None, " a", "x" * 300,
-                                   "model", "adapter_model", "Model-00001-of-00002"]).items():
+    for name, values in dict(
+        memory_size=[True, 2.0, "8", None, 2**40],
+        scale=[math.nan, math.inf, -1, True, "20", None],
+        query_bank=[1, None],
+        passage_bank=[2],
+        bank_hard_negatives=["no"],
+        past_encoder=[0],
+        mask_duplicates=[1.0],
+        gather_across_devices=[None],
+        similarity_fct=["cosine", None],
+        name=[
+            "",
+            "a/b",
+            "..",
+            "a\\b",
+            "a\nb",
+            "a\udcffb",
+            3,
+            None,
+            " a",
+            "x" * 300,
+            "model",
+            "adapter_model",
+            "Model-00001-of-00002",
+        ],
+    ).items():
         for value in values:
             with pytest.raises(ValueError, match=f"{name} is|{name}|expected"):
                 ContAccumLoss(model, **dict(memory_size=4) | {name: value})
@@ -310,7 +462,7 @@ def test_what_does_not_fit_is_said():
 
 
 def gives_pairs_alone(queries, passages):
-    return (queries[:len(queries)] * passages[:len(queries)]).sum(1)
+    return (queries[: len(queries)] * passages[: len(queries)]).sum(1)
 
 
 def test_a_similarity_of_pairs_alone_is_refused():
@@ -333,7 +485,9 @@ def test_a_micro_batch_that_overflowed_is_not_remembered():
     assert len(loss) == 4 and loss(columns_of(second)).isfinite() and len(loss) == 8
 
 
-@pytest.mark.parametrize("narrow", [torch.nn.Module.half, torch.nn.Module.bfloat16, lambda loss: loss.to(torch.float16)])
+@pytest.mark.parametrize(
+    "narrow", [torch.nn.Module.half, torch.nn.Module.bfloat16, lambda loss: loss.to(torch.float16)]
+)
 def test_half_precision_leaves_the_banks(filled, narrow):
     loss = copy.deepcopy(filled)
     narrow(loss)
@@ -351,7 +505,7 @@ def test_banks_that_were_loaded_come_to_the_device_of_the_vectors(filled):
 def test_a_copy_of_a_loss_empties_banks_of_its_own(copied):
     loss = ContAccumLoss(Words(), 8, past_encoder=False)
     first, second = batches(4)[:2]
-    loss(columns_of(first))                                                  # whose backward pass has not come
+    loss(columns_of(first))  # whose backward pass has not come
     other = copied(loss)
     assert same_banks(loss, other) and other.callback._loss[0] is other
     optimizer = torch.optim.SGD(other.model.parameters(), 0.1)
@@ -360,8 +514,13 @@ def test_a_copy_of_a_loss_empties_banks_of_its_own(copied):
     assert (len(loss), len(other)) == (4, 0)
 
 
-@pytest.mark.parametrize("load", [lambda loss, other, folder: loss.load_banks(folder),
-                                  lambda loss, other, folder: loss.load_state_dict(other.state_dict())])
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda loss, other, folder: loss.load_banks(folder),
+        lambda loss, other, folder: loss.load_state_dict(other.state_dict()),
+    ],
+)
 def test_banks_loaded_in_inference_mode_are_trained_with(filled, tmp_path, load):
     filled.save_banks(tmp_path)
     loss = ContAccumLoss(Words(), 6)
@@ -373,11 +532,15 @@ def test_banks_loaded_in_inference_mode_are_trained_with(filled, tmp_path, load)
 
 # --- in the trainer ----------------------------------------------------------------------------------------------------
 
+
 class Plain(TransformerTower):
     """A tower that reads passages as sentence-transformers does: title and text as one."""
 
     def tokenize(self, texts, titles=None, length=64):
-        return super().tokenize([f"{title} {text}" for title, text in zip(titles, texts)] if titles else texts, length=length)
+        return super().tokenize(
+            [f"{title} {text}" for title, text in zip(titles, texts)] if titles else texts,
+            length=length,
+        )
 
 
 def small_bert(pairs, dim, folder):
@@ -391,14 +554,34 @@ def small_bert(pairs, dim, folder):
 
 def sentence_transformer(folder, length=64):
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
     body = Transformer(folder, max_seq_length=length)
-    return SentenceTransformer(modules=[body, Pooling(body.get_embedding_dimension(), "mean")], device="cpu")
+    return SentenceTransformer(
+        modules=[body, Pooling(body.get_embedding_dimension(), "mean")], device="cpu"
+    )
 
 
 def arguments(out, **fields):
-    return SentenceTransformerTrainingArguments(**{**dict(
-        output_dir=str(out), per_device_train_batch_size=4, gradient_accumulation_steps=3, max_steps=8, learning_rate=2e-3, lr_scheduler_type="linear",
-        save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True, seed=1, use_cpu=True, dataloader_pin_memory=False), **fields})
+    return SentenceTransformerTrainingArguments(
+        **{
+            **dict(
+                output_dir=str(out),
+                per_device_train_batch_size=4,
+                gradient_accumulation_steps=3,
+                max_steps=8,
+                learning_rate=2e-3,
+                lr_scheduler_type="linear",
+                save_strategy="no",
+                logging_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+                seed=1,
+                use_cpu=True,
+                dataloader_pin_memory=False,
+            ),
+            **fields,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -409,8 +592,13 @@ def bert(tmp_path_factory):
 @pytest.fixture(scope="module")
 def triples():
     chosen = cl.load_pairs("toy").train[:90]
-    return Dataset.from_dict({"anchor": [p.query for p in chosen], "positive": [p.passage for p in chosen],
-                              "negative": [p.hard_negatives[0].text for p in chosen]})
+    return Dataset.from_dict(
+        {
+            "anchor": [p.query for p in chosen],
+            "positive": [p.passage for p in chosen],
+            "negative": [p.hard_negatives[0].text for p in chosen],
+        }
+    )
 
 
 class Stop(TrainerCallback):
@@ -426,19 +614,29 @@ class Stop(TrainerCallback):
 def train(bert, triples, out, loss_fields={}, resume=None, callbacks=(), **fields):
     model = sentence_transformer(bert)
     loss = ContAccumLoss(model, 20, **loss_fields)
-    trainer = SentenceTransformerTrainer(model, arguments(out, **fields), train_dataset=triples, eval_dataset=triples.select(range(12)), loss=loss,
-                                         callbacks=[loss.callback, *callbacks])
+    trainer = SentenceTransformerTrainer(
+        model,
+        arguments(out, **fields),
+        train_dataset=triples,
+        eval_dataset=triples.select(range(12)),
+        loss=loss,
+        callbacks=[loss.callback, *callbacks],
+    )
     trainer.train(resume_from_checkpoint=resume)
     return trainer, model, loss
 
 
 def weights(model):
-    return torch.cat([p.detach().flatten() for name, p in model.named_parameters() if "pooler" not in name])
+    return torch.cat(
+        [p.detach().flatten() for name, p in model.named_parameters() if "pooler" not in name]
+    )
 
 
 def test_training_resumed_is_training_that_was_not_interrupted(bert, triples, tmp_path):
     """Past the end of an epoch (7 full updates and a short one of 90 pairs), with evaluations on the way."""
-    often = dict(save_strategy="steps", save_steps=5, eval_strategy="steps", eval_steps=2, max_steps=11)
+    often = dict(
+        save_strategy="steps", save_steps=5, eval_strategy="steps", eval_steps=2, max_steps=11
+    )
     whole = train(bert, triples, tmp_path / "whole", **often)
     train(bert, triples, tmp_path / "halves", callbacks=[Stop(5)], **often)
     saved = sorted(path.name for path in (tmp_path / "halves" / "checkpoint-5").iterdir())
@@ -453,7 +651,13 @@ def test_training_resumed_is_training_that_was_not_interrupted(bert, triples, tm
 
     os.remove(tmp_path / "halves" / "checkpoint-5" / "contaccum.safetensors")
     with pytest.raises(ValueError, match="resumes at update 5 without its banks"):
-        train(bert, triples, tmp_path / "halves", resume=str(tmp_path / "halves" / "checkpoint-5"), **often)
+        train(
+            bert,
+            triples,
+            tmp_path / "halves",
+            resume=str(tmp_path / "halves" / "checkpoint-5"),
+            **often,
+        )
 
 
 SAVING = dict(save_strategy="steps", save_steps=3, max_steps=6)
@@ -464,7 +668,9 @@ def test_resume_takes_the_banks_of_the_checkpoint_it_resumes_from(bert, triples,
     whole = train(bert, triples, tmp_path / "whole", **SAVING)
     train(bert, triples, tmp_path / "A", callbacks=[Stop(3)], **SAVING)
     train(bert, triples, tmp_path / "B", **SAVING | dict(seed=2, max_steps=3))
-    again = train(bert, triples, tmp_path / "B", resume=str(tmp_path / "A" / "checkpoint-3"), **SAVING)
+    again = train(
+        bert, triples, tmp_path / "B", resume=str(tmp_path / "A" / "checkpoint-3"), **SAVING
+    )
     assert again[0].state.global_step == 6 and same_banks(whole[2], again[2])
     assert torch.equal(weights(whole[1]), weights(again[1]))
 
@@ -474,18 +680,27 @@ def test_resume_takes_no_banks_of_another_training(bert, triples, tmp_path):
     whole = train(bert, triples, tmp_path / "A", **SAVING)
     train(bert, triples, tmp_path / "B", **SAVING | dict(seed=2, max_steps=3))
     moved = str((tmp_path / "A").rename(tmp_path / "C") / "checkpoint-3")
-    with pytest.raises(ValueError, match="without its banks.*written by another training.*load_banks"):
+    with pytest.raises(
+        ValueError, match="without its banks.*written by another training.*load_banks"
+    ):
         train(bert, triples, tmp_path / "B", resume=moved, **SAVING)
     model = sentence_transformer(bert)
     loss = ContAccumLoss(model, 20)
     loss.load_banks(moved)
-    trainer = SentenceTransformerTrainer(model, arguments(tmp_path / "B", **SAVING), train_dataset=triples,
-                                         loss=loss, callbacks=[loss.callback])
+    trainer = SentenceTransformerTrainer(
+        model,
+        arguments(tmp_path / "B", **SAVING),
+        train_dataset=triples,
+        loss=loss,
+        callbacks=[loss.callback],
+    )
     trainer.train(resume_from_checkpoint=moved)
     assert same_banks(whole[2], loss) and torch.equal(weights(whole[1]), weights(model))
 
-    shutil.copy(tmp_path / "B" / "checkpoint-3" / "contaccum.safetensors", moved)      # as after a training that
-    with pytest.raises(ValueError, match="written by another training"):               # ended between two files
+    shutil.copy(
+        tmp_path / "B" / "checkpoint-3" / "contaccum.safetensors", moved
+    )  # as after a training that
+    with pytest.raises(ValueError, match="written by another training"):  # ended between two files
         train(bert, triples, tmp_path / "C", resume=moved, **SAVING)
 
 
@@ -503,6 +718,7 @@ def test_checkpoints_without_numbers_of_trainings_are_resumed(bert, triples, tmp
 
 def test_processes_with_banks_of_their_own_resume_with_them(tmp_path):
     from test_parallel import launch
+
     small_bert(cl.load_pairs("toy"), 32, tmp_path / "bert")
     process = launch(2, tmp_path, "apart", script="sharded_worker.py")
     said, _ = process.communicate(timeout=240)
@@ -514,18 +730,24 @@ def test_processes_with_banks_of_their_own_resume_with_them(tmp_path):
 def two_losses(bert, triples, out, names, resume=None, memory=(20, 20)):
     """A training of two data sets, each with a loss of its own."""
     model = sentence_transformer(bert)
-    losses = {data: ContAccumLoss(model, size, **fields)
-              for data, fields, size in zip(("one", "two"), names, memory)}
+    losses = {
+        data: ContAccumLoss(model, size, **fields)
+        for data, fields, size in zip(("one", "two"), names, memory)
+    }
     data = DatasetDict(one=triples.select(range(45)), two=triples.select(range(45, 90)))
     trainer = SentenceTransformerTrainer(
-        model, arguments(out, **SAVING | dict(multi_dataset_batch_sampler="round_robin")), train_dataset=data,
-        loss=losses, callbacks=[loss.callback for loss in losses.values()])
+        model,
+        arguments(out, **SAVING | dict(multi_dataset_batch_sampler="round_robin")),
+        train_dataset=data,
+        loss=losses,
+        callbacks=[loss.callback for loss in losses.values()],
+    )
     trainer.train(resume_from_checkpoint=resume)
     return model, losses
 
 
 def test_two_losses_never_share_a_file(bert, triples, tmp_path):
-    for names in ([{}, {}], [{}, dict(name="CONTACCUM")]):                   # some file systems know no capitals
+    for names in ([{}, {}], [{}, dict(name="CONTACCUM")]):  # some file systems know no capitals
         with pytest.raises(ValueError, match="two losses .* name of its own"):
             two_losses(bert, triples, tmp_path, names)
     assert not list(tmp_path.glob("checkpoint-*"))
@@ -551,13 +773,18 @@ def test_a_second_training_starts_with_empty_banks(bert, triples, tmp_path):
 
     sizes, model = [], sentence_transformer(bert)
     loss = ContAccumLoss(model, 20)
-    trainer = SentenceTransformerTrainer(model, arguments(tmp_path, max_steps=3), train_dataset=triples, loss=loss,
-                                         callbacks=[loss.callback, Watch()])
+    trainer = SentenceTransformerTrainer(
+        model,
+        arguments(tmp_path, max_steps=3),
+        train_dataset=triples,
+        loss=loss,
+        callbacks=[loss.callback, Watch()],
+    )
     for _ in range(2):
         trainer.train()
     assert len(loss) == 20
     loss.save_banks(tmp_path)
-    loss.load_banks(tmp_path)                                                # these are wanted
+    loss.load_banks(tmp_path)  # these are wanted
     trainer.train()
     loss.load_state_dict(loss.state_dict())
     trainer.train()
@@ -572,24 +799,38 @@ def test_trials_of_a_search_save_no_banks_beside_their_checkpoints(tmp_path):
         assert (tmp_path / "checkpoint-3").exists() != searches
 
 
-@pytest.mark.parametrize("wrapper, fields", [("AdaptiveLayerLoss", {}), ("MatryoshkaLoss", dict(matryoshka_dims=[32, 16])),
-                                             ("Matryoshka2dLoss", dict(matryoshka_dims=[32, 16]))])
-def test_a_loss_that_calls_it_several_times_a_batch_is_refused(bert, triples, tmp_path, wrapper, fields):
+@pytest.mark.parametrize(
+    "wrapper, fields",
+    [
+        ("AdaptiveLayerLoss", {}),
+        ("MatryoshkaLoss", dict(matryoshka_dims=[32, 16])),
+        ("Matryoshka2dLoss", dict(matryoshka_dims=[32, 16])),
+    ],
+)
+def test_a_loss_that_calls_it_several_times_a_batch_is_refused(
+    bert, triples, tmp_path, wrapper, fields
+):
     from sentence_transformers.sentence_transformer import losses
+
     model = sentence_transformer(bert)
     loss = ContAccumLoss(model, 20)
     around = getattr(losses, wrapper)(model, loss, **fields)
-    trainer = SentenceTransformerTrainer(model, arguments(tmp_path), train_dataset=triples, loss=around, callbacks=[loss.callback])
+    trainer = SentenceTransformerTrainer(
+        model, arguments(tmp_path), train_dataset=triples, loss=around, callbacks=[loss.callback]
+    )
     with pytest.raises(ValueError, match=f"several layers or dimensions.*{wrapper}"):
         trainer.train()
 
 
 def test_a_loss_that_shortens_its_vectors_is_refused(bert, triples, tmp_path):
     from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
+
     model = sentence_transformer(bert)
     loss = ContAccumLoss(model, 20)
     around = MatryoshkaLoss(model, loss, [32, 16], n_dims_per_step=1)
-    trainer = SentenceTransformerTrainer(model, arguments(tmp_path), train_dataset=triples, loss=around, callbacks=[loss.callback])
+    trainer = SentenceTransformerTrainer(
+        model, arguments(tmp_path), train_dataset=triples, loss=around, callbacks=[loss.callback]
+    )
     with pytest.raises(ValueError, match="shortens vectors .MatryoshkaLoss"):
         trainer.train()
 
@@ -620,7 +861,13 @@ def test_without_past_encoders_the_banks_are_emptied_by_each_update(bert, triple
 
     model = sentence_transformer(bert)
     loss = ContAccumLoss(model, 20, past_encoder=False)
-    trainer = SentenceTransformerTrainer(model, arguments(tmp_path, max_steps=3), train_dataset=triples, loss=loss, callbacks=[loss.callback, Watch()])
+    trainer = SentenceTransformerTrainer(
+        model,
+        arguments(tmp_path, max_steps=3),
+        train_dataset=triples,
+        loss=loss,
+        callbacks=[loss.callback, Watch()],
+    )
     trainer.train()
     assert seen == [4, 8, 0] * 3
     another = Words()
@@ -628,7 +875,7 @@ def test_without_past_encoders_the_banks_are_emptied_by_each_update(bert, triple
     optimizer = torch.optim.SGD(another.parameters(), 0.1)
     another(texts([[1, 2, 3]]))["sentence_embedding"].sum().backward()
     optimizer.step()
-    assert len(loss) == 2                                      # another model's optimiser empties nothing
+    assert len(loss) == 2  # another model's optimiser empties nothing
 
 
 def test_evaluation_in_the_trainer_leaves_the_banks(bert, triples, tmp_path):
@@ -643,15 +890,41 @@ def test_python_docs_end_to_end_reaches_what_a_run_reaches(docs, tmp_path):
     updates, local, steps, memory = 80, 16, 3, 32
     passages = docs.passages[:2000]
     known = {passage.id for passage in passages}
-    train, test = ([pair for pair in part if pair.passage_id in known] for part in (docs.train, docs.test))
-    some = Pairs("some", train[:len(train) // (local * steps) * local * steps], test, passages)     # whole updates: the trainer's epochs are other ones
+    train, test = (
+        [pair for pair in part if pair.passage_id in known] for part in (docs.train, docs.test)
+    )
+    some = Pairs(
+        "some", train[: len(train) // (local * steps) * local * steps], test, passages
+    )  # whole updates: the trainer's epochs are other ones
     folder = small_bert(some, 64, tmp_path / "bert")
     tower = Plain.from_pretrained(folder)
-    run = cl.Run(some, cl.Settings.preset("contaccum", tower=folder, shared=True, local_batch=local, accumulation_steps=steps, memory_size=memory,
-                                          temperature=1.0, learning_rate=2e-3, updates=updates, warmup=0, clip_norm=2.0, pooling="mean", query_tokens=48,
-                                          passage_tokens=48), towers=(tower, tower))
+    run = cl.Run(
+        some,
+        cl.Settings.preset(
+            "contaccum",
+            tower=folder,
+            shared=True,
+            local_batch=local,
+            accumulation_steps=steps,
+            memory_size=memory,
+            temperature=1.0,
+            learning_rate=2e-3,
+            updates=updates,
+            warmup=0,
+            clip_norm=2.0,
+            pooling="mean",
+            query_tokens=48,
+            passage_tokens=48,
+        ),
+        towers=(tower, tower),
+    )
     start = run.evaluate()["top@20"]
-    order = [int(row) for update in range(updates) for batch in run.feed.batches(update) for row in batch.pair_ids]
+    order = [
+        int(row)
+        for update in range(updates)
+        for batch in run.feed.batches(update)
+        for row in batch.pair_ids
+    ]
     for _ in run:
         pass
     wanted = run.evaluate()["top@20"]
@@ -659,15 +932,37 @@ def test_python_docs_end_to_end_reaches_what_a_run_reaches(docs, tmp_path):
     model = sentence_transformer(folder, length=48)
     loss = ContAccumLoss(model, memory, scale=1.0, similarity_fct=dot_score)
     chosen = [some.train[row] for row in order]
-    data = Dataset.from_dict({"anchor": [p.query for p in chosen], "positive": [f"{p.title} {p.passage}" for p in chosen]})
+    data = Dataset.from_dict(
+        {
+            "anchor": [p.query for p in chosen],
+            "positive": [f"{p.title} {p.passage}" for p in chosen],
+        }
+    )
     trainer = SentenceTransformerTrainer(
-        model, arguments(tmp_path / "out", per_device_train_batch_size=local, gradient_accumulation_steps=steps, max_steps=updates, max_grad_norm=2.0,
-                         learning_rate=2e-3, batch_sampler=_in_order, adam_epsilon=1e-8), train_dataset=data, loss=loss, callbacks=[loss.callback])
+        model,
+        arguments(
+            tmp_path / "out",
+            per_device_train_batch_size=local,
+            gradient_accumulation_steps=steps,
+            max_steps=updates,
+            max_grad_norm=2.0,
+            learning_rate=2e-3,
+            batch_sampler=_in_order,
+            adam_epsilon=1e-8,
+        ),
+        train_dataset=data,
+        loss=loss,
+        callbacks=[loss.callback],
+    )
     trainer.train()
     queries = model.encode([p.query for p in some.test], convert_to_numpy=True, batch_size=256)
-    passages = model.encode([f"{p.title} {p.text}" for p in some.passages], convert_to_numpy=True, batch_size=256)
+    passages = model.encode(
+        [f"{p.title} {p.text}" for p in some.passages], convert_to_numpy=True, batch_size=256
+    )
     _, rows = cl.search.rank(queries, passages, 100)
-    found = cl.search.ranking_measures(rows, [{some.row_of[p.passage_id]: 1} for p in some.test])["top@20"]
+    found = cl.search.ranking_measures(rows, [{some.row_of[p.passage_id]: 1} for p in some.test])[
+        "top@20"
+    ]
     assert wanted > start + 0.05 and abs(found - wanted) < 0.02, (start, wanted, found)
     assert len(loss) == memory
     print("top@20", start, wanted, found)

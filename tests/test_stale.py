@@ -21,22 +21,38 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_every_planned_run_is_recorded_as_planned():
-    assert {(r["name"], r["seed"]) for r in FOUND["runs"]} == {(name, seed) for name in stale.RUNS for seed in stale.SEEDS}
-    assert len(command.known()["runs"]) == len(FOUND["runs"]) and {r["seed"] for r in FOUND["curves"]} == set(stale.SEEDS)
-    assert {s.settings.updates * s.settings.total_batch for s in stale.RUNS.values()} == {400 * 32}           # the same pairs for all
+    assert {(r["name"], r["seed"]) for r in FOUND["runs"]} == {
+        (name, seed) for name in stale.RUNS for seed in stale.SEEDS
+    }
+    assert len(command.known()["runs"]) == len(FOUND["runs"]) and {
+        r["seed"] for r in FOUND["curves"]
+    } == set(stale.SEEDS)
+    assert {s.settings.updates * s.settings.total_batch for s in stale.RUNS.values()} == {
+        400 * 32
+    }  # the same pairs for all
 
 
 def test_the_readme_has_what_the_records_say():
     readme = (ROOT / "README.md").read_text()
-    assert stale.table(FOUND["runs"], FOUND["curves"]) in readme and stale.runs_table(FOUND["runs"]) in readme
-    assert all(name in stale.runs_table(FOUND["runs"]) for name in ("corrected, ridge", "stale, write-back", "corrected, MLP", "oracle"))
+    assert (
+        stale.table(FOUND["runs"], FOUND["curves"]) in readme
+        and stale.runs_table(FOUND["runs"]) in readme
+    )
+    assert all(
+        name in stale.runs_table(FOUND["runs"])
+        for name in ("corrected, ridge", "stale, write-back", "corrected, MLP", "oracle")
+    )
 
 
 @pytest.mark.parametrize("claim", stale.claims(FOUND["curves"]), ids=lambda c: c.name)
 def test_a_verdict_comes_from_the_records(claim):
     """Some change of the numbers changes it."""
     before, verdicts = claim.judge(BOOK), set()
-    assert before.verdict in (ledger.HOLDS, ledger.ONLY, ledger.NOT, ledger.OPEN) and before.ours and before.sentence
+    assert (
+        before.verdict in (ledger.HOLDS, ledger.ONLY, ledger.NOT, ledger.OPEN)
+        and before.ours
+        and before.sentence
+    )
     for better in (True, False):
         runs, curves = copy.deepcopy(FOUND["runs"]), copy.deepcopy(FOUND["curves"])
         for r in runs:
@@ -46,13 +62,21 @@ def test_a_verdict_comes_from_the_records(claim):
                 gap["kl"] = 0.5 + 0.3 * ((not better) if first else better) + r["seed"] / 1000
         for r in curves:
             r["kl"] = (2.0 if better else 0.1) if r["corrector"] == "MLP of 512" else 1.0
-        verdicts.add(next(c for c in stale.claims(curves) if c.name == claim.name).judge(stale.StaleBook(runs)).verdict)
+        verdicts.add(
+            next(c for c in stale.claims(curves) if c.name == claim.name)
+            .judge(stale.StaleBook(runs))
+            .verdict
+        )
     assert verdicts - {before.verdict}
 
 
 def test_a_large_network_with_few_pairs_is_worse_than_none_and_a_mass_of_pairs_mends_it():
     """From the records of five runs, at 25 updates of staleness."""
-    kl = lambda name, pairs: [r["kl"] for r in sorted(FOUND["curves"], key=lambda r: r["seed"]) if (r["corrector"], r["pairs"], r["staleness"]) == (name, pairs, 25)]
+    kl = lambda name, pairs: [
+        r["kl"]
+        for r in sorted(FOUND["curves"], key=lambda r: r["seed"])
+        if (r["corrector"], r["pairs"], r["staleness"]) == (name, pairs, 25)
+    ]
     assert all(big > none for big, none in zip(kl("MLP of 512", 32), kl("identity", 32)))
     assert all(big < none for big, none in zip(kl("MLP of 512", 2048), kl("identity", 2048)))
 
@@ -63,34 +87,57 @@ def test_a_short_run_shows_the_sign(docs):
     for _ in run:
         pass
     gap = cl.cache_gap(run)
-    assert gap["corrected"]["kl"] < 0.9 * gap["stale"]["kl"] and gap["corrected"]["overlap"] > gap["stale"]["overlap"] - 0.01
+    assert (
+        gap["corrected"]["kl"] < 0.9 * gap["stale"]["kl"]
+        and gap["corrected"]["overlap"] > gap["stale"]["overlap"] - 0.01
+    )
     assert run.encodes["refresh"] == len(docs.passages) and set(run.encodes) == {"train", "refresh"}
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------------
 
+
 def test_the_drift_view_says_what_the_probe_has_seen(toy):
-    lab = Lab(toy, updates=12, accumulation_steps=3, memory_size=24, local_batch=4, dim=16, every=12)
+    lab = Lab(
+        toy, updates=12, accumulation_steps=3, memory_size=24, local_batch=4, dim=16, every=12
+    )
     view = cl.DriftView(lab, every=2, lags=(2, 4))
     assert "No drift yet" in view.sentence
     lab.run()
     view.draw()
     data = view.data()
-    assert sorted(view.probe.seen) == list(range(0, 13, 2)) and data["drift within 4"] == view.probe.drift(4)
-    assert f"{_share(list(data['drift within 4'].values())[-1])} within 4" in view.sentence and _share(0.0123) == "1.2%" and _share(5e-5) == "under 0.01%"
+    assert sorted(view.probe.seen) == list(range(0, 13, 2)) and data[
+        "drift within 4"
+    ] == view.probe.drift(4)
+    assert (
+        f"{_share(list(data['drift within 4'].values())[-1])} within 4" in view.sentence
+        and _share(0.0123) == "1.2%"
+        and _share(5e-5) == "under 0.01%"
+    )
     assert "within 4" in view.sentence and html.escape(view.sentence) in view.words.value
-    assert data["mass"] == cl.similarity_mass(lab.training) and data["control"] == cl.similarity_mass(lab.training, fresh=True)
-    assert view.image.value[:4] == b"\x89PNG" and view._repr_mimebundle_()[0]["text/plain"] == view.sentence
+    assert data["mass"] == cl.similarity_mass(lab.training) and data[
+        "control"
+    ] == cl.similarity_mass(lab.training, fresh=True)
+    assert (
+        view.image.value[:4] == b"\x89PNG"
+        and view._repr_mimebundle_()[0]["text/plain"] == view.sentence
+    )
     lab.reset()
     lab.run(4)
-    assert sorted(view.probe.seen) == [0, 2, 4]                    # a new run is looked at anew
+    assert sorted(view.probe.seen) == [0, 2, 4]  # a new run is looked at anew
     with pytest.raises(ValueError, match="each must be a multiple of every, 2"):
         cl.DriftView(lab, every=2, lags=(3,))
     lab.close()
 
 
 def test_points_are_named_in_the_sentence():
-    picture = cl.PointsPicture({"a": (1, 50, 2), "b": (300, 56)}, "title", "passes", "Top@20", log_x=True)
-    assert "highest b, leftmost a" in picture.sentence and "b 56 at 300" in picture.sentence and picture.png()[:4] == b"\x89PNG"
+    picture = cl.PointsPicture(
+        {"a": (1, 50, 2), "b": (300, 56)}, "title", "passes", "Top@20", log_x=True
+    )
+    assert (
+        "highest b, leftmost a" in picture.sentence
+        and "b 56 at 300" in picture.sentence
+        and picture.png()[:4] == b"\x89PNG"
+    )
     with pytest.raises(ValueError, match="points is empty"):
         cl.PointsPicture({}, "", "", "")

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 import contaccum_lite as cl
-from contaccum_lite.towers import Tokens, copy_of, has_dropout, make_towers, train_vocabulary, vocabulary_for
+from contaccum_lite.towers import (
+    Tokens,
+    copy_of,
+    has_dropout,
+    make_towers,
+    train_vocabulary,
+    vocabulary_for,
+)
 
 
 @pytest.fixture(scope="module")
@@ -17,14 +24,22 @@ def vocabulary(toy):
 def towers_of(vocabulary):
     torch.manual_seed(0)
     from tokenizers import Tokenizer
-    return [cl.BagTower(vocabulary, 16), cl.TransformerTower.small_bert(Tokenizer.from_str(vocabulary.to_str()), 16),
-            cl.TransformerTower.small_bert(Tokenizer.from_str(vocabulary.to_str()), 16, "mean")]
+
+    return [
+        cl.BagTower(vocabulary, 16),
+        cl.TransformerTower.small_bert(Tokenizer.from_str(vocabulary.to_str()), 16),
+        cl.TransformerTower.small_bert(Tokenizer.from_str(vocabulary.to_str()), 16, "mean"),
+    ]
 
 
 def test_tokens_pad_and_pick():
     tokens = Tokens([[5, 6, 7], [], [8]], pad=0)
-    assert tokens[[2, 0]].tolist() == [[8, 0, 0], [5, 6, 7]] and tokens[[1]].tolist() == [[0]] and len(tokens) == 3
-    assert tokens[[2]].tolist() == [[8]]                                     # padded to the longest asked for, no further
+    assert (
+        tokens[[2, 0]].tolist() == [[8, 0, 0], [5, 6, 7]]
+        and tokens[[1]].tolist() == [[0]]
+        and len(tokens) == 3
+    )
+    assert tokens[[2]].tolist() == [[8]]  # padded to the longest asked for, no further
 
 
 def test_bag_tower_by_hand(vocabulary):
@@ -62,15 +77,23 @@ def test_title_comes_first_and_length_is_kept(vocabulary):
     pair = bert.tokenizer.decode(bert.tokenize(["abc"], ["def"])[[0]][0])
     assert pair.startswith("[CLS] d") and pair.count("[SEP]") == 2
     for tower in (bag, bert):
-        assert tower.tokenize(["word " * 10_000], ["title " * 10_000], length=9)[[0]].shape == (1, 9)
+        assert tower.tokenize(["word " * 10_000], ["title " * 10_000], length=9)[[0]].shape == (
+            1,
+            9,
+        )
 
 
 def test_vocabulary_is_the_same_each_time(toy):
-    texts = [p.passage for p in toy.train] + ["Ünïcode ∑ 한국 rare" + chr(0x4e00 + n) for n in range(40)]
-    for size in (300, 2000):                 # with rare characters left out, and with all of them
+    texts = [p.passage for p in toy.train] + [
+        "Ünïcode ∑ 한국 rare" + chr(0x4E00 + n) for n in range(40)
+    ]
+    for size in (300, 2000):  # with rare characters left out, and with all of them
         made = [train_vocabulary(texts, size).to_str() for _ in range(4)]
         assert made[0] == made[1] == made[2] == made[3]
-    assert train_vocabulary(texts, 2000).encode("unicode", add_special_tokens=False).tokens[0] != "[UNK]"
+    assert (
+        train_vocabulary(texts, 2000).encode("unicode", add_special_tokens=False).tokens[0]
+        != "[UNK]"
+    )
 
 
 def test_save_and_load_give_the_same_vectors(vocabulary, tmp_path):
@@ -78,9 +101,14 @@ def test_save_and_load_give_the_same_vectors(vocabulary, tmp_path):
         tower.eval().save_pretrained(tmp_path / str(n))
         again = cl.load_tower(tmp_path / str(n)).eval()
         tokens = tower.tokenize(["baba nona", "lulu"], ["title", "x"])
-        assert torch.equal(again.tokenize(["baba nona", "lulu"], ["title", "x"])[[0, 1]], tokens[[0, 1]])
+        assert torch.equal(
+            again.tokenize(["baba nona", "lulu"], ["title", "x"])[[0, 1]], tokens[[0, 1]]
+        )
         assert torch.equal(again(tokens[[0, 1]]), tower(tokens[[0, 1]]))
-        assert not list((tmp_path / str(n)).glob("*.bin")) and again.vocabulary_key == tower.vocabulary_key
+        assert (
+            not list((tmp_path / str(n)).glob("*.bin"))
+            and again.vocabulary_key == tower.vocabulary_key
+        )
 
 
 def test_a_real_pretrained_folder(toy, tmp_path):
@@ -91,14 +119,34 @@ def test_a_real_pretrained_folder(toy, tmp_path):
     words = sorted(vocabulary.get_vocab(), key=vocabulary.get_vocab().get)
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     torch.manual_seed(1)
-    model = BertModel(BertConfig(vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
+    model = BertModel(
+        BertConfig(
+            vocab_size=len(words),
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+        )
+    )
     model.save_pretrained(tmp_path)
     BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
-    run = cl.Run(toy, cl.Settings(tower=str(tmp_path), local_batch=4, accumulation_steps=2, memory_size=8, updates=2, passage_tokens=16))
+    run = cl.Run(
+        toy,
+        cl.Settings(
+            tower=str(tmp_path),
+            local_batch=4,
+            accumulation_steps=2,
+            memory_size=8,
+            updates=2,
+            passage_tokens=16,
+        ),
+    )
     assert run.query_tower.dim == 16 and run.settings.temperature == 1.0
     ids = run.query_tower.tokenize(["baba"])[[0]]
     with torch.no_grad():
-        expected = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 0]
+        expected = model.eval()(
+            input_ids=ids, attention_mask=torch.ones_like(ids)
+        ).last_hidden_state[:, 0]
         assert torch.allclose(run.query_tower.eval()(ids), expected, atol=1e-6)
     list(run)
     run.save(tmp_path / "run")
@@ -127,7 +175,11 @@ def test_other_kinds_of_dropout_are_seen():
 
 def test_towers_of_a_run_are_separate_unless_shared(toy):
     q, p = make_towers(cl.Settings(dim=8), toy)
-    assert q is not p and q.tokenizer is p.tokenizer and torch.equal(q.embedding.weight, p.embedding.weight)
+    assert (
+        q is not p
+        and q.tokenizer is p.tokenizer
+        and torch.equal(q.embedding.weight, p.embedding.weight)
+    )
     assert q.embedding.weight.data_ptr() != copy_of(q).embedding.weight.data_ptr()
     q, p = make_towers(cl.Settings(dim=8, shared=True), toy)
     assert q is p

@@ -31,23 +31,33 @@ def lab(toy):
 
 def image(png: bytes):
     from PIL import Image
+
     return Image.open(io.BytesIO(png))
 
 
 # --- the matrix --------------------------------------------------------------------------------------------------------
 
+
 def test_matrix_is_the_micro_batchs(lab):
     view, micro = lab.views.matrix, lab.micro
-    scores = cl.similarity_matrix(torch.zeros(8, 16), torch.zeros(8, 16), lab.training.query_bank, lab.training.passage_bank)
+    scores = cl.similarity_matrix(
+        torch.zeros(8, 16), torch.zeros(8, 16), lab.training.query_bank, lab.training.passage_bank
+    )
     assert tuple(micro.scores.shape) == tuple(scores.shape) == (24, 24)
     softmax = micro.scores.softmax(1)
-    for kind, expected in {"score": micro.scores, "softmax weight": softmax, "gradient weight": (softmax - torch.eye(24)) / 24}.items():
+    for kind, expected in {
+        "score": micro.scores,
+        "softmax weight": softmax,
+        "gradient weight": (softmax - torch.eye(24)) / 24,
+    }.items():
         view.kind = kind
         data = view.data()
         left_out = micro.scores == -torch.inf
         assert torch.equal(data["values"].isnan(), left_out) and data["kind"] == kind
         assert torch.allclose(data["values"][~left_out], expected[~left_out], atol=1e-6)
-        assert (data["local"], data["hard_from"]) == (8, 24) and data["row_ids"].tolist() == micro.row_ids.tolist()
+        assert (data["local"], data["hard_from"]) == (8, 24) and data[
+            "row_ids"
+        ].tolist() == micro.row_ids.tolist()
         assert (view.grid.rows, view.grid.columns) == (24, 24) and len(view.grid.cells) == 24 * 24
     with pytest.raises(ValueError, match="choose one of score, softmax weight, gradient weight"):
         view.kind = "colour"
@@ -58,14 +68,22 @@ def test_colours_follow_the_values(lab):
     softmax, fine = views.softmax(micro), micro.scores > -torch.inf
     cells = torch.from_numpy(view.cells().astype(int))
     order = softmax[fine].argsort()
-    assert (cells[fine][order].diff() >= 0).all() and (cells[~fine] == 0).all() and (cells[fine] >= 1).all()
+    assert (
+        (cells[fine][order].diff() >= 0).all()
+        and (cells[~fine] == 0).all()
+        and (cells[fine] >= 1).all()
+    )
     view.kind = "score"
     cells = torch.from_numpy(view.cells().astype(int))
-    assert ((cells > 128) == (micro.scores > 0.004 * micro.scores[fine].abs().max()))[fine].float().mean() > 0.98
+    assert ((cells > 128) == (micro.scores > 0.004 * micro.scores[fine].abs().max()))[
+        fine
+    ].float().mean() > 0.98
     assert (cells[fine][micro.scores[fine].argsort()].diff() >= 0).all()
     view.kind = "gradient weight"
     cells = view.cells()
-    assert (cells[8:, 8:] == 0).all() and (cells.diagonal()[:8] < 128).all()         # memory × memory carries none; positives pull
+    assert (cells[8:, 8:] == 0).all() and (
+        cells.diagonal()[:8] < 128
+    ).all()  # memory × memory carries none; positives pull
     assert (cells[:8][~np.eye(24, dtype=bool)[:8] & fine.numpy()[:8]] >= 128).all()
 
 
@@ -74,19 +92,48 @@ def test_blocks_and_gradients_of_every_kind_of_entry(toy):
     lab.run(2)
     lab.step("micro-batch")
     view = lab.views.matrix
-    assert view.blocks() == [("local", 0, 8, "row"), ("query bank", 8, 24, "row"), ("local", 0, 8, "column"), ("passage bank", 8, 24, "column"),
-                             ("hard", 24, 32, "column"), ("hard bank", 32, 48, "column")]
+    assert view.blocks() == [
+        ("local", 0, 8, "row"),
+        ("query bank", 8, 24, "row"),
+        ("local", 0, 8, "column"),
+        ("passage bank", 8, 24, "column"),
+        ("hard", 24, 32, "column"),
+        ("hard bank", 32, 48, "column"),
+    ]
     micro, told = lab.micro, {}
     for row in (2, 15):
         for column in (5, 20, 27, 40):
             if micro.scores[row, column] > -torch.inf:
                 told[row, column] = view.carries(row, column)
-    assert told == {k: v for k, v in {(2, 5): "both towers", (2, 20): "the query tower only", (2, 27): "both towers", (2, 40): "the query tower only",
-                    (15, 5): "the passage tower only", (15, 27): "the passage tower only",
-                    (15, 20): views.CARRIES[False, False], (15, 40): views.CARRIES[False, False]}.items() if k in told} and len(told) >= 6
+    assert (
+        told
+        == {
+            k: v
+            for k, v in {
+                (2, 5): "both towers",
+                (2, 20): "the query tower only",
+                (2, 27): "both towers",
+                (2, 40): "the query tower only",
+                (15, 5): "the passage tower only",
+                (15, 27): "the passage tower only",
+                (15, 20): views.CARRIES[False, False],
+                (15, 40): views.CARRIES[False, False],
+            }.items()
+            if k in told
+        }
+        and len(told) >= 6
+    )
     # by autograd: an entry carries gradient to a tower exactly if the loss moves with that tower's vector in it
-    carrying = sum("neither" not in view.carries(r, c) for r in range(24) for c in range(48) if micro.scores[r, c] > -torch.inf)
-    assert abs(view.carrying() - (1 - 16 * 32 / (24 * 48))) < 1e-9 and carrying <= view.carrying() * 24 * 48
+    carrying = sum(
+        "neither" not in view.carries(r, c)
+        for r in range(24)
+        for c in range(48)
+        if micro.scores[r, c] > -torch.inf
+    )
+    assert (
+        abs(view.carrying() - (1 - 16 * 32 / (24 * 48))) < 1e-9
+        and carrying <= view.carrying() * 24 * 48
+    )
     left_out = (micro.scores == -torch.inf).nonzero().tolist()
     for row, column in left_out[:3]:
         assert "left out" in view.carries(row, column)
@@ -95,11 +142,20 @@ def test_blocks_and_gradients_of_every_kind_of_entry(toy):
 def test_matrix_sentence_is_recomputed(lab):
     micro, sentence = lab.micro, lab.views.matrix.sentence
     softmax = micro.scores.softmax(1)
-    assert "Update 4, micro-batch 1 of 3: 24 rows (8 local + 16 query bank) by 24 columns (8 local + 16 passage bank)" in sentence
+    assert (
+        "Update 4, micro-batch 1 of 3: 24 rows (8 local + 16 query bank) by 24 columns (8 local + 16 passage bank)"
+        in sentence
+    )
     assert f"its own passage {float(softmax.diagonal().mean()):.0%} of its softmax" in sentence
-    assert f"ranks it first in {float((micro.scores.argmax(1) == torch.arange(24)).float().mean()):.0%} of the rows" in sentence
+    assert (
+        f"ranks it first in {float((micro.scores.argmax(1) == torch.arange(24)).float().mean()):.0%} of the rows"
+        in sentence
+    )
     assert f"{1 - 16 * 16 / 24 / 24:.0%} of the entries carry gradient" in sentence
-    assert f"Loss {-float(softmax.diagonal().log().mean()):.2f}; knowing nothing would be log 24 = {math.log(24):.2f}." in sentence
+    assert (
+        f"Loss {-float(softmax.diagonal().log().mean()):.2f}; knowing nothing would be log 24 = {math.log(24):.2f}."
+        in sentence
+    )
     assert lab.views.matrix.grid.sentence == sentence
 
 
@@ -109,7 +165,10 @@ def test_what_is_under_the_cursor(lab, toy):
     told = view.grid.told
     query, passage = toy.train[int(micro.row_ids[3])].query, toy.train[int(micro.column_ids[10])]
     assert query[:100] in told and passage.title in told and "the query tower only" in told
-    assert f"score {float(micro.scores[3, 10]):.2f}" in told and f"softmax {float(micro.scores[3].softmax(0)[10]):.4f}" in told
+    assert (
+        f"score {float(micro.scores[3, 10]):.2f}" in told
+        and f"softmax {float(micro.scores[3].softmax(0)[10]):.4f}" in told
+    )
     view.grid.at = [3, 3]
     assert "its own passage" in view.grid.told and "both towers" in view.grid.told
     view.grid.at = []
@@ -132,6 +191,7 @@ def test_a_smaller_matrix_lets_the_cursor_go(lab):
 
 # --- the banks ---------------------------------------------------------------------------------------------------------
 
+
 def test_banks_fill_and_evict_slot_by_slot(toy):
     lab = Lab(toy, **{**SMALL, "memory_size": 32})
     view = lab.views.banks
@@ -141,24 +201,46 @@ def test_banks_fill_and_evict_slot_by_slot(toy):
         lab.step("micro-batch")
         cells = view.cells("passage").ravel()
         bank = lab.training.passage_bank
-        assert np.count_nonzero(cells) == min(8 * turn, 32) == len(bank) and bytes(cells) == grid.cells
+        assert (
+            np.count_nonzero(cells) == min(8 * turn, 32) == len(bank) and bytes(cells) == grid.cells
+        )
         slot = bank.next_slot
-        assert grid.marks == [divmod(slot, grid.columns)] or grid.marks == [(slot // grid.columns, slot % grid.columns)]
+        assert grid.marks == [divmod(slot, grid.columns)] or grid.marks == [
+            (slot // grid.columns, slot % grid.columns)
+        ]
         newest = [(slot - 1 - n) % 32 for n in range(8)]
-        assert (cells[newest] == 255).all() and (np.delete(cells, newest) < 255).all()      # the micro-batch just written is the brightest
+        assert (cells[newest] == 255).all() and (
+            np.delete(cells, newest) < 255
+        ).all()  # the micro-batch just written is the brightest
     data = view.data()["query"]
-    assert data["ages"] == [2 - b for b in bank._born.tolist()] and data["ids"] == lab.training.query_bank.ids.tolist()
-    assert "32 of 32 slots hold a query, 0 to 1 update old; slot 24 is written next, over the oldest" in view.sentence
+    assert (
+        data["ages"] == [2 - b for b in bank._born.tolist()]
+        and data["ids"] == lab.training.query_bank.ids.tolist()
+    )
+    assert (
+        "32 of 32 slots hold a query, 0 to 1 update old; slot 24 is written next, over the oldest"
+        in view.sentence
+    )
     view.grids["query"].at = [0, 3]
-    assert "slot 3, " in view.grids["query"].told and toy.train[data["ids"][3]].query[:60] in view.grids["query"].told
+    assert (
+        "slot 3, " in view.grids["query"].told
+        and toy.train[data["ids"][3]].query[:60] in view.grids["query"].told
+    )
 
 
 def test_one_sees_a_missing_query_bank(toy):
     lab = Lab(toy, **SMALL, method="pre_batch")
     lab.run(2)
     view = lab.views.banks
-    assert view.grids["query"].rows == 0 and view.grids["query"].empty == "this method keeps no query bank"
-    assert view.grids["passage"].rows > 0 and "No query bank." in view.sentence and "no past query as a row" in view.sentence
+    assert (
+        view.grids["query"].rows == 0
+        and view.grids["query"].empty == "this method keeps no query bank"
+    )
+    assert (
+        view.grids["passage"].rows > 0
+        and "No query bank." in view.sentence
+        and "no past query as a row" in view.sentence
+    )
     lab.method = "grad_accum"
     lab.reset()
     assert view.grids["passage"].rows == 0 and "Nothing is remembered" in view.sentence
@@ -169,28 +251,45 @@ def test_a_slot_has_its_cell_at_any_size(toy, size):
     lab = Lab(toy, **{**SMALL, "memory_size": size})
     lab.run(2)
     cells = lab.views.banks.cells("query")
-    assert cells.size >= size and (cells.ravel()[:len(lab.training.query_bank)] > 0).all() and not cells.ravel()[size:].any()
+    assert (
+        cells.size >= size
+        and (cells.ravel()[: len(lab.training.query_bank)] > 0).all()
+        and not cells.ravel()[size:].any()
+    )
     assert f"no slot {cells.size}" in lab.views.banks.describe("query", cells.size)
 
 
 # --- curves ------------------------------------------------------------------------------------------------------------
+
 
 def test_curves_are_the_history(lab):
     view, run = lab.views.curves, lab.training
     view.draw()
     lines = {(line["panel"], line["name"]): line for line in view.lines() if line["x"]}
     steps = [u.step for u in run.history]
-    assert lines["loss", "ContAccum"]["y"] == [u.loss for u in run.history] and lines["loss", "ContAccum"]["x"] == steps
-    assert lines["loss", "log N: knowing nothing"]["y"] == [math.log(u.negatives + 1) for u in run.history]
+    assert (
+        lines["loss", "ContAccum"]["y"] == [u.loss for u in run.history]
+        and lines["loss", "ContAccum"]["x"] == steps
+    )
+    assert lines["loss", "log N: knowing nothing"]["y"] == [
+        math.log(u.negatives + 1) for u in run.history
+    ]
     assert lines["norms", "query tower"]["y"] == [u.grad_norm_query for u in run.history]
     assert lines["ratio", "ContAccum"]["y"] == [u.grad_norm_ratio for u in run.history]
     assert lines["top20", "ContAccum"]["y"] == [100 * v for _, v in lab.track.top20]
-    assert dict(zip(lines["mass", "similarity mass"]["x"], lines["mass", "similarity mass"]["y"])) == cl.similarity_mass(run)
+    assert dict(
+        zip(lines["mass", "similarity mass"]["x"], lines["mass", "similarity mass"]["y"])
+    ) == cl.similarity_mass(run)
     for trace, line in zip(view.figure.data, view.lines()):
         assert list(trace.x) == line["x"] and list(trace.y) == line["y"]
     last = run.history[-1]
-    assert f"loss {last.loss:.2f} (log {last.negatives + 1} = {math.log(last.negatives + 1):.2f})" in view.sentence
-    assert f"ratio {last.grad_norm_ratio:.2f}" in view.sentence and view.data()["ContAccum"]["loss"] == [u.loss for u in run.history]
+    assert (
+        f"loss {last.loss:.2f} (log {last.negatives + 1} = {math.log(last.negatives + 1):.2f})"
+        in view.sentence
+    )
+    assert f"ratio {last.grad_norm_ratio:.2f}" in view.sentence and view.data()["ContAccum"][
+        "loss"
+    ] == [u.loss for u in run.history]
 
 
 def test_ghosts_stay_as_lines(lab):
@@ -199,11 +298,23 @@ def test_ghosts_stay_as_lines(lab):
     lab.reset()
     lab.run(2)
     view = lab.views.curves
-    lines = [line for line in view.lines() if line["panel"] == "loss" and line["x"] and line["name"] in ("ContAccum", "pre-batch")]
-    assert [(line["name"], line["ghost"]) for line in lines] == [("ContAccum", True), ("pre-batch", False)] and lines[0]["y"] == first
-    assert "Earlier runs: ContAccum, Top@20" in view.sentence and len({line["dash"] for line in lines}) == 2
+    lines = [
+        line
+        for line in view.lines()
+        if line["panel"] == "loss" and line["x"] and line["name"] in ("ContAccum", "pre-batch")
+    ]
+    assert [(line["name"], line["ghost"]) for line in lines] == [
+        ("ContAccum", True),
+        ("pre-batch", False),
+    ] and lines[0]["y"] == first
+    assert (
+        "Earlier runs: ContAccum, Top@20" in view.sentence
+        and len({line["dash"] for line in lines}) == 2
+    )
     drawn = [t for t in view.figure.data if t.showlegend]
-    assert [t.name for t in drawn] == ["ContAccum", "pre-batch"] and len(view.figure.data) == 3 * (GHOSTS + 1) + 4
+    assert [t.name for t in drawn] == ["ContAccum", "pre-batch"] and len(view.figure.data) == 3 * (
+        GHOSTS + 1
+    ) + 4
     for turn in range(GHOSTS + 2):
         lab.reset()
         lab.run(1)
@@ -221,10 +332,13 @@ def test_after_a_reload_the_figure_is_the_present_one(lab):
     lab.views.curves.draw()
     state = figure.get_state()
     shown = [trace.get("y") for trace in state["_widget_data"]]
-    assert [len(y["buffer"]) if isinstance(y, dict) else len(y or ()) for y in shown] == [len(line["y"]) for line in lab.views.curves.lines()]
+    assert [len(y["buffer"]) if isinstance(y, dict) else len(y or ()) for y in shown] == [
+        len(line["y"]) for line in lab.views.curves.lines()
+    ]
 
 
 # --- the panel ---------------------------------------------------------------------------------------------------------
+
 
 def test_controls_and_lab_follow_each_other(lab):
     view = lab.views
@@ -232,12 +346,18 @@ def test_controls_and_lab_follow_each_other(lab):
     assert lab.memory_size == 64
     lab.accumulation_steps = 9
     assert view.controls["accumulation_steps"].value == 9
-    lab.learning_rate = 0.0123                        # no choice of the slider: it becomes one
-    assert view.controls["learning_rate"].value == 0.0123 and 0.01 in [v for _, v in view.controls["learning_rate"].options]
+    lab.learning_rate = 0.0123  # no choice of the slider: it becomes one
+    assert view.controls["learning_rate"].value == 0.0123 and 0.01 in [
+        v for _, v in view.controls["learning_rate"].options
+    ]
     lab.local_batch = 100
     assert view.controls["local_batch"].value == 100
     view.controls["method"].value = "grad_accum"
-    assert lab.method == "grad_accum" and view.controls["memory_size"].disabled and not view.controls["seed"].disabled
+    assert (
+        lab.method == "grad_accum"
+        and view.controls["memory_size"].disabled
+        and not view.controls["seed"].disabled
+    )
     assert "Press Reset" in view.message.value
     view.buttons["reset"].click()
     assert lab.training.settings.method == "grad_accum" and view.message.value == ""
@@ -252,12 +372,19 @@ def test_every_slider_reads_its_bounds_from_settings(lab):
             assert control.tooltip == field.metadata["help"]
             for value in (min(choices), max(choices)):
                 cl.Settings(**{name: value})
-            assert (control.max == max(choices)) if isinstance(choices, range) else set(choices) <= {v for _, v in control.options}
+            assert (
+                (control.max == max(choices))
+                if isinstance(choices, range)
+                else set(choices) <= {v for _, v in control.options}
+            )
 
 
 def test_a_refused_value_is_said_and_the_control_goes_back(lab):
     lab.views._set("memory_size", -5)
-    assert "memory_size is -5" in lab.message and lab.views.controls["memory_size"].value == 16 == lab.memory_size
+    assert (
+        "memory_size is -5" in lab.message
+        and lab.views.controls["memory_size"].value == 16 == lab.memory_size
+    )
 
 
 def test_buttons_do_what_they_say(lab):
@@ -269,7 +396,7 @@ def test_buttons_do_what_they_say(lab):
     assert lab.micro.index == 0 and "micro-batch 1 of 3" in view.progress.value
     view.buttons["stop"].click()
     assert "micro-batch" not in view.progress.value
-    view.buttons["play"].click()                      # no event loop here
+    view.buttons["play"].click()  # no event loop here
     assert "call lab.run(updates)" in view.message.value
     view.line.value = "method=dpr&seed=9&dim=16"
     assert lab.training.settings == cl.Settings(method="dpr", seed=9, dim=16)
@@ -284,9 +411,15 @@ def test_dragging_controls_while_it_plays_leaves_all_consistent(toy):
         view = lab.views
         lab.play()
         for turn in range(1000):
-            name = draw.choice(["memory_size", "accumulation_steps", "learning_rate", "local_batch", "temperature"])
+            name = draw.choice(
+                ["memory_size", "accumulation_steps", "learning_rate", "local_batch", "temperature"]
+            )
             control = view.controls[name]
-            control.value = draw.choice([v for _, v in control.options]) if hasattr(control, "options") else draw.randint(control.min, control.max)
+            control.value = (
+                draw.choice([v for _, v in control.options])
+                if hasattr(control, "options")
+                else draw.randint(control.min, control.max)
+            )
             if turn % 10 == 0:
                 await asyncio.sleep(0)
         while lab._under_way:
@@ -297,8 +430,12 @@ def test_dragging_controls_while_it_plays_leaves_all_consistent(toy):
         run = lab.training
         assert run.step_count > 0 and run.passage_bank.size == run.settings.memory_size
         assert bytes(view.banks.cells("passage")) == view.banks.grids["passage"].cells
-        assert bytes(view.matrix.cells()) == view.matrix.grid.cells and view.matrix.grid.sentence == view.matrix.sentence
+        assert (
+            bytes(view.matrix.cells()) == view.matrix.grid.cells
+            and view.matrix.grid.sentence == view.matrix.sentence
+        )
         lab.close()
+
     asyncio.run(main())
 
 
@@ -315,13 +452,16 @@ def test_a_page_that_does_not_answer_gets_no_more_frames(toy, monkeypatch):
         lab.play()
         for _ in range(20):
             await asyncio.sleep(0)
-        assert lab.ticks > 10 and view.matrix.grid.beat == view.matrix.grid.beaten + view.matrix.grid.window    # so many are out, and no more
+        assert (
+            lab.ticks > 10
+            and view.matrix.grid.beat == view.matrix.grid.beaten + view.matrix.grid.window
+        )  # so many are out, and no more
         before = view.frames
         view.matrix.grid.beaten = view.matrix.grid.beat
         for _ in range(20):
             await asyncio.sleep(0)
         assert before < view.frames <= before + view.matrix.grid.window
-        view.matrix.grid.shown = False                 # out of view: the beat goes on, no matrix is sent
+        view.matrix.grid.shown = False  # out of view: the beat goes on, no matrix is sent
         drawn = view.matrix.grid.frame
         view.matrix.grid.beaten = view.matrix.grid.beat
         for _ in range(5):
@@ -330,54 +470,92 @@ def test_a_page_that_does_not_answer_gets_no_more_frames(toy, monkeypatch):
         while lab.playing:
             view.matrix.grid.beaten = view.matrix.grid.beat
             await asyncio.sleep(0)
-        assert view.matrix.grid.sentence == view.matrix.sentence and "update 100 of 100" in view.progress.value   # at rest all is drawn
+        assert (
+            view.matrix.grid.sentence == view.matrix.sentence
+            and "update 100 of 100" in view.progress.value
+        )  # at rest all is drawn
+
     asyncio.run(main())
 
 
 def test_one_bundle_per_view(lab):
     v = lab.views
-    for view, sentence in ((lab, lab.summary), (v.matrix, v.matrix.sentence), (v.banks, v.banks.sentence), (v.curves, v.curves.sentence)):
+    for view, sentence in (
+        (lab, lab.summary),
+        (v.matrix, v.matrix.sentence),
+        (v.banks, v.banks.sentence),
+        (v.curves, v.curves.sentence),
+    ):
         data, metadata = view._repr_mimebundle_()
         assert data["text/plain"] == sentence and sentence in metadata["image/png"]["alt"]
         assert "model_id" in data["application/vnd.jupyter.widget-view+json"]
         picture = image(base64.b64decode(data["image/png"]))
-        assert picture.width > 300 and len(data["image/png"]) < 150_000 and len(picture.convert("RGB").getcolors(1 << 20)) > 10
+        assert (
+            picture.width > 300
+            and len(data["image/png"]) < 150_000
+            and len(picture.convert("RGB").getcolors(1 << 20)) > 10
+        )
 
 
 def test_a_lab_at_the_start_can_be_shown(toy):
     lab = Lab(toy, **SMALL)
     data, _ = lab._repr_mimebundle_()
-    assert "no update made yet" in data["text/plain"] and "No micro-batch yet." in lab.views.sentence
+    assert (
+        "no update made yet" in data["text/plain"] and "No micro-batch yet." in lab.views.sentence
+    )
     assert lab.views.matrix.data() is None
 
 
 def test_closing_lets_the_widgets_go(toy):
     import ipywidgets
-    before = set(ipywidgets.Widget._instances if hasattr(ipywidgets.Widget, "_instances") else ipywidgets.widget._instances)
+
+    before = set(
+        ipywidgets.Widget._instances
+        if hasattr(ipywidgets.Widget, "_instances")
+        else ipywidgets.widget._instances
+    )
     lab = Lab(toy, **SMALL)
     view = lab.views
     lab.run(1)
     lab.close()
     assert lab._views is None and view.matrix.grid.comm is None and view.curves.figure.comm is None
-    lab.run(1)                                         # still a lab
+    lab.run(1)  # still a lab
 
 
 # --- text of others ----------------------------------------------------------------------------------------------------
 
-HOSTILE = ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "$x$ \\(y\\)", "\x1b[31mred\x1b[0m", "a" * 100_000, "&lt;b&gt;", "\x00\x07"]
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "$x$ \\(y\\)",
+    "\x1b[31mred\x1b[0m",
+    "a" * 100_000,
+    "&lt;b&gt;",
+    "\x00\x07",
+]
 
 
 @pytest.fixture
 def hostile():
     passages = [Passage(str(n), text, text) for n, text in enumerate(HOSTILE)]
-    return Pairs("hostile", [Pair(str(n), t + " q", t, t, passage_id=str(n)) for n, t in enumerate(HOSTILE)],
-                 [Pair("t" + str(n), t + " test", t, t, passage_id=str(n)) for n, t in enumerate(HOSTILE)], passages)
+    return Pairs(
+        "hostile",
+        [Pair(str(n), t + " q", t, t, passage_id=str(n)) for n, t in enumerate(HOSTILE)],
+        [Pair("t" + str(n), t + " test", t, t, passage_id=str(n)) for n, t in enumerate(HOSTILE)],
+        passages,
+    )
 
 
 def test_hostile_text_is_text(hostile):
     for text in HOSTILE:
         shown = views.plain_text(text)
-        assert not re.search(r"<(?!/?em)", shown) and "$" not in shown and "\x1b" not in shown and "\x00" not in shown and len(shown) < 600
+        assert (
+            not re.search(r"<(?!/?em)", shown)
+            and "$" not in shown
+            and "\x1b" not in shown
+            and "\x00" not in shown
+            and len(shown) < 600
+        )
     assert "(100,000 characters)" in views.plain_text("a" * 100_000)
     lab = Lab(hostile, local_batch=2, accumulation_steps=2, memory_size=4, updates=3, dim=8)
     lab.run(2)
@@ -386,7 +564,11 @@ def test_hostile_text_is_text(hostile):
     assert "<script" not in cl.Card(hostile.train[0]).widget.value
     view = lab.views
     for row in range(view.matrix.grid.rows):
-        told = view.matrix.describe(row, row) + view.matrix.ranking(row) + view.banks.describe("passage", row)
+        told = (
+            view.matrix.describe(row, row)
+            + view.matrix.ranking(row)
+            + view.banks.describe("passage", row)
+        )
         assert "\x1b" not in told and "\x00" not in told and len(told) < 2000
     view.search.box.value = HOSTILE[1]
     assert "<img" not in view.search.found.value
@@ -411,8 +593,11 @@ def test_hostile_text_is_text_in_pictures_maps_and_logs(text, hostile):
     for shown in (cl.SearchBox(lab, text), cl.Card(pair)):
         plain = shown._repr_mimebundle_()["text/plain"]
         assert not re.search(r"[\x00-\x08\x0b-\x1f]", plain) and len(plain) < 1000
-    for picture in (cl.MatrixPicture(torch.eye(2), text, text), cl.LinesPicture({text: ([1, 2], [3, 4]), "b": ([1, 2], [2, 2])}, text, text, text),
-                    cl.PointsPicture({text: (1, 2)}, text, text, text)):
+    for picture in (
+        cl.MatrixPicture(torch.eye(2), text, text),
+        cl.LinesPicture({text: ([1, 2], [3, 4]), "b": ([1, 2], [2, 2])}, text, text, text),
+        cl.PointsPicture({text: (1, 2)}, text, text, text),
+    ):
         assert image(picture.png()).width > 100  # matplotlib reads no formula in it
 
 
@@ -501,11 +686,15 @@ def test_search_box_follows_its_text(lab, toy):
     before = box.found.value
     box.box.value = toy.test[1].query
     assert box.found.value != before and "after update 3" in box.found.value
-    assert [h.id for h in box.hits["ContAccum"]] == [h.id for h in lab.training.search(toy.test[1].query, 5)]
-    assert box.hits["ContAccum"][0].title in box.sentence and toy.test[0].passage not in box.sentence
+    assert [h.id for h in box.hits["ContAccum"]] == [
+        h.id for h in lab.training.search(toy.test[1].query, 5)
+    ]
+    assert (
+        box.hits["ContAccum"][0].title in box.sentence and toy.test[0].passage not in box.sentence
+    )
     two = cl.SearchBox({"a": lab.training, "b": lab.training}, toy.test[0].query)
     assert list(two.hits) == ["a", "b"]
-    box.box.value = "   "                                                       # nothing asked: what was found stays
+    box.box.value = "   "  # nothing asked: what was found stays
     assert box.hits["ContAccum"]
 
 
@@ -514,19 +703,27 @@ def test_methods_picture_tells_where_gradients_go():
     colors = {name: color for name, (color, _) in stills.GRADIENTS.items()}
     found = [[p.get_facecolor() for p in axis.patches] for axis in figure.axes]
     from matplotlib.colors import to_rgba
+
     count = lambda axis, name: sum(c == to_rgba(colors[name]) for c in found[axis])
     assert count(0, "both") == 16 and count(1, "both") == 8 and count(1, "absent") == 8
     assert (count(2, "both"), count(2, "query"), count(2, "passage")) == (4, 8, 0)
-    assert (count(3, "both"), count(3, "query"), count(3, "passage"), count(3, "none")) == (4, 8, 8, 16)
+    assert (count(3, "both"), count(3, "query"), count(3, "passage"), count(3, "none")) == (
+        4,
+        8,
+        8,
+        16,
+    )
 
 
 def test_one_update_of_the_figure_is_on_its_way(lab, monkeypatch):
     """None before the page has drawn the figure, the next when it has answered, all that was missed when it comes back."""
     figure, sent = lab.views.curves.figure, []
-    monkeypatch.setattr(curves.FigureWidget, "_send_update_msg", lambda self, *a, **k: sent.append(a), raising=False)
+    monkeypatch.setattr(
+        curves.FigureWidget, "_send_update_msg", lambda self, *a, **k: sent.append(a), raising=False
+    )
     lab.step()
     assert not sent and figure.stale
-    figure.set_state({"_js2py_traceDeltas": {}})               # the page has drawn what it was given at first
+    figure.set_state({"_js2py_traceDeltas": {}})  # the page has drawn what it was given at first
     assert len(sent) == 1 and not figure.stale and not figure.answered
     assert list(sent[0][0]["y"][-2]) == [u.grad_norm_passage for u in lab.training.history]
     lab.step()
@@ -538,17 +735,23 @@ def test_one_update_of_the_figure_is_on_its_way(lab, monkeypatch):
     figure.set_state({"_js2py_traceDeltas": {}})
     lab.step()
     assert len(sent) == 3 and not figure.stale
-    figure.get_state()                                         # loaded again
+    figure.get_state()  # loaded again
     figure.set_state({"_js2py_traceDeltas": {}})
     assert figure.answered and len(sent) == 3
 
 
 def test_of_more_cells_than_a_canvas_has_room_for_the_strongest_are_sent(monkeypatch, toy):
     from contaccum_lite.grid import Grid, strongest
+
     values = torch.zeros(1032, 1031)
     values[5, 7], values[4, 6], values[700, 900], values[1031, 1030] = 1.0, -0.5, -2.0, 0.5
     found = strongest(values, 2)
-    assert found.shape == (516, 516) and (found[2, 3], found[350, 450], found[515, 515], (found != 0).sum()) == (1, -2, 0.5, 3)
+    assert found.shape == (516, 516) and (
+        found[2, 3],
+        found[350, 450],
+        found[515, 515],
+        (found != 0).sum(),
+    ) == (1, -2, 0.5, 3)
     assert torch.equal(strongest(values, 1), values)
     grid = Grid()
     grid.show(np.zeros((516, 516), dtype=np.uint8), scale=2, shape=(1032, 1031))
@@ -556,7 +759,7 @@ def test_of_more_cells_than_a_canvas_has_room_for_the_strongest_are_sent(monkeyp
     lab = Lab(toy, **SMALL)
     lab.run(2)
     view = lab.views.matrix
-    for kind in view.KINDS:                                            # the picture of blocks is the blocks of the picture
+    for kind in view.KINDS:  # the picture of blocks is the blocks of the picture
         monkeypatch.setattr(views, "LARGEST", 720)
         view.kind = kind
         whole = view.cells().astype(int)
@@ -566,7 +769,10 @@ def test_of_more_cells_than_a_canvas_has_room_for_the_strongest_are_sent(monkeyp
         assert blocks.shape == (12, 12) and view.scale() == 2
         far = np.where(whole > 0, abs(whole - (1 if kind == "softmax weight" else 128)) + 1, 0)
         most = far.reshape(12, 2, 12, 2).max((1, 3))
-        assert abs(np.where(blocks > 0, abs(blocks - (1 if kind == "softmax weight" else 128)) + 1, 0) - most).max() <= (1 if kind == "score" else 0)
+        assert abs(
+            np.where(blocks > 0, abs(blocks - (1 if kind == "softmax weight" else 128)) + 1, 0)
+            - most
+        ).max() <= (1 if kind == "score" else 0)
 
 
 def test_words_of_the_banks_keep_up_at_full_speed(toy):
@@ -594,15 +800,22 @@ def test_numbers_of_logarithmic_axes_do_not_crowd(toy):
     lab = Lab(toy, **SMALL)
     view = lab.views.curves
     shown = lambda: list(view.figure.layout.yaxis2.ticktext)
-    assert shown() == [f"{10.0**power:g}" for power in range(-9, 10)]                # nothing drawn: plotly shows five powers or so
+    assert shown() == [
+        f"{10.0**power:g}" for power in range(-9, 10)
+    ]  # nothing drawn: plotly shows five powers or so
     lab.run(3)
     view.draw()
     assert {"0.1", "0.2", "0.5", "1"} <= set(shown())
     line = dict(panel="norms", y=[0.001, 2.9])
-    assert len(curves._ticks([line], "norms")["ticktext"]) == 57 and len(curves._ticks([line | {"y": [0.001, 3.1]}], "norms")["ticktext"]) == 19
-    assert curves._ticks([line | {"y": [0.0]}], "norms") == curves._ticks([], "norms")             # zero has no place on it
+    assert (
+        len(curves._ticks([line], "norms")["ticktext"]) == 57
+        and len(curves._ticks([line | {"y": [0.001, 3.1]}], "norms")["ticktext"]) == 19
+    )
+    assert curves._ticks([line | {"y": [0.0]}], "norms") == curves._ticks(
+        [], "norms"
+    )  # zero has no place on it
     sent = []
     view.figure._send_update_msg = lambda *message, **_: sent.append(message)
     view.figure.answered = True
-    view.figure.resend()                                                            # what the page missed comes with its numbers
+    view.figure.resend()  # what the page missed comes with its numbers
     assert tuple(sent[0][1]["yaxis2.ticktext"]) == tuple(shown())
