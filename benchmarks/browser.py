@@ -17,10 +17,8 @@ from statistics import median
 
 import nbformat
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import browser  # noqa: E402
-
-from .regime import README, between  # noqa: E402
+from tools import browser
+from tools.docs import write_table
 
 CELLS = [
     """
@@ -215,7 +213,7 @@ def main(minutes: float = 0) -> None:
         ["| in the browser | |", "|---|---|", *(f"| {what} | {found} |" for what, found in rows)]
     )
     print(text)
-    between(README, "browser-memory" if minutes else "browser", text)
+    write_table("browser-memory" if minutes else "browser", text)
 
 
 if __name__ == "__main__":

@@ -6,29 +6,31 @@
     python -m benchmarks.cost --tables      nothing is measured: README.md's tables again, from the records
 
 Every row is measured in turns within one process with one thread, and medians are shown; on a machine with a CUDA device the
-first two parts are repeated there, under the paper's cap of 11 GB, with the device named and the memory of each way beside its time (an empty cell did not fit). Records lie in benchmarks/records/cost.json, and notebook 08 reads them. For the peers:
+first two parts are repeated there, under the paper's cap of 11 GB, with the device named and the memory of each way beside its time (an empty cell did not fit). Records lie in contaccum_lite/evidence/records/cost.json, and notebook 08 reads them. For the peers:
 pip install "contaccum-lite[peers]".
 """
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
 
 import contaccum_lite as cl
-from contaccum_lite import incremental, loss, measure, methods, towers
+from contaccum_lite.scale import incremental_softmax as incremental
+from contaccum_lite.core import loss
+from contaccum_lite.core.grad_cache import compute_gradients
+from contaccum_lite.diagnostics import measure
+from contaccum_lite.encoders.tokens import vocabulary_for
 
-from .regime import README, between
+from contaccum_lite.evidence.records import COST, read_records, write_records
+from tools.cost import TABLES, WAYS, tables
+from tools.docs import write_table
 
-RECORDS = Path(__file__).parent / "records" / "cost.json"
 LOCAL = 8
 SIZES, WHOLE_UP_TO = (128, 512, 1024, 2048, 8192, 16384, 32768, 65536), 8192
 TOTALS, CAP = (64, 128, 256, 512), "11GB"
@@ -40,18 +42,6 @@ TOKENS = {
     ("6 layers of 384", "cpu"): (32, 64),
     ("BERT-base, 12 layers of 768", "cpu"): (8, 16),
 }  # query, passage; short, so that a CPU ends this hour
-WAYS = {
-    "dpr": "DPR, one batch",
-    "grad_accum": "GradAccum",
-    "grad_cache": "GradCache",
-    "kept": "ContAccum, incremental",
-    "whole": "ContAccum, whole matrix",
-}
-
-
-def short(number: float) -> str:
-    """Three figures, without powers of ten."""
-    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def in_turns(
@@ -106,7 +96,7 @@ def one_similarity(size: int, dim: int, device: str) -> dict:
         fast.settle()
 
     def whole():
-        loss.contrast(queries, passages, *banks[:2])
+        loss.info_nce_with_gradients(queries, passages, *banks[:2])
         write()
 
     fast._make_room()  # time does not depend on what the table holds, so it need not be made from the banks
@@ -138,22 +128,6 @@ def similarity(devices) -> list[dict]:
     ]
 
 
-def similarity_table(records: list[dict]) -> str:
-    rows = [
-        "| device | d | N_memory | whole matrix, ms | incremental, ms | times faster | multiply-adds, whole ÷ incremental | table, MB | banks, MB |",
-        "|---" * 9 + "|",
-    ]
-    for r in records:
-        whole = (
-            [short(1000 * r["whole"]), short(r["whole"] / r["kept"])] if "whole" in r else ["", ""]
-        )
-        rows.append(
-            f"| {r['device']} | {r['dim']} | {r['size']} | {whole[0]} | {short(1000 * r['kept'])} | {whole[1]} | "
-            f"{r['operations_whole'] / r['operations_kept']:.0f} | {short(r['table'] / 1e6)} | {short(8 * r['size'] * r['dim'] / 1e6)} |"
-        )
-    return "\n".join(rows)
-
-
 # --- (b) one whole weight update: Figure 4 -----------------------------------------------------------------------------
 
 
@@ -174,8 +148,7 @@ def prepared(
     )
     torch.manual_seed(0)
     made = [
-        towers.TransformerTower.small_bert(towers.vocabulary_for(pairs), **shape).to(device)
-        for _ in range(2)
+        cl.TransformerTower.small_bert(vocabulary_for(pairs), **shape).to(device) for _ in range(2)
     ]
     run = cl.Run(
         pairs,
@@ -192,10 +165,12 @@ def prepared(
         towers=made,
     )
     if banks:
-        for bank in run.learner.banks[:2]:
+        for bank in (run.query_bank, run.passage_bank):
             bank.write(torch.arange(size) % len(pairs.train), torch.randn(size, shape["dim"]), 0)
-        run.learner.softmax.expect(run.feed.sizes)
-        run.learner.softmax._catch_up()  # the table is made from the banks, once
+        softmax = run.learner.extension("softmax")
+        if softmax is not None:
+            softmax.table.expect(run.sampler.sizes)
+            softmax.table._catch_up()  # the table is made from the banks, once
     return run
 
 
@@ -311,40 +286,6 @@ def update(devices) -> list[dict]:
     ]
 
 
-def memory_of(records: list[dict], way: str) -> str:
-    """The most memory that it held, where that was measured (on a GPU)."""
-    return next(
-        (f" ({r['peak'] / 1e9:.1f} GB)" for r in records if r["way"] == way and "peak" in r), ""
-    )
-
-
-def update_table(records: list[dict]) -> str:
-    rows = [
-        f"| encoder | tokens | device | N_total | seconds of GradAccum | {' | '.join(name for way, name in WAYS.items() if way != 'grad_accum')} |",
-        "|---" * 9 + "|",
-    ]
-    for shape, device, total in dict.fromkeys(
-        (r["shape"], r["device"], r["total"]) for r in records
-    ):
-        here = [
-            r for r in records if (r["shape"], r["device"], r["total"]) == (shape, device, total)
-        ]
-        found, tokens = {r["way"]: r["seconds"] for r in here}, here[0]["tokens"]
-        base = {
-            r["way"]: r.get("base", found["grad_accum"]) for r in here
-        }  # GradAccum of the same turns
-        rows.append(
-            f"| {shape} | {tokens[0]} and {tokens[1]} | {device} | {total} | {found['grad_accum']:.3g} | "
-            + " | ".join(
-                f"{found[way] / base[way]:.2f}{memory_of(here, way)}" if way in found else ""
-                for way in WAYS
-                if way != "grad_accum"
-            )
-            + " |"
-        )
-    return "\n".join(rows)
-
-
 # --- (c) peers ---------------------------------------------------------------------------------------------------------
 
 
@@ -389,8 +330,8 @@ def sentence_transformers_peers(rounds: int) -> list[dict]:
             ),
         )
         run.query_tower.eval()  # no noise, so that both losses can be compared
-        run.learner.noisy = False
-        batches = run.feed.batches(0)
+        run.learner.has_dropout = False
+        batches = run.sampler.batches(0)
         width = max(b.passage_tokens.shape[1] for b in batches)
         pad = lambda tokens, size: torch.nn.functional.pad(
             tokens, (0, size - tokens.shape[1]), value=run.query_tower.pad
@@ -425,7 +366,7 @@ def sentence_transformers_peers(rounds: int) -> list[dict]:
 
         def ours():
             run.optimizer.zero_grad(set_to_none=False)
-            values["ours"] = sum(m.loss for m in methods.gradient(run.learner, batches, 0)) / len(
+            values["ours"] = sum(m.loss for m in compute_gradients(run.learner, batches, 0)) / len(
                 batches
             )
 
@@ -504,23 +445,6 @@ def peers(devices, rounds: int = 7) -> list[dict]:
     return records
 
 
-def peers_table(records: list[dict]) -> str:
-    rows = [
-        "| the same job, the same tensors | peer | peer, ms | ours, ms | ours ÷ peer |",
-        "|---" * 5 + "|",
-    ]
-    rows += [
-        f"| {r['job']} | {r['peer']} | {short(1000 * r['theirs'])} | {short(1000 * r['ours'])} | {r['ours'] / r['theirs']:.2f} |"
-        for r in records
-    ]
-    absent = [
-        f"{name} was not installed, so it was not compared: pip install {name}."
-        for name in PEERS
-        if not any(r["peer"].startswith(name) for r in records)
-    ]
-    return "\n".join(rows + ["", *absent]).strip()
-
-
 # --- (d) memory --------------------------------------------------------------------------------------------------------
 
 
@@ -551,7 +475,7 @@ def memory(devices) -> list[dict]:
                 autograd=8 * size * dim
                 + measure.tensor_memory(lambda: cl.info_nce(*leaves, *banks[:2]).backward()),
                 whole=8 * size * dim
-                + measure.tensor_memory(lambda: loss.contrast(*vectors, *banks[:2])),
+                + measure.tensor_memory(lambda: loss.info_nce_with_gradients(*vectors, *banks[:2])),
                 kept=8 * size * dim
                 + fast.bytes
                 + measure.tensor_memory(lambda: (fast.contrast(*vectors), fast.enter())),
@@ -560,40 +484,7 @@ def memory(devices) -> list[dict]:
     return records
 
 
-def memory_table(records: list[dict]) -> str:
-    gib = 2**30
-    rows = [
-        "| N_memory | equation 11, GiB | paper: theoretical | paper: actual | banks + two matrices of logits | ours, autograd on the whole matrix | "
-        "ours, whole matrix | ours, incremental with its table |",
-        "|---" * 8 + "|",
-    ]
-    for r in records:
-        rows.append(
-            f"| {r['size']} | {r['banks'] / gib:.4f} | {r['theory']} | {r['actual']} | {r['predicted']:.4f} | "
-            + " | ".join(f"{r[kind] / gib:.4f}" for kind in ("autograd", "whole", "kept"))
-            + " |"
-        )
-    return "\n".join(rows)
-
-
-PARTS = {
-    "similarity": (similarity, similarity_table),
-    "update": (update, update_table),
-    "peers": (peers, peers_table),
-    "memory": (memory, memory_table),
-}
-
-
-def tables(records: dict[str, list[dict]]) -> dict[str, str]:
-    """README.md's tables by their marks: of (a), only d 768."""
-    return {
-        f"cost-{name}": "\n".join(
-            line
-            for line in PARTS[name][1](found).splitlines()
-            if not re.match(r"\| \w+ \| (64|384) ", line)
-        )
-        for name, found in records.items()
-    }
+PARTS = {"similarity": similarity, "update": update, "peers": peers, "memory": memory}
 
 
 def main(given: list[str]) -> None:
@@ -601,7 +492,7 @@ def main(given: list[str]) -> None:
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     if len(devices) > 1:
         measure.cap_memory(CAP, "cuda")
-    known = json.loads(RECORDS.read_text()) if RECORDS.is_file() else {}
+    known = read_records(COST, {})
     if given[:1] == ["update"] and given[1:] and all(word.isdigit() for word in given[1:]):
         key = lambda r: (r["shape"], r["device"], r["total"], r["way"])
         new = {key(r): r for r in some_updates([int(word) for word in given[1:]])}
@@ -615,17 +506,17 @@ def main(given: list[str]) -> None:
             )
             for r in known["update"]
         ]
-        RECORDS.write_text(json.dumps(known, indent=1) + "\n")
+        write_records(COST, known)
         given = ["--tables"]
     if unknown := [word for word in given if word not in (*PARTS, "--tables")]:
         raise SystemExit(f"{unknown[0]!r} is no part: choose from {', '.join(PARTS)}, or --tables.")
     for name in [] if "--tables" in given else given or PARTS:
         torch.manual_seed(0)
-        known[name] = PARTS[name][0](devices)
-        print(PARTS[name][1](known[name]), flush=True)
-        RECORDS.write_text(json.dumps(known, indent=1) + "\n")
+        known[name] = PARTS[name](devices)
+        print(TABLES[name](known[name]), flush=True)
+        write_records(COST, known)
     for mark, text in tables(known).items():
-        between(README, mark, text)
+        write_table(mark, text)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-import browser  # noqa: E402
-
-from .gate import notebooks  # noqa: E402
+from tools import browser
+from tools.docs import ROOT
+from tools.notebooks import notebooks
 
 OUT, WIDTHS, HEIGHT, THEMES = ROOT / "build" / "look", (1280, 1920), 1500, ("Light", "Dark")
 SETTINGS = {"@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"}}
@@ -85,8 +83,7 @@ def main(names: list[str]) -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        for part in ("notebooks", "benchmarks"):
-            shutil.copytree(ROOT / part, folder / part)
+        shutil.copytree(ROOT / "notebooks", folder / "notebooks")
         for name, value in SETTINGS.items():
             path = folder / "settings" / f"{name}.jupyterlab-settings"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,12 +18,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-RECORD = Path(__file__).parent / "records" / "million.json"
+from contaccum_lite.evidence.records import write_records
+from tools import docs
+
+RECORD = docs.RECORDS / "million.json"
 
 
 def passages(count: int) -> Iterator:
     """Synthetic passages of 20 to 60 words out of 20,000, the same each time."""
-    from contaccum_lite.data import Passage
+    from contaccum_lite.data.types import Passage
 
     draw = random.Random(0)
     words = [
@@ -45,7 +48,7 @@ def measure(count: int, gigabytes: float, folder: Path) -> dict:
     from tqdm import tqdm
 
     import contaccum_lite as cl
-    from contaccum_lite import index
+    from contaccum_lite.scale import index
 
     torch.set_num_threads(1)
     pairs = cl.load_pairs("toy")
@@ -63,7 +66,7 @@ def measure(count: int, gigabytes: float, folder: Path) -> dict:
         )
         seconds = time.perf_counter() - began
     peak = cl.peak_memory()
-    queries = made.encode([p.text for p in passages(100)])
+    queries = made.retriever.encode_queries([p.text for p in passages(100)])
     began = time.perf_counter()
     made.rank(queries, 100)
     search = time.perf_counter() - began
@@ -102,9 +105,7 @@ def main() -> None:
         }
     print(json.dumps(record, indent=1))
     if count == 1_000_000:
-        part = RECORD.with_suffix(".part")
-        part.write_text(json.dumps(record, indent=1) + "\n")
-        part.replace(RECORD)
+        write_records(RECORD, record)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from .regime import README, between
+from tools.docs import write_table
 
 ROUNDS, WARM, TIMED = 3, 30, 60
 #: N_total is 128 for all but the two that are defined by a smaller one.
@@ -83,7 +83,7 @@ def main() -> None:
     words = f"Notebook 00 from top to bottom: {notebooks[0][0]:.0f} s, its kernel's peak memory {notebooks[0][1]:.0f} MB."
     text = "\n".join(rows) + "\n\n" + words
     print(text)
-    between(README, "speed", text)
+    write_table("speed", text)
 
 
 if __name__ == "__main__":

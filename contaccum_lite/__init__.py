@@ -1,17 +1,41 @@
-"""contaccum_lite: contrastive accumulation for dense retrievers, small enough to read, watch and take home."""
+"""contaccum_lite: contrastive accumulation for dense retrievers, small enough to read, watch and take home.
 
-from . import start as _start
+How to read it, in an evening:
+
+    1  minimal.py           ContAccum on one page, by autograd
+    2  core/loss.py         one matrix: its loss, and equations 8 and 9
+    3  core/bank.py         a ring of past vectors; the dual bank
+    4  encoders/bag.py      text in, vector out
+    5  core/gradients.py    one update's gradient, micro-batch by micro-batch
+    6  core/batches.py      which pairs make an update
+    7  core/trainer.py      clip, step, schedule
+    8  core/settings.py     every switch of the method
+    9  data/types.py        a passage, a pair
+
+Around it: `data` and `encoders` below; `diagnostics`, `staleness` (caches and correctors), `scale`
+(checkpoints, processes, precision, large corpora), `integrations`, `evidence` (the ledger), `lab` (the live
+widget), `course` (exercises) and `cli` above. Imports go one way.
+"""
+
+from contaccum_lite.utils import start as _start
 
 _start.quiet_interrupts()  # the imports below take seconds
 
-from .bank import MemoryBank, TableBank
-from .check import check  # (the function: its module has the same name)
-from .corrector import CORRECTORS, make_corrector
-from .data import Pair, Pairs, Passage, load_pairs
-from .drift import DriftProbe, cache_gap, gradient_error, softmax_gap
-from .incremental import IncrementalSoftmax
-from .loss import info_nce, info_nce_gradients, similarity_matrix
-from .measure import (
+import contaccum_lite.scale.attach  # noqa: E402, F401  (what a run can be extended by)
+from contaccum_lite.core.bank import MemoryBank  # noqa: E402
+from contaccum_lite.core.loss import info_nce, info_nce_gradients, similarity_matrix  # noqa: E402
+from contaccum_lite.core.metrics import Hit  # noqa: E402
+from contaccum_lite.core.micro_step import (
+    MicroStep,  # noqa: E402
+    Update,  # noqa: E402
+)
+from contaccum_lite.core.presets import PRESETS  # noqa: E402
+from contaccum_lite.core.run import Run  # noqa: E402
+from contaccum_lite.core.settings import Settings  # noqa: E402
+from contaccum_lite.course.check import check  # noqa: E402
+from contaccum_lite.data.load import load_pairs  # noqa: E402
+from contaccum_lite.data.types import Pair, Pairs, Passage  # noqa: E402
+from contaccum_lite.diagnostics.measure import (
     activation_memory,
     finite_differences,
     grad_norm_ratio,
@@ -19,32 +43,72 @@ from .measure import (
     similarity_mass,
     tensor_memory,
 )
-from .methods import MicroStep
-from .search import Hit
-from .settings import PRESETS, Settings
-from .towers import BagTower, TransformerTower, load_tower
-from .train import Run, Update
+from contaccum_lite.encoders.bag import BagTower  # noqa: E402
+from contaccum_lite.encoders.make import load_tower  # noqa: E402
+from contaccum_lite.encoders.transformer import TransformerTower  # noqa: E402
+from contaccum_lite.scale.incremental_softmax import IncrementalSoftmax  # noqa: E402
+from contaccum_lite.staleness.correctors import CORRECTORS, make_corrector  # noqa: E402
+from contaccum_lite.staleness.drift import DriftProbe, cache_gap, gradient_error, softmax_gap
+from contaccum_lite.staleness.passage_table import PassageTable  # noqa: E402
 
 _start.usual_interrupts()
 
 __version__ = "0.1.0"
+TableBank = PassageTable  # its name in earlier versions
 
+#: name -> its module: loaded when first asked for, because they need the [lab] extra.
 _WITH_WIDGETS = {
-    "Lab": "lab",
-    "SearchBox": "views",
-    "DriftView": "driftview",
-    "Card": "views",
-    "Predict": "predict",
-    "answers": "predict",
-    "EquationView": "terms",
-    "MatrixPicture": "pictures",
-    "LinesPicture": "pictures",
-    "PointsPicture": "pictures",
-    "HeatMap": "heat",
-    "Again": "heat",
-    "Slide": "pictures",
-    "same": "pictures",
-}  # loaded when first asked for: they need the [lab] extra
+    "Lab": "lab.lab",
+    "SearchBox": "lab.search_box",
+    "Card": "lab.search_box",
+    "DriftView": "lab.drift",
+    "HeatMap": "lab.sweep",
+    "Again": "lab.rerun",
+    "Predict": "course.predict",
+    "answers": "course.predict",
+    "EquationView": "course.equations",
+    "MatrixPicture": "course.plots",
+    "LinesPicture": "course.plots",
+    "PointsPicture": "course.plots",
+    "Slide": "course.plots",
+    "same": "course.plots",
+}
+
+__all__ = [
+    "CORRECTORS",
+    "PRESETS",
+    "BagTower",
+    "DriftProbe",
+    "Hit",
+    "IncrementalSoftmax",
+    "MemoryBank",
+    "MicroStep",
+    "Pair",
+    "Pairs",
+    "Passage",
+    "PassageTable",
+    "Run",
+    "Settings",
+    "TableBank",
+    "TransformerTower",
+    "Update",
+    "activation_memory",
+    "cache_gap",
+    "check",
+    "finite_differences",
+    "grad_norm_ratio",
+    "gradient_error",
+    "info_nce",
+    "info_nce_gradients",
+    "load_pairs",
+    "load_tower",
+    "make_corrector",
+    "peak_memory",
+    "similarity_mass",
+    "similarity_matrix",
+    "softmax_gap",
+    "tensor_memory",
+]
 
 
 def __getattr__(name: str):

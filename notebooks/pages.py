@@ -39,13 +39,13 @@ def moments(updates: int) -> list[int]:
 def record(pairs, updates: int = UPDATES, **fields) -> dict:
     """Runs of all methods as the page shows them: frames with matrices, ages and sentences, and the curves."""
     import contaccum_lite as cl
-    from contaccum_lite.stills import STYLES
-    from contaccum_lite.tracks import NAMES
+    from contaccum_lite.lab.style import STYLES
+    from contaccum_lite.lab.history import NAMES
 
     methods = []
     for method, mark in zip(METHODS, MARKS):
         own = {
-            name: value for name, value in fields.items() if name not in cl.PRESETS[method]["fixes"]
+            name: value for name, value in fields.items() if name not in cl.PRESETS[method]["fixed"]
         }
         if method == "dpr":
             own["local_batch"] = cl.Settings(**fields).total_batch
@@ -99,7 +99,7 @@ def record(pairs, updates: int = UPDATES, **fields) -> dict:
 
 def name_of(pair) -> str:
     """A passage's name, without what a terminal would take for a command."""
-    from contaccum_lite.views import short
+    from contaccum_lite.utils.text import short
 
     return short(pair.title or pair.passage_id, 80)
 
@@ -134,7 +134,7 @@ def frame(lab) -> dict:
 
 def scale(kind: str) -> list:
     """A matrix's colours as plotly takes them."""
-    from contaccum_lite.grid import colours
+    from contaccum_lite.lab.grid import colours
 
     table = colours("magnitude" if kind == "softmax weight" else "signed")
     places = [1, *range(16, 255, 16), 255] if kind == "softmax weight" else [1, 128, 255]

@@ -62,7 +62,7 @@ def run(path: Path) -> None:
 
 
 def pictures() -> None:
-    from contaccum_lite import stills
+    from contaccum_lite.lab import stills
 
     (HERE / "images").mkdir(exist_ok=True)
     stills.methods_figure().savefig(HERE / "images" / "methods.png", dpi=110)

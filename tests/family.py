@@ -93,7 +93,7 @@ class Family:
 def _serve():
     import torch
 
-    import contaccum_lite.index  # noqa: F401
+    import contaccum_lite.scale.index  # noqa: F401
     from contaccum_lite.cli import main
     from transformers.utils import logging  # noqa: F401
 

@@ -1,15 +1,15 @@
 """What tests/test_parallel.py has several processes do: `torchrun --nproc_per_node N parallel_worker.py OUT FOLDER`."""
 
-import dataclasses
 import sys
 from pathlib import Path
 
 import torch
 
 import contaccum_lite as cl
-from contaccum_lite import parallel
-from contaccum_lite.data import Pairs, toy_pairs
-from contaccum_lite.methods import Encoded
+from contaccum_lite.scale import processes as parallel
+from contaccum_lite.data.types import Pairs
+from contaccum_lite.data.toy import toy_pairs
+from contaccum_lite.core.gradients import Embeddings
 
 UPDATES = 10
 SMALL = dict(
@@ -41,7 +41,7 @@ def jobs():
     """name -> settings for a micro-batch of 8 on one process."""
 
     def job(method, **fields):
-        fixes = cl.PRESETS[method]["fixes"]
+        fixes = cl.PRESETS[method]["fixed"]
         cached = (
             {"hard_negatives": 0, "bank_warmup": 2}
             if cl.Settings(method=method).cache_negatives
@@ -81,7 +81,7 @@ def without_noise(run):
     """Dropout off: each process draws its own."""
     for tower in run.learner.towers:
         tower.eval()
-    run.learner.noisy = False
+    run.learner.has_dropout = False
     return run
 
 
@@ -94,7 +94,10 @@ def trace(run, updates=UPDATES) -> dict[str, torch.Tensor]:
         "weights": torch.cat(
             [
                 p.detach().flatten()
-                for tower in [*run.learner.towers, *run.learner.slow_towers]
+                for tower in [
+                    *run.learner.towers,
+                    *getattr(run.learner.extension("momentum"), "encoders", []),
+                ]
                 for p in tower.parameters()
             ]
         ),
@@ -122,7 +125,7 @@ class Sums(torch.nn.Module):
 
 def sentence_loss(world=1, rank=0) -> dict[str, torch.Tensor]:
     """Six micro-batches of 8 triples through ContAccumLoss, the gradients averaged over processes as DistributedDataParallel does."""
-    from contaccum_lite.sentence_transformers import ContAccumLoss
+    from contaccum_lite.integrations.sentence_transformers import ContAccumLoss
 
     model, draw, found = Sums(), torch.Generator().manual_seed(1), {}
     loss = ContAccumLoss(model, 20)
@@ -195,34 +198,34 @@ def trained(out: Path, world=1) -> dict[str, torch.Tensor]:
     }
 
 
-class Unshifted(parallel.Among):
+class Unshifted(parallel.ProcessGroup):
     """The planted mistake: each process takes its rows' positives from the first process's passages."""
 
-    def together(self, vectors, batch):
-        whole = super().together(vectors, batch)
-        bounds = self._bounds(len(batch.pair_ids))
+    def all_gather(self, vectors, batch):
+        whole = super().all_gather(vectors, batch)
+        bounds = self.shard_bounds(batch)[0]
         first = torch.tensor(
             [
                 n - bounds[rank]
-                for rank in range(self.world)
+                for rank in range(self.world_size)
                 for n in range(bounds[rank], bounds[rank + 1])
             ]
         )
-        return Encoded(whole.queries, whole.passages[first], whole.hard)
+        return Embeddings(whole.queries, whole.passages[first], whole.hard_negatives)
 
 
-class Halved(parallel.Among):
+class Halved(parallel.ProcessGroup):
     """The other one: passages and hard negatives gathered as they come."""
 
-    def together(self, vectors, batch):
-        in_order, parallel.in_order = (
-            parallel.in_order,
-            lambda parts: in_order(parts, by_kind=False),
+    def all_gather(self, vectors, batch):
+        concat, parallel.concat_by_role = (
+            parallel.concat_by_role,
+            lambda parts: concat(parts, by_role=False),
         )
         try:
-            return super().together(vectors, batch)
+            return super().all_gather(vectors, batch)
         finally:
-            parallel.in_order = in_order
+            parallel.concat_by_role = concat
 
 
 def main(out: Path) -> None:
@@ -255,7 +258,7 @@ def main(out: Path) -> None:
             )
             for wrong in (Unshifted, Halved):
                 run = cl.Run(data, mine, accelerator=accelerator)
-                run.learner.share = wrong(accelerator, mine)
+                run.learner.group = wrong(accelerator, mine.device)
                 found |= {f"{wrong.__name__}/{key}": value for key, value in trace(run).items()}
     if world == 2:
         found |= sentence_loss(world, rank) | trained(out, world)

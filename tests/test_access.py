@@ -4,15 +4,15 @@ import itertools
 import re
 
 import nbformat
-import numpy as np
 import pytest
 
-import browser
+from tools import browser
 import contaccum_lite as cl
 from colour_vision import apart, contrast, lab as seen, SEEN
-from contaccum_lite import curves, stills
-from contaccum_lite.grid import colours
-from contaccum_lite.lab import HIDEABLE, Lab
+from contaccum_lite.lab import curves, stills, style
+from contaccum_lite.lab.grid import colours
+from contaccum_lite.lab.fields import HIDEABLE
+from contaccum_lite.lab.lab import Lab
 from test_project import ROOT
 
 WHITE, DARK = "#ffffff", "#111111"  # JupyterLab's papers
@@ -37,13 +37,13 @@ def faint(found):
 
 
 def test_every_method_has_a_line_of_its_own():
-    assert set(stills.STYLES) == set(cl.PRESETS) and len(set(stills.STYLES.values())) == len(
-        stills.STYLES
+    assert set(style.STYLES) == set(cl.PRESETS) and len(set(style.STYLES.values())) == len(
+        style.STYLES
     )
     assert (
-        alike(stills.STYLES) == []
+        alike(style.STYLES) == []
         and faint(
-            [c for c, _ in stills.STYLES.values()] + [curves._GREY, "#0072B2", "#D55E00", "#009E73"]
+            [c for c, _ in style.STYLES.values()] + [curves._GREY, "#0072B2", "#D55E00", "#009E73"]
         )
         == []
     )

@@ -75,7 +75,7 @@ def test_restore_takes_writes_back(size, before, after):
         bank.write(*rows(n, count, 2), n)
         n += count
     saved = {name: t.clone() for name, t in bank.state_dict().items()}
-    mark = bank.mark(sum(after))
+    mark = bank.snapshot(sum(after))
     for count in after:
         bank.write(*rows(n, count, 2), n)
         n += count
@@ -93,7 +93,7 @@ def test_state_includes_the_write_position():
     assert (
         torch.equal(bank.ids, other.ids)
         and torch.equal(bank.vectors, other.vectors)
-        and bank.next_slot == other.next_slot
+        and bank.write_ptr == other.write_ptr
     )
 
 
@@ -220,8 +220,11 @@ def test_a_table_that_cannot_be_made_is_made_at_the_next_update(monkeypatch, toy
 
     def check():
         assert len(run.history) == made
-        shapes = run.learner.softmax.newer.shape, run.learner.softmax.positives.shape
-        assert shapes == (run.learner.softmax.older.shape[1:],) * 2
+        shapes = (
+            run.learner.extension("softmax").table.newer.shape,
+            run.learner.extension("softmax").table.positives.shape,
+        )
+        assert shapes == (run.learner.extension("softmax").table.older.shape[1:],) * 2
 
     assert until_it_fits(monkeypatch, run.step, check) >= 3
     alone.step()

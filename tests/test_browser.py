@@ -7,7 +7,7 @@ import time
 import nbformat
 import pytest
 
-import browser
+from tools import browser
 from test_project import NOTEBOOKS, ROOT
 
 pytestmark = pytest.mark.skipif(
@@ -335,7 +335,7 @@ def test_kept_notebooks_read_well_without_a_kernel():
         html, _ = HTMLExporter().from_filename(str(path))
         assert (
             html.count("<img") >= 2
-            and "LabView" not in html
+            and "LabWidget" not in html
             and "VBox(" not in html
             and "FigureWidget(" not in html
         )

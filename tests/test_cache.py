@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import contaccum_lite as cl
-from contaccum_lite import stale
-from contaccum_lite.corrector import CORRECTORS
-from contaccum_lite.drift import DriftProbe, cache_gap, gradient_error
-from contaccum_lite.loss import contrast
+from contaccum_lite.core.micro_step import Layout
+from contaccum_lite.staleness.drift import passage_vectors
+from contaccum_lite.evidence import stale_claims as stale
+from contaccum_lite.staleness.correctors import CORRECTORS
+from contaccum_lite.staleness.drift import DriftProbe, cache_gap, gradient_error
+from contaccum_lite.core.loss import info_nce_with_gradients
 from test_run import same, state
 
 SMALL = dict(
@@ -25,7 +27,7 @@ def run_of(toy, method, **fields):
 
 
 def vectors_now(run):
-    return run.learner.encode_rows(torch.arange(len(run.pairs.passages)), None)
+    return passage_vectors(run)
 
 
 # --- what is chosen -----------------------------------------------------------------------------------------------------
@@ -35,16 +37,16 @@ def test_top_k_takes_the_highest_scores_but_no_copy_of_a_positive(toy):
     run = run_of(toy, "stale_cache", selection="top_k", cache_negatives=3)
     for _ in range(6):
         run.step()
-    learner, cache = run.learner, run.learner.cache
-    batch = run.feed.batches(6)[0]
-    cache.begin(6)
-    chosen = cache.choose(batch, 0, 6)
-    scores = learner.encode_texts(run.query_tower, batch.query_tokens) @ cache.table.vectors.T
-    own = {int(learner.passage_keys[i]) for i in batch.pair_ids}
+    learner, cache = run.learner, run.learner.extension("cache")
+    batch = run.sampler.batches(6)[0]
+    cache.refresh(6)
+    chosen = cache.with_negatives(batch, 0, 6)
+    scores = learner.encode_without_noise(batch).queries @ cache.table.vectors.T
+    own = {int(learner.keys.passage[i]) for i in batch.pair_ids}
     wanted = set()
     for row in scores:
         order = [
-            int(j) for j in row.argsort(descending=True) if int(learner.text_keys[j]) not in own
+            int(j) for j in row.argsort(descending=True) if int(learner.keys.text[j]) not in own
         ]
         wanted |= set(order[:3])
     assert chosen.hard_ids.tolist() == sorted(wanted)
@@ -53,34 +55,34 @@ def test_top_k_takes_the_highest_scores_but_no_copy_of_a_positive(toy):
     ) == 6 + len(wanted)
     fresh = learner.encode(chosen, purpose=None)
     assert torch.allclose(
-        fresh.hard, vectors_now(run)[chosen.hard_ids], atol=1e-10
+        fresh.hard_negatives, vectors_now(run)[chosen.hard_ids], atol=1e-10
     )  # encoded now, not taken from the cache
-    assert not torch.allclose(fresh.hard, cache.table.vectors[chosen.hard_ids], atol=1e-3)
+    assert not torch.allclose(fresh.hard_negatives, cache.table.vectors[chosen.hard_ids], atol=1e-3)
 
 
 def test_a_corrected_cache_chooses_by_corrected_scores_and_learns_from_what_was_chosen(toy):
     run = run_of(toy, "corrected_cache", corrector="ridge", selection="top_k", probes=80)
     for _ in range(8):
         run.step()
-    learner, cache, batch = run.learner, run.learner.cache, run.feed.batches(8)[0]
-    cache.begin(8)
-    queries, own = (
-        learner.encode_texts(run.query_tower, batch.query_tokens),
-        learner.passage_keys[batch.pair_ids],
-    )
+    learner, cache, batch = run.learner, run.learner.extension("cache"), run.sampler.batches(8)[0]
+    cache.refresh(8)
+    queries, own = learner.encode_without_noise(batch).queries, learner.keys.passage[batch.pair_ids]
     best = lambda vectors: (
         (queries @ vectors.T)
-        .masked_fill(torch.isin(learner.text_keys, own), -torch.inf)
+        .masked_fill(torch.isin(learner.keys.text, own), -torch.inf)
         .topk(2, 1)
         .indices.unique()
     )
-    chosen = cache.choose(batch, 0, 8)
+    chosen = cache.with_negatives(batch, 0, 8)
     assert torch.equal(chosen.hard_ids, best(cache.corrected(8))) and not torch.equal(
         chosen.hard_ids, best(cache.table.vectors)
     )
     vectors = learner.encode(chosen, purpose=None)
-    cache.saw(chosen, vectors, 8)
-    rows, pairs = torch.cat([cache.positive[batch.pair_ids], chosen.hard_ids]), cache.taught.pairs
+    cache.before_enqueue(vectors, chosen, 8)
+    rows, pairs = (
+        torch.cat([cache.positives[batch.pair_ids], chosen.hard_ids]),
+        cache.corrector.pairs,
+    )
     newest = pairs.order()[-len(rows) :]
     assert torch.equal(pairs.ids[newest], rows)
     assert torch.equal(
@@ -88,7 +90,7 @@ def test_a_corrected_cache_chooses_by_corrected_scores_and_learns_from_what_was_
         torch.cat(
             [
                 cache.table.vectors[rows],
-                torch.cat([vectors.passages, vectors.hard]),
+                torch.cat([vectors.passages, vectors.hard_negatives]),
                 torch.full((len(rows), 1), 5.0),
             ],
             1,
@@ -102,20 +104,20 @@ def test_draws_have_the_chances_that_they_should(toy, selection):
     run = run_of(toy, "stale_cache", selection=selection, cache_negatives=1, local_batch=1)
     for _ in range(5):
         run.step()
-    cache, batch = run.learner.cache, run.feed.batches(5)[0]
-    cache.begin(5)
+    cache, batch = run.learner.extension("cache"), run.sampler.batches(5)[0]
+    cache.refresh(5)
     scores = (
-        run.learner.encode_texts(run.query_tower, batch.query_tokens)
+        run.learner.encode_without_noise(batch).queries
         @ cache.table.vectors.T
         / run.settings.temperature
     )[0]
-    scores[run.learner.text_keys == run.learner.passage_keys[batch.pair_ids[0]]] = -torch.inf
+    scores[run.learner.keys.text == run.learner.keys.passage[batch.pair_ids[0]]] = -torch.inf
     chance = (
         scores.softmax(0)
         if selection == "gumbel"
         else (scores > -torch.inf).double() / (scores > -torch.inf).sum()
     )
-    drawn = Counter(int(cache.choose(batch, place, 5).hard_ids[0]) for place in range(4000))
+    drawn = Counter(int(cache.with_negatives(batch, place, 5).hard_ids[0]) for place in range(4000))
     assert all(chance[row] > 0 for row in drawn)
     groups = chance.argsort().chunk(8)  # from least to most likely
     for group in groups:
@@ -127,28 +129,28 @@ def test_before_its_time_it_is_plain_in_batch_training(toy):
     run, plain = run_of(toy, "corrected_cache"), run_of(toy, "dpr", bank_warmup=0)
     for _ in range(3):
         assert run.step()[:4] == plain.step()[:4]
-    assert not run.learner.cache and run.encodes == {"train": 18}
-    assert run.step().loss != plain.step().loss and run.learner.cache.made_at == 3
+    assert not run.learner.extension("cache") and run.encodes == {"train": 18}
+    assert run.step().loss != plain.step().loss and run.learner.extension("cache").made_at == 3
 
 
 def test_the_gradient_is_that_of_the_chosen_negatives_encoded_now(toy):
     run = run_of(toy, "corrected_cache", accumulation_steps=2, clip_norm=0.0, probes=80)
     for _ in range(5):
         run.step()
-    cache, learner = run.learner.cache, run.learner
-    assert cache.taught.corrector.fitted
-    mark = cache.mark()
-    cache.begin(5)
-    batches = [cache.choose(batch, k, 5) for k, batch in enumerate(run.feed.batches(5))]
-    cache.restore(mark)
+    cache, learner = run.learner.extension("cache"), run.learner
+    assert cache.corrector.corrector.fitted
+    batches = cache.begin_update(run.sampler.batches(5), 5)
+    cache.abandon_update()
     parameters = [p for tower in learner.towers for p in tower.parameters()]
     for tower in learner.towers:
-        tower.in_place = False
+        tower.accumulate_embedding_grad = False
     losses = []
     for batch in batches:
         q, p, h = learner.encode(batch, purpose=None)
         ids = torch.cat([batch.pair_ids, batch.pair_ids[:0]])
-        mask = learner.mask(ids, batch.hard_ids, len(ids))
+        mask = learner.duplicate_mask(
+            Layout(len(ids), ids, torch.cat([ids, batch.hard_ids]), len(ids))
+        )
         scores = q @ torch.cat([p, h]).T / run.settings.temperature
         scores = scores if mask is None else scores.masked_fill(mask, -torch.inf)
         losses.append(torch.nn.functional.cross_entropy(scores, torch.arange(len(q))))
@@ -180,14 +182,14 @@ def test_each_policy_encodes_what_it_says(toy):
         assert run.encodes["refresh"] == refreshed * everything, method
         negatives = run.encodes["train"] - 12 * 6
         assert 9 * 2 < negatives <= 9 * 2 * 6 and "probe" not in run.encodes
-        assert run.learner.cache.table.ages(12).unique().tolist() == [
+        assert run.learner.extension("cache").table.ages(12).unique().tolist() == [
             {"oracle_cache": 1, "refreshed_cache": 1}.get(method, 9)
         ]
     run = run_of(toy, "corrected_cache", probes=7, cache_oldest=5)
     for _ in run:
         pass
     assert run.encodes["probe"] == 9 * 7 and run.encodes["refresh"] == everything + 8 * 5
-    born = run.learner.cache.table.born
+    born = run.learner.extension("cache").table.written_at
     assert [(born == step).sum().item() for step in range(3, 12)] == [everything - 40] + 8 * [
         5
     ]  # the oldest, each once
@@ -202,8 +204,8 @@ def test_the_oracle_is_fresh_and_the_stale_one_is_as_it_was(toy):
         run.step()
         stale.step()
         if update >= 3:
-            assert torch.allclose(run.learner.cache.table.vectors, now, atol=1e-12)
-            assert torch.equal(stale.learner.cache.table.vectors, first)
+            assert torch.allclose(run.learner.extension("cache").table.vectors, now, atol=1e-12)
+            assert torch.equal(stale.learner.extension("cache").table.vectors, first)
 
 
 def test_write_back_keeps_what_was_encoded_and_nothing_corrected_is_ever_stored(toy):
@@ -214,34 +216,37 @@ def test_write_back_keeps_what_was_encoded_and_nothing_corrected_is_ever_stored(
     for _ in range(4):
         run.step()
         raw.step()
-    table, first = run.learner.cache.table, raw.learner.cache.table.vectors.clone()
-    run.learner.cache.begin(4)
-    batch = run.learner.cache.choose(run.feed.batches(4)[0], 0, 4)
+    table, first = (
+        run.learner.extension("cache").table,
+        raw.learner.extension("cache").table.vectors.clone(),
+    )
+    run.learner.extension("cache").refresh(4)
+    batch = run.learner.extension("cache").with_negatives(run.sampler.batches(4)[0], 0, 4)
     fresh = run.learner.encode(batch, purpose=None)
     run.step(), raw.step()
     assert (
-        torch.allclose(table.vectors[batch.hard_ids], fresh.hard, atol=1e-12)
-        and (table.born[batch.hard_ids] == 4).all()
+        torch.allclose(table.vectors[batch.hard_ids], fresh.hard_negatives, atol=1e-12)
+        and (table.written_at[batch.hard_ids] == 4).all()
     )
-    assert (table.born == 4).sum() == len(batch.hard_ids) + 6
+    assert (table.written_at == 4).sum() == len(batch.hard_ids) + 6
     for _ in range(4):
         raw.step()
-    assert torch.equal(raw.learner.cache.table.vectors, first)
-    assert not torch.allclose(raw.learner.cache.corrected(8), first, atol=1e-2)
-    assert 0 < run.learner.cache.coverage < 1
+    assert torch.equal(raw.learner.extension("cache").table.vectors, first)
+    assert not torch.allclose(raw.learner.extension("cache").corrected(8), first, atol=1e-2)
+    assert 0 < run.learner.extension("cache").coverage < 1
 
 
 def test_static_negatives_are_chosen_by_the_queries_of_then(toy):
     run = run_of(toy, "static_negatives", selection="top_k")
     for _ in range(4):
         run.step()
-    batch = run.feed.batches(4)[0]
-    run.learner.cache.begin(4)
-    chosen = run.learner.cache.choose(batch, 0, 4).hard_ids
+    batch = run.sampler.batches(4)[0]
+    run.learner.extension("cache").refresh(4)
+    chosen = run.learner.extension("cache").with_negatives(batch, 0, 4).hard_ids
     for _ in range(5):
         run.step()
-    run.learner.cache.begin(9)
-    assert torch.equal(run.learner.cache.choose(batch, 0, 9).hard_ids, chosen)
+    run.learner.extension("cache").refresh(9)
+    assert torch.equal(run.learner.extension("cache").with_negatives(batch, 0, 9).hard_ids, chosen)
 
 
 # --- the dual bank, corrected -------------------------------------------------------------------------------------------
@@ -259,13 +264,12 @@ def test_a_corrected_bank_leaves_raw_vectors_and_new_ones(toy):
     assert (
         run.history[-1].loss != plain.history[-1].loss and run.encodes["probe"] == 12 * 8
     )  # none in the first update: the bank was empty
-    correction, bank = run.learner.correction, run.passage_bank
-    correction.begin(9)
-    read = correction.read(1, len(bank), 9)
-    assert torch.equal(
-        correction.read(1, len(bank), 8)[bank.ages(8) == 0], bank.vectors[bank.ages(8) == 0]
-    )
-    now = run.learner.encode(run.feed.micro_batch(bank.ids.numpy()), purpose=None).passages
+    correction, bank = run.learner.extension("correction"), run.passage_bank
+    correction.learn(9)
+    read = correction.read_bank(bank, 9)
+    is_new = bank.ages(8) == 0
+    assert torch.equal(correction.read_bank(bank, 8)[is_new], bank.vectors[is_new])
+    now = run.learner.encode(run.sampler.micro_batch(bank.ids.numpy()), purpose=None).passages
     assert float((read - now).norm()) < 0.8 * float(
         (bank.vectors - now).norm()
     )  # and it does correct
@@ -281,12 +285,12 @@ def test_its_loss_is_that_of_the_corrected_vectors(toy):
     )
     for _ in range(9):
         run.step()
-    mark = run.learner.correction.mark()
-    run.learner.correction.begin(9)
-    kept = [run.learner.correction.read(n, len(run.passage_bank), 9) for n in (0, 1)]
-    run.learner.correction.restore(mark)
-    vectors = run.learner.encode(run.feed.batches(9)[0], purpose=None)
-    wanted = contrast(
+    correction = run.learner.extension("correction")
+    correction.begin_update([], 9)
+    kept = [run.learner.read_bank(bank, 9) for bank in (run.query_bank, run.passage_bank)]
+    correction.abandon_update()
+    vectors = run.learner.encode(run.sampler.batches(9)[0], purpose=None)
+    wanted = info_nce_with_gradients(
         vectors.queries.detach(), vectors.passages.detach(), *kept, None, run.settings.temperature
     )
     assert abs(run.step().loss - float(wanted.loss)) < 1e-10
@@ -372,7 +376,7 @@ def test_with_dropout_a_run_depends_on_its_seed_alone_and_resumes_bit_for_bit(
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # a shared disk can take seconds for it
     torch.manual_seed(0)
     run = run_of(toy, method, **NOISY, **fields)
-    assert run.learner.noisy
+    assert run.learner.has_dropout
     list(run)
     torch.manual_seed(1)
     stopped = run_of(toy, method, **NOISY, **fields)
@@ -388,7 +392,11 @@ def test_with_dropout_a_run_depends_on_its_seed_alone_and_resumes_bit_for_bit(
     assert same(state(run), state(resumed))
     assert [update[:4] for update in run.history] == [update[:4] for update in resumed.history]
     if "corrector" in fields:
-        taught = run.learner.cache.taught if run.learner.cache else run.learner.correction.taught[1]
+        taught = (
+            run.learner.extension("cache").corrector
+            if run.learner.extension("cache")
+            else run.learner.extension("correction").correctors[1]
+        )
         assert taught.corrector.fitted
 
 
@@ -427,7 +435,7 @@ def test_the_gap_of_a_fresh_cache_is_none_and_of_a_corrected_one_smaller(toy):
             run.step()
         counted = dict(run.encodes)
         if method == "oracle_cache":
-            run.learner.cache.begin(39)
+            run.learner.extension("cache").refresh(39)
         gaps[method] = cache_gap(run)
         if method != "oracle_cache":
             assert run.encodes == counted
@@ -481,7 +489,9 @@ def test_the_gradient_error_is_none_where_nothing_moved(toy):
         and errors[3][1] > errors[1][1] > 1e-3
         and errors[3][0] < errors[1][0] < 1
     )
-    assert same(state(moved), before) and all(tower.in_place for tower in moved.learner.towers)
+    assert same(state(moved), before) and all(
+        tower.accumulate_embedding_grad for tower in moved.learner.towers
+    )
 
 
 def test_what_is_measured_with_dropout_is_the_same_twice(toy):
@@ -496,7 +506,7 @@ def test_what_is_measured_with_dropout_is_the_same_twice(toy):
         lambda: gradient_error(run),
         lambda: cl.similarity_mass(run),
         lambda: cl.similarity_mass(run, fresh=True),
-        lambda: stale._bank_error(run),
+        lambda: stale.bank_error(run),
         lambda: cl.activation_memory(run, 4),
         lambda: cache_gap(cached),
         lambda: DriftProbe(run, count=9).look().tolist(),

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import contaccum_lite as cl
-from contaccum_lite.check import CASES, Verdict
-from contaccum_lite.exercises import EXERCISES
+from contaccum_lite.course.check import CASES, Verdict
+from contaccum_lite.course.exercises import EXERCISES
 from test_project import NOTEBOOKS
 
 torch.set_num_threads(1)
@@ -24,6 +24,22 @@ torch.set_num_threads(1)
 def cells(number):
     path = next(p for p in NOTEBOOKS if p.stem.startswith(number))
     return nbformat.read(path, 4).cells
+
+
+def slip_feedbacks(name):
+    """What is said of each slip of this exercise, the same in every case."""
+    exercise = EXERCISES[name]
+    each = []
+    for case in range(CASES):
+        arguments = exercise.make_case(torch.Generator().manual_seed(1000 + case), case)
+        each.append([slip.feedback for slip in exercise.slips(*arguments)])
+    assert each == each[:1] * CASES
+    return each[0]
+
+
+def slip_function(name, number):
+    """The function of a student who makes this slip."""
+    return lambda *arguments: EXERCISES[name].slips(*arguments)[number].answer
 
 
 @pytest.mark.parametrize("name", EXERCISES)
@@ -51,11 +67,13 @@ def test_the_folded_solution_passes(name):
 
 @pytest.mark.parametrize("name", EXERCISES)
 def test_each_slip_fails_with_its_own_sentence(name):
-    exercise = EXERCISES[name]
-    assert len(exercise.slips) >= 3 and len({s.says for s in exercise.slips}) == len(exercise.slips)
-    for slip in exercise.slips:
-        verdict = cl.check(name, slip.wrong)
-        assert not verdict.passed and slip.says in verdict.sentence, (slip.says, verdict.sentence)
+    feedbacks = slip_feedbacks(name)
+    assert len(feedbacks) >= 3
+    assert len(set(feedbacks)) == len(feedbacks)
+    for number, feedback in enumerate(feedbacks):
+        verdict = cl.check(name, slip_function(name, number))
+        assert not verdict.passed
+        assert feedback in verdict.sentence, (feedback, verdict.sentence)
 
 
 @pytest.mark.parametrize("name", EXERCISES)
@@ -63,7 +81,7 @@ def test_other_wrong_answers_get_no_slips_name(name):
     exercise = EXERCISES[name]
 
     def other(*arguments):
-        right = torch.as_tensor(exercise.right(*arguments))
+        right = torch.as_tensor(exercise.reference(*arguments))
         return (
             ~right
             if right.dtype == torch.bool and name == "nothing"
@@ -73,7 +91,9 @@ def test_other_wrong_answers_get_no_slips_name(name):
         )
 
     verdict = cl.check(name, other)
-    assert not verdict.passed and not any(s.says in verdict.sentence for s in exercise.slips)
+    assert not verdict.passed and not any(
+        feedback in verdict.sentence for feedback in slip_feedbacks(name)
+    )
     assert "wrong values" in verdict.sentence
 
 
@@ -133,7 +153,7 @@ def test_what_goes_wrong_in_the_function_is_a_sentence():
 
 
 def right(name):
-    return EXERCISES[name].right
+    return EXERCISES[name].reference
 
 
 @pytest.mark.parametrize("name", EXERCISES)
@@ -548,7 +568,7 @@ def test_two_thousand_drawn_functions_get_their_verdict():
 
 
 def test_a_wrong_picture_stands_beside_the_right_one():
-    verdict = cl.check("04.2", EXERCISES["04.2"].slips[0].wrong)
+    verdict = cl.check("04.2", slip_function("04.2", 0))
     data = verdict._repr_mimebundle_()
     assert (
         data["text/plain"] == "✗ " + verdict.sentence
@@ -558,35 +578,37 @@ def test_a_wrong_picture_stands_beside_the_right_one():
         len(data["text/html"]) > 3000
         and "img" not in Verdict(False, "x")._repr_mimebundle_()["text/html"]
     )
-    assert repr(cl.check("01.4", EXERCISES["01.4"].right)).startswith("✓ right on")
+    assert repr(cl.check("01.4", EXERCISES["01.4"].reference)).startswith("✓ right on")
     assert "<script>" not in Verdict(False, "<script>")._repr_mimebundle_()["text/html"]
 
 
 def test_references_agree_with_the_library():
     """The references of the exercises are not their own judges."""
     for case in range(5):
-        q, p, t = EXERCISES["04.1"].draw(torch.Generator().manual_seed(case), case)
+        q, p, t = EXERCISES["04.1"].make_case(torch.Generator().manual_seed(case), case)
         d_q, d_p = cl.info_nce_gradients(q, p, temperature=t)
-        assert torch.allclose(EXERCISES["04.1"].right(q, p, t), d_q, atol=1e-12) and torch.allclose(
-            EXERCISES["04.2"].right(q, p, t), d_p, atol=1e-12
+        assert torch.allclose(
+            EXERCISES["04.1"].reference(q, p, t), d_q, atol=1e-12
+        ) and torch.allclose(EXERCISES["04.2"].reference(q, p, t), d_p, atol=1e-12)
+        assert torch.allclose(
+            EXERCISES["01.3"].reference(q @ p.T / t), cl.info_nce(q, p, temperature=t), atol=1e-12
         )
         assert torch.allclose(
-            EXERCISES["01.3"].right(q @ p.T / t), cl.info_nce(q, p, temperature=t), atol=1e-12
-        )
-        assert torch.allclose(
-            EXERCISES["01.2"].right(q, p, t), cl.similarity_matrix(q, p, temperature=t), atol=1e-12
+            EXERCISES["01.2"].reference(q, p, t),
+            cl.similarity_matrix(q, p, temperature=t),
+            atol=1e-12,
         )
         memory = torch.randn(
             4, q.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(9)
         )
         sides = cl.info_nce_gradients(q, p, passage_bank=memory, temperature=t)[1].sum(0)
         assert torch.allclose(
-            EXERCISES["04.3"].right(q @ torch.cat([p, memory]).T / t, q, t), sides, atol=1e-12
+            EXERCISES["04.3"].reference(q @ torch.cat([p, memory]).T / t, q, t), sides, atol=1e-12
         )
     bank = cl.MemoryBank(5, 2, torch.float64)
     held = torch.zeros(5, 2, dtype=torch.float64)
     for step in range(6):
         new = torch.full((2, 2), float(step), dtype=torch.float64)
-        held = EXERCISES["03.1"].right(held, bank.next_slot, new)
+        held = EXERCISES["03.1"].reference(held, bank.write_ptr, new)
         bank.write(torch.arange(2), new, step)
         assert torch.equal(held[: len(bank)], bank.vectors)

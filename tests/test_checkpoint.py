@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import contaccum_lite as cl
-from contaccum_lite import train
+from contaccum_lite.core.checkpoint import tensors_of
+from contaccum_lite.core import checkpoint
 
 OPTIONS = [
     "--dim",
@@ -52,7 +53,7 @@ def state(folder, pairs):
         for n, tower in enumerate(run.learner.towers)
         for name, p in tower.state_dict().items()
     }
-    return run, weights | run._tensors()
+    return run, weights | tensors_of(run)
 
 
 def logged(folder):
@@ -212,8 +213,8 @@ def test_a_reader_is_not_disturbed_by_a_save(toy, tmp_path, no_power_cuts):
             run.save(tmp_path)
         return sorted(path.name for path in place.iterdir())
 
-    assert train.while_it_stands(tmp_path, load) and seen == [0, 1]
-    shutil.rmtree(tmp_path / train.read_run(tmp_path)[1].name)
+    assert checkpoint.while_it_stands(tmp_path, load) and seen == [0, 1]
+    shutil.rmtree(tmp_path / checkpoint.read_run(tmp_path)[1].name)
     with pytest.raises(ValueError, match="has no file 'passage_tower/config.json' any more"):
         cl.Run.load(tmp_path, toy)
 
@@ -229,11 +230,11 @@ def test_a_run_saved_by_a_later_version_is_a_sentence(toy, tmp_path):
 
 @pytest.mark.parametrize("length", [0, 1, 40, -1])
 def test_a_log_with_half_a_line_is_mended(tmp_path, length):
-    from contaccum_lite.cli import Log
+    from contaccum_lite.cli.log import MetricsLog
 
     lines = [json.dumps({"step": n, "loss": n / 7}) + "\n" for n in range(1, 6)]
     (tmp_path / "log.jsonl").write_text(
         "".join(lines) + (lines[0][:length] if length >= 0 else "[]\n{}\n")
     )
-    Log(tmp_path, 3).close()
+    MetricsLog(tmp_path, 3).close()
     assert (tmp_path / "log.jsonl").read_text() == "".join(lines[:3])

@@ -16,7 +16,10 @@ import yaml
 from hypothesis import given as drawn, settings as tries, strategies as st
 
 import contaccum_lite as cl
-from contaccum_lite import cli, search
+from contaccum_lite.cli import commands, config, main, options, terminal, train as train_command
+from contaccum_lite.scale.index import Index
+from contaccum_lite.utils.text import acts
+from contaccum_lite.evidence import records
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -38,13 +41,13 @@ TINY = [
 
 
 def given(*words):
-    return cli.parser().parse_args(["train", "toy", "--out", "x", *map(str, words)])
+    return options.parser().parse_args(["train", "toy", "--out", "x", *map(str, words)])
 
 
 def call(capsys, *words):
     """(exit status, stdout, stderr) of a command in this process."""
     try:
-        status = cli.main([str(word) for word in words])
+        status = main([str(word) for word in words])
     except SystemExit as end:
         status = end.code
     out, err = capsys.readouterr()
@@ -58,11 +61,14 @@ def test_every_setting_is_an_option_with_its_help(capsys):
     status, out, _ = call(capsys, "train", "--help")
     text = " ".join(out.split())
     assert status == 0
-    for name, f in cli.FIELDS.items():
+    for name, f in config.FIELDS.items():
         assert (
             "--" + name.replace("_", "-") in out
             and " ".join(f.metadata["help"].split())[:40] in text
         ), name
+    _, _, help_of_settings = out.partition("\nsettings:")
+    places = [help_of_settings.index(f"\n  --{name.replace('_', '-')}") for name in config.FIELDS]
+    assert places == sorted(places) and list(config.FIELDS)[0] == "method"  # the method's first
     assert "[N_memory]" in text and "from 0 to 1000000; default 128" in text
 
 
@@ -88,8 +94,8 @@ def test_options_are_the_settings(line):
             if value == "False"
             else [f"--{option}", value]
         )
-    assert cl.Settings(**cli.chosen(given(*words))) == wanted
-    assert cli.chosen(given()) == {}
+    assert cl.Settings(**config.explicit_settings(given(*words))) == wanted
+    assert config.explicit_settings(given()) == {}  # no other option has the name of a setting
 
 
 def test_a_configuration_is_written_and_read_back(tmp_path):
@@ -99,14 +105,14 @@ def test_a_configuration_is_written_and_read_back(tmp_path):
         "method=dpr&momentum=0.0",
     ):
         settings = cl.Settings.parse(line)
-        cli.write_settings(tmp_path, settings)
-        assert cl.Settings(**cli.read_config(tmp_path / "settings.yaml")) == settings
+        config.write_config(tmp_path, settings)
+        assert cl.Settings(**config.read_config(tmp_path / "settings.yaml")) == settings
         assert set(yaml.safe_load((tmp_path / "settings.yaml").read_text())) == set(
-            cli.FIELDS
+            config.FIELDS
         )  # all of them
-    config = tmp_path / "mine.yaml"
-    config.write_text("# by hand\nlearning_rate: 2e-5\nlocal_batch: 4\nseed: '7'\n")
-    fields = cli.chosen(given("--config", config, "--local-batch", 16))
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("# by hand\nlearning_rate: 2e-5\nlocal_batch: 4\nseed: '7'\n")
+    fields = config.explicit_settings(given("--config", mine, "--local-batch", 16))
     assert fields == {
         "learning_rate": 2e-5,
         "local_batch": 16,
@@ -296,12 +302,12 @@ def test_what_goes_wrong_is_one_sentence(capsys, tmp_path, monkeypatch, words, s
 
 
 def test_a_fault_of_the_package_is_not_hidden(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "chosen", lambda given: {}["a bug"])
+    monkeypatch.setattr(train_command, "explicit_settings", lambda given: {}["a bug"])
     with pytest.raises(KeyError, match="a bug"):
-        cli.main(["train", "toy", "--out", str(tmp_path / "run")])
+        main(["train", "toy", "--out", str(tmp_path / "run")])
     monkeypatch.undo()
     with pytest.raises(ValueError, match="no pairs called"):
-        cli.main(["train", "wiki", "--out", str(tmp_path / "run"), "--debug"])
+        main(["train", "wiki", "--out", str(tmp_path / "run"), "--debug"])
 
 
 def test_a_full_disk(family, toy, tmp_path):
@@ -512,7 +518,7 @@ def test_a_stopped_command_says_all_of_itself_and_claims_nothing(capsys, monkeyp
     def interrupted(given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, words[0], interrupted)
+    monkeypatch.setitem(commands.COMMANDS, words[0], interrupted)
     status, out, err = call(capsys, *words)
     said, _, line = err.partition("Go on with: ")
     assert (
@@ -527,7 +533,7 @@ def test_a_stop_while_the_data_load(capsys, tmp_path, monkeypatch):
     def interrupted(source, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cl.data, "load_pairs", interrupted)
+    monkeypatch.setattr(options, "load_pairs", interrupted)
     words = [
         "train",
         "toy",
@@ -562,8 +568,8 @@ def test_the_line_is_safe_to_show_and_a_shell_reads_it_back():
         "\udce9a1",
         "-k",
     ]
-    line = cli._line(words)
-    assert not any(search.acts(c) or c == "\n" for c in line)
+    line = terminal.shell_command(words)
+    assert not any(acts(c) or c == "\n" for c in line)
     read = subprocess.run(
         [b"bash", b"-c", b"LC_ALL=C.UTF-8; printf '%s\\0' " + os.fsencode(line)],
         capture_output=True,
@@ -941,10 +947,7 @@ def test_hostile_text_is_text_in_terminal_and_log(family, hostile):
         family.run("train", "jsonl:" + HOSTILE[1], "--out", folder / "other"),
     ]
     assert [e.status for e in ended] == [0, 0, 0, 0, 2], ended
-    assert (
-        not any(search.acts(c) for e in ended for c in e.out + e.err)
-        and ended[4].err.count("\n") == 1
-    )
+    assert not any(acts(c) for e in ended for c in e.out + e.err) and ended[4].err.count("\n") == 1
     assert (
         "red" in ended[2].out
         and "<script>alert(1)</script>" in ended[2].out
@@ -957,7 +960,7 @@ def test_hostile_text_is_text_in_terminal_and_log(family, hostile):
     log = (folder / "run" / "log.jsonl").read_text() + (
         folder / "run" / "settings.yaml"
     ).read_text()
-    assert "begins" in ended[0].out and not any(map(search.acts, log))
+    assert "begins" in ended[0].out and not any(map(acts, log))
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
@@ -1011,12 +1014,8 @@ def test_a_query_that_is_no_text_is_a_sentence(family, hostile):
 def test_json_is_one_safe_line_that_keeps_every_character(values, encoding):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", types.SimpleNamespace(encoding=encoding))
-        line = cli._json(values)
-    assert (
-        json.loads(line) == values
-        and len(line.splitlines()) == 1
-        and not any(map(search.acts, line))
-    )
+        line = terminal.json_line(values)
+    assert json.loads(line) == values and len(line.splitlines()) == 1 and not any(map(acts, line))
     line.encode(encoding)
 
 
@@ -1060,7 +1059,7 @@ def test_streams_that_are_closed(family, tmp_path):
     assert (
         family.run("search", tmp_path / "nothing", "words", closed=["stdout", "stderr"]).status == 2
     )
-    assert len(cl.index.Index(tmp_path / "index")) == 640
+    assert len(Index(tmp_path / "index")) == 640
 
 
 # --- ledger -------------------------------------------------------------------------------------------------------------
@@ -1068,8 +1067,8 @@ def test_streams_that_are_closed(family, tmp_path):
 
 def test_ledger(capsys, monkeypatch, tmp_path):
     status, out, _ = call(capsys, "ledger")
-    assert status == 0 and out.strip() in (ROOT / "README.md").read_text()
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "package" / "cli.py"))
+    assert status == 0 and out.strip() in (ROOT / "docs/tables/ledger.md").read_text()
+    monkeypatch.setattr(records, "LEDGER", tmp_path / "ledger.json")
     status, _, err = call(capsys, "ledger")
     assert (
         status == 2 and "records of the ledger's runs are not here" in err and err.count("\n") == 1

@@ -7,11 +7,9 @@ import torch
 from hypothesis import given, settings as given_settings, strategies as st
 
 import contaccum_lite as cl
-from contaccum_lite import corrector
-from contaccum_lite.bank import TableBank
-from contaccum_lite.corrector import (
+from contaccum_lite.staleness.passage_table import PassageTable as TableBank
+from contaccum_lite.staleness.correctors import (
     CORRECTORS,
-    Identity,
     Kernel,
     MeanShift,
     Moments,
@@ -20,10 +18,10 @@ from contaccum_lite.corrector import (
     Ridge,
     make_corrector,
 )
-from contaccum_lite.drift import softmax_gap
-from contaccum_lite.settings import CORRECTOR_NAMES
+from contaccum_lite.staleness.drift import softmax_gap
+from contaccum_lite.core.presets import CORRECTOR_NAMES
 
-AGED = [name for name, kind in CORRECTORS.items() if kind.ages]
+AGED = [name for name, kind in CORRECTORS.items() if kind.supports_age]
 
 
 @pytest.fixture
@@ -102,7 +100,7 @@ def test_procrustes_finds_a_turn_and_beats_all_others(lesson):
     found.fit(stale, age, stale @ turn + 5)
     assert torch.allclose(found(stale, age), stale @ turn + 5, atol=1e-10)
     found.fit(stale, age, target)
-    matrix = found.known["turn"]
+    matrix = found.rotation
     assert torch.allclose(matrix @ matrix.T, torch.eye(6, dtype=torch.float64), atol=1e-12)
     error = lambda m: float((((stale - stale.mean(0)) @ m + target.mean(0) - target) ** 2).sum())
     assert all(
@@ -228,14 +226,14 @@ def test_the_table_is_a_dictionary(size, writes):
     for step, (ids, taken_back) in enumerate(writes, 3):
         ids = torch.tensor([i for i in ids if i < size], dtype=torch.int64)
         vectors, before = torch.randn(len(ids), 3), dict(known)
-        mark = table.mark()
+        mark = table.start_undo_log()
         table.write(ids, vectors, step)
         known.update({int(i): (v, step) for i, v in zip(ids, vectors)})
         if taken_back:
-            table.restore(mark)
+            table.undo(mark)
             known = before
     assert all(
-        torch.equal(table.vectors[i], v) and int(table.born[i]) == born
+        torch.equal(table.vectors[i], v) and int(table.written_at[i]) == born
         for i, (v, born) in known.items()
     )
     assert table.ages(20).tolist() == [20 - known[i][1] for i in range(size)]

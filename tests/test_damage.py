@@ -10,9 +10,11 @@ import pytest
 import torch
 
 import contaccum_lite as cl
-from contaccum_lite import cli, train
-from contaccum_lite.data import toy_pairs
-from contaccum_lite.index import Index, Retriever, build
+from contaccum_lite.core.checkpoint import tensors_of
+from contaccum_lite.cli import main
+from contaccum_lite.core import checkpoint
+from contaccum_lite.data.toy import toy_pairs
+from contaccum_lite.scale.index import Index, Retriever, build
 
 SMALL = dict(
     dim=8,
@@ -72,7 +74,7 @@ def everything(run):
         for n, tower in enumerate(run.learner.towers)
         for name, p in tower.state_dict().items()
     }
-    return {name: value.float() for name, value in {**weights, **run._tensors()}.items()}
+    return {name: value.float() for name, value in {**weights, **tensors_of(run)}.items()}
 
 
 def is_same(run, expected):
@@ -296,7 +298,7 @@ def test_a_state_that_is_no_plain_name_is_a_sentence(pairs, saved, tmp_path, cap
     ):
         with pytest.raises(ValueError, match="run.json has .* as 'state': expected"):
             read()
-    status = cli.main(["train", "toy", "--out", str(folder)])
+    status = main(["train", "toy", "--out", str(folder)])
     assert status == 2 and capsys.readouterr().err.count("\n") == 1
 
 
@@ -310,7 +312,7 @@ def test_reading_what_is_always_replaced_comes_to_an_end(saved, tmp_path):
         raise FileNotFoundError(place)
 
     with pytest.raises(ValueError, match="was replaced by a training process 100 times"):
-        train.while_it_stands(folder, load)
+        checkpoint.while_it_stands(folder, load)
     assert len(set(tries)) == 100
 
 
@@ -319,7 +321,7 @@ def test_a_saved_tower_that_is_gone_is_not_looked_up_elsewhere(pairs, saved, tmp
     folder = shutil.copytree(saved / "run", tmp_path / "run")
     monkeypatch.chdir(folder)
     monkeypatch.setattr(
-        "contaccum_lite.towers.TransformerTower.from_pretrained",
+        "contaccum_lite.encoders.transformer.TransformerTower.from_pretrained",
         lambda *words: pytest.fail(f"looked up {words}"),
     )
     state = json.loads((folder / "run.json").read_text())

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 import contaccum_lite as cl
-from contaccum_lite import data, formats, pydocs
-from contaccum_lite.data import (
-    Passage,
-    cached_json,
-    mine_hard_negatives,
-    toy_pairs,
-    write_atomically,
-)
+from contaccum_lite.data import python_docs as pydocs, python_docs_pairs as data
+from contaccum_lite.data.passages import read_passages
+from contaccum_lite.data.records import CHUNK_BYTES, iter_json_array
+from contaccum_lite.data.types import Passage
+from contaccum_lite.data.mining import mine_hard_negatives
+from contaccum_lite.data.toy import toy_pairs
+from contaccum_lite.utils.files import cached_json, write_atomically
+from contaccum_lite.utils.text import truncated_repr
 
 
 # --- toy ----------------------------------------------------------------------------------------------------------------
@@ -42,8 +42,8 @@ def test_python_docs(docs):
     every = [*docs.train, *docs.test, *docs.dev]
     assert len(every) == len(docs.passages)
     for texts in (
-        [pydocs.normal(p.query) for p in every],
-        [pydocs.normal(p.passage) for p in every],
+        [pydocs.normalize_text(p.query) for p in every],
+        [pydocs.normalize_text(p.passage) for p in every],
         [p.title for p in every],
     ):
         assert len(set(texts)) == len(texts)  # no query, passage or name twice
@@ -87,7 +87,7 @@ def test_mined_negatives_are_never_the_positive_or_its_copy(docs):
             assert (
                 h.id in train
                 and h.id != pair.passage_id
-                and pydocs.normal(h.text) != pydocs.normal(pair.passage)
+                and pydocs.normalize_text(h.text) != pydocs.normalize_text(pair.passage)
             )
     assert with_any > 0.99 * len(docs.train)
 
@@ -232,7 +232,8 @@ def test_write_atomically_leaves_nothing_half_written(tmp_path, monkeypatch):
     path = tmp_path / "f"
     write_atomically(path, b"old")
     monkeypatch.setattr(
-        data.os, "replace", lambda *a: (_ for _ in ()).throw(OSError("No space left on device"))
+        "contaccum_lite.utils.files.os.replace",
+        lambda *a: (_ for _ in ()).throw(OSError("No space left on device")),
     )
     with pytest.raises(OSError):
         write_atomically(path, b"new")
@@ -496,13 +497,11 @@ def test_a_path_may_have_a_colon_and_an_ending_in_capitals(tmp_path, monkeypatch
             )
             if name != "c.json":
                 whole = path if not folder.startswith("dpr:") else str(tmp_path / path)
-                assert [(p.id, p.text) for p in formats.read_passages(whole)] == [("1", "t")]
+                assert [(p.id, p.text) for p in read_passages(whole)] == [("1", "t")]
             if name != "a.tsv":
                 kind = {"b.jsonl": "jsonl", "c.json": "dpr"}[name]
                 assert len(cl.load_pairs(f"{kind}:{path}").train) == 1
-                assert len(list(formats.read_passages(f"{kind}:{path}"))) == (
-                    1 if kind == "jsonl" else 3
-                )
+                assert len(list(read_passages(f"{kind}:{path}"))) == (1 if kind == "jsonl" else 3)
 
 
 def beir(tmp_path, **change):
@@ -601,7 +600,7 @@ def test_half_a_surrogate_pair_is_refused_in_every_text(jsonl, tmp_path, change)
         with pytest.raises(
             ValueError, match="corpus.jsonl, line 1: found half of a surrogate pair"
         ):
-            list(formats.read_passages(str(jsonl([row], "corpus.jsonl"))))
+            list(read_passages(str(jsonl([row], "corpus.jsonl"))))
 
 
 @pytest.mark.parametrize("score", [10**400, -(10**400), float("inf"), float("nan"), True, "5"])
@@ -640,11 +639,11 @@ def test_an_error_looks_at_no_more_of_a_value_than_it_shows():
         "last": Last(),
     }
     for value in (record, [record], {"key": deep}, deep, [0] * 100 + [Last()]):
-        assert len(formats._short(value)) <= 61
-    assert formats._short({"b": 1, "a": [None, 0.5, "x"]}) == "{'b': 1, 'a': [None, 0.5, 'x']}"
+        assert len(truncated_repr(value)) <= 61
+    assert truncated_repr({"b": 1, "a": [None, 0.5, "x"]}) == "{'b': 1, 'a': [None, 0.5, 'x']}"
     assert (
-        formats._short("x" * 100) == "'" + "x" * 59 + "…"
-        and formats._short("x" * 58) == "'" + "x" * 58 + "'"
+        truncated_repr("x" * 100) == "'" + "x" * 59 + "…"
+        and truncated_repr("x" * 58) == "'" + "x" * 58 + "'"
     )
 
 
@@ -658,7 +657,7 @@ def test_beir_without_training_pairs_says_so(tmp_path):
 def passages_of(path, content):
     """What is read of a file of this content, as (id, text, title)."""
     path.write_bytes(content.encode())
-    return [(p.id, p.text, p.title) for p in formats.read_passages(str(path))]
+    return [(p.id, p.text, p.title) for p in read_passages(str(path))]
 
 
 @pytest.mark.parametrize(
@@ -704,10 +703,10 @@ def test_a_tsv_may_have_wide_fields(tmp_path):
 )
 def test_the_columns_of_a_tsv_are_those_its_header_names(tmp_path, header, row, read):
     assert passages_of(tmp_path / "psgs.tsv", f"\ufeff{header}\n{row}\n") == [read]
-    joined = (
+    pad_and_concat = (
         f"\ufeff{header}\n{row}\n\ufeffid\ttext\ttitle\n2\ta\tb\n"  # two files, one after the other
     )
-    assert passages_of(tmp_path / "psgs.tsv", joined) == [read, ("2", "a", "b")]
+    assert passages_of(tmp_path / "psgs.tsv", pad_and_concat) == [read, ("2", "a", "b")]
 
 
 @pytest.mark.parametrize(
@@ -808,10 +807,10 @@ def test_bad_dpr_files(tmp_path, content, words):
     ],
 )
 @pytest.mark.parametrize("name", ["dpr.json", "dpr.json.gz"])
-@pytest.mark.parametrize("chunk", [7, formats._CHUNK])
+@pytest.mark.parametrize("chunk", [7, CHUNK_BYTES])
 def test_what_follows_the_list_is_not_lost(tmp_path, monkeypatch, after, sign, name, chunk):
     """Files that were put one after another: their first list alone would be other data."""
-    monkeypatch.setattr(formats, "_CHUNK", chunk)
+    monkeypatch.setattr("contaccum_lite.data.records.CHUNK_BYTES", chunk)
     records = json.dumps([question(n) for n in range(3)]).encode() + b" \n"
     assert len(cl.load_pairs(write_dpr(tmp_path, records, name)).passages) == 7
     with pytest.raises(
@@ -852,12 +851,12 @@ def test_a_key_twice_in_one_object_is_refused(tmp_path):
 
 
 def test_a_list_of_numbers_is_cut_nowhere(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "_CHUNK", 3)
+    monkeypatch.setattr("contaccum_lite.data.records.CHUNK_BYTES", 3)
     (tmp_path / "list.json").write_text("[12345, -1.5e10, true, 1234567]")
-    assert list(formats._json_array(tmp_path / "list.json")) == [12345, -1.5e10, True, 1234567]
+    assert list(iter_json_array(tmp_path / "list.json")) == [12345, -1.5e10, True, 1234567]
     (tmp_path / "list.json").write_text("[" + "9" * 6000 + "]")
     with pytest.raises(ValueError, match="list.json, record 0: found .*too many digits"):
-        list(formats._json_array(tmp_path / "list.json"))
+        list(iter_json_array(tmp_path / "list.json"))
 
 
 @pytest.mark.parametrize(
@@ -1093,8 +1092,8 @@ def test_any_beir_folder_gives_pairs_or_a_value_error(tmp_path, change):
 def test_a_list_is_read_the_same_in_any_pieces(tmp_path, items, chunk):
     (tmp_path / "list.json").write_text(json.dumps(items, indent=1) + "\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formats, "_CHUNK", chunk)
-        assert json.dumps(list(formats._json_array(tmp_path / "list.json"))) == json.dumps(items)
+        patch.setattr("contaccum_lite.data.records.CHUNK_BYTES", chunk)
+        assert json.dumps(list(iter_json_array(tmp_path / "list.json"))) == json.dumps(items)
 
 
 def test_large_files_are_streamed(tmp_path):

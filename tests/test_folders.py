@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import contaccum_lite as cl
-from contaccum_lite import cli
-from contaccum_lite.index import build
+from contaccum_lite.cli import main
+from contaccum_lite.scale.index import build
 
 ROOT = Path(__file__).parent.parent
 SMALL = dict(
@@ -46,7 +46,7 @@ LIKE_OURS = [
 def call(capsys, *words):
     """(exit status, stdout, stderr) of a command in this process."""
     capsys.readouterr()
-    status = cli.main([str(word) for word in words])
+    status = main([str(word) for word in words])
     out, err = capsys.readouterr()
     return status, out, err
 
@@ -166,7 +166,7 @@ def _train(folder, *words):
     """In a process of its own."""
     for number in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-    os._exit(cli.main(["train", "toy", *OPTIONS, "--out", str(folder), *words]))
+    os._exit(main(["train", "toy", *OPTIONS, "--out", str(folder), *words]))
 
 
 def wait_for(condition, process):

@@ -103,7 +103,8 @@ def test_what_a_press_cannot_do_is_said(figure3, monkeypatch):
     assert "call lab.run(updates)" in figure3.words.value and "role='alert'" in figure3.words.value
     before = figure3.lab.training
     monkeypatch.setattr(
-        "contaccum_lite.lab.Run", lambda *_: (_ for _ in ()).throw(MemoryError("no <b>room</b>"))
+        "contaccum_lite.lab.player.Run",
+        lambda *_: (_ for _ in ()).throw(MemoryError("no <b>room</b>")),
     )
     figure3.buttons[1, 8].click()
     assert "no &lt;b&gt;room" in figure3.words.value and figure3.lab.training is before

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import contaccum_lite as cl
-from contaccum_lite.incremental import IncrementalSoftmax
-from contaccum_lite.loss import contrast, duplicate_mask, joint_keys
+from contaccum_lite.scale.incremental_softmax import IncrementalSoftmax
+from contaccum_lite.core.loss import duplicate_mask, info_nce_with_gradients
+from contaccum_lite.scale.incremental_softmax import joint_keys
 
 PAIRS = 40
 
@@ -70,7 +71,7 @@ class Both:
                 len(queries) + len(self.banks[0]),
             )
         kept = [bank if len(bank) else None for bank in self.banks]
-        return contrast(
+        return info_nce_with_gradients(
             queries,
             passages,
             *kept[:2],
@@ -158,7 +159,7 @@ def test_drawn_sequences_equal_the_whole_matrix(
         )
         if event == "taken back":
             marks = [
-                (part, part.mark(len(ids)))
+                (part, part.snapshot(len(ids)))
                 for part, ids in zip(
                     (*both.banks, both.fast), (batch[3], batch[3], batch[4], batch[3])
                 )
@@ -175,7 +176,7 @@ def test_a_rhythm_that_was_met_on_the_way_is_taken_back_too():
     both = Both(3, temperature=0.25, mask=False)
     for count, taken_back in ((1, False), (2, True), (2, True), (1, False), (2, False), (2, False)):
         batch = both.micro_batch(count)
-        marks = [(part, part.mark(len(batch[3]))) for part in (*both.banks, both.fast)]
+        marks = [(part, part.snapshot(len(batch[3]))) for part in (*both.banks, both.fast)]
         assert both.error(batch) < 1e-12
         both.write(batch)
         for part, mark in marks if taken_back else ():
@@ -295,12 +296,13 @@ def test_runs_are_those_of_the_whole_matrix(toy, method, extra):
         dict(method=method, local_batch=4, memory_size=32, updates=12, dtype="float64", tower="bag")
         | extra
     )
-    if "accumulation_steps" not in cl.PRESETS[method]["fixes"]:
+    if "accumulation_steps" not in cl.PRESETS[method]["fixed"]:
         fields["accumulation_steps"] = 4
     fast, whole = (
         cl.Run(toy, cl.Settings(**fields, similarity=kind)) for kind in ("incremental", "full")
     )
     assert (fast.similarity, whole.similarity, fast.notes) == ("incremental", "full", whole.notes)
+    fast.learner.observed = True
     for _ in range(12):
         for a, b in zip(fast.micro_steps(), whole.micro_steps(), strict=True):
             assert abs(a.loss - b.loss) < 1e-9
@@ -312,7 +314,7 @@ def test_runs_are_those_of_the_whole_matrix(toy, method, extra):
             assert torch.equal(a.scores.isinf(), b.scores.isinf())
             assert torch.allclose(
                 a.scores.nan_to_num(neginf=0), b.scores.nan_to_num(neginf=0), atol=1e-8
-            ) and torch.allclose(a.weights, b.weights, atol=1e-9)
+            ) and torch.allclose(a.grad_scores, b.grad_scores, atol=1e-9)
         assert abs(fast.history[-1].grad_norm_ratio - whole.history[-1].grad_norm_ratio) < 1e-6
         assert fast.history[-1].negatives == whole.history[-1].negatives
 
@@ -328,20 +330,20 @@ def test_a_ragged_end_of_an_epoch_is_known_ahead(toy, monkeypatch):
             similarity="incremental",
         ),
     )
-    assert len(set(run.feed.sizes)) == 2
+    assert len(set(run.sampler.sizes)) == 2
     made = []
     keep = IncrementalSoftmax._catch_up
     monkeypatch.setattr(
         IncrementalSoftmax,
         "_catch_up",
         lambda self: (
-            made.append(self._now() != self._versions and len(self.banks[0]) > 0),
+            made.append(self._now() != self._versions and len(self.query_bank) > 0),
             keep(self),
         ),
     )
     for _ in run:
         pass
-    assert not any(made) and run.step_count > 2 * run.feed.updates_per_epoch
+    assert not any(made) and run.step_count > 2 * run.sampler.updates_per_epoch
 
 
 def test_where_scores_do_not_stay_the_whole_matrix_is_used_and_it_is_said(toy):
@@ -351,10 +353,12 @@ def test_where_scores_do_not_stay_the_whole_matrix_is_used_and_it_is_said(toy):
     run = cl.Run(toy, memory_size=32, local_batch=4, accumulation_steps=2, similarity="incremental")
     run.step()
     seen = []
-    run.learner.adjust = lambda found: (seen.append(tuple(found.weights.shape)), found)[1]
+    run.learner.gradient_hook = lambda found: (seen.append(tuple(found.grad_scores.shape)), found)[
+        1
+    ]
     run.step()
     assert seen == [(12, 12), (16, 16)] and run.similarity == "full"
-    run.learner.adjust = None
+    run.learner.gradient_hook = None
     run.step()
     assert run.similarity == "incremental" and len(seen) == 2
 
@@ -383,14 +387,20 @@ def test_the_usual_way_follows_the_size():
     )
 
 
-def test_a_matrix_that_was_not_made_is_gone_with_the_next_micro_batch(toy):
+def test_a_matrix_can_be_looked_at_where_the_run_is_observed(toy):
     run = cl.Run(toy, memory_size=32, local_batch=4, accumulation_steps=3, similarity="incremental")
+    first, *_ = run.micro_steps()
+    assert not first.has_matrix
+    with pytest.raises(RuntimeError, match="observed = True before the update"):
+        _ = first.scores
+    run.learner.observed = True
     first, second, third = run.micro_steps()
-    assert not first.there and third.there and third.scores.shape == (12, 12)
-    with pytest.raises(RuntimeError, match="look at it before the next micro-batch"):
-        _ = first.weights
-    run.step()
-    assert third.there  # it was made in time
+    assert first.has_matrix and third.scores.shape[1] == min(12 + 4 + 8, 36)
+    full = cl.Run(toy, run.settings.replace(similarity="full"))
+    full.step()
+    for kept, whole in zip((first, second, third), full.micro_steps()):
+        assert torch.allclose(kept.scores, whole.scores, atol=1e-4)
+        assert torch.allclose(kept.grad_scores, whole.grad_scores, atol=1e-5)
 
 
 def test_a_lab_changes_over_and_shows_the_same(toy):
@@ -413,7 +423,7 @@ def test_a_lab_changes_over_and_shows_the_same(toy):
     lab.stop()
     assert (
         lab.micro is micro
-        and micro.there
+        and micro.has_matrix
         and lab.views.matrix.data()["values"].shape == micro.scores.shape
     )
     lab.memory_size = 64

@@ -2,10 +2,18 @@
 
 import pytest
 
+from contaccum_lite.core import trainer
+
 from test_methods import *  # noqa: F403
 from test_run import *  # noqa: F403
 
 
 @pytest.fixture(autouse=True)
 def kept_scores(monkeypatch):
-    monkeypatch.setattr("contaccum_lite.settings.INCREMENTAL_FROM", 1)
+    monkeypatch.setattr("contaccum_lite.core.settings.INCREMENTAL_FROM", 1)
+    monkeypatch.setattr(trainer, "EXTENSIONS", [*trainer.EXTENSIONS, observe])
+
+
+def observe(run):
+    """These tests look at every matrix."""
+    run.learner.observed = True

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import contaccum_lite as cl
-from contaccum_lite import formats, index as shards
-from contaccum_lite.data import Pair, Pairs, Passage
-from contaccum_lite.index import Index, Retriever, build, evaluate, search_shards
-from contaccum_lite.search import rank
+from contaccum_lite.data.passages import read_passages
+from contaccum_lite.scale import index as shards
+from contaccum_lite.data.types import Pairs, Passage
+from contaccum_lite.scale.index import Index, Retriever, build, evaluate, search_shards
+from contaccum_lite.core.metrics import exact_search
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +147,8 @@ def test_twenty_thousand_passages_killed_and_gone_on_with(trained, tmp_path):
         and made.passage(19_999) == passages[-1]
         and made.passage(4000) == passages[4000]
     )
-    queries = whole.encode([p.text for p in passages[:20]])
-    _, rows = rank(queries, np.concatenate(list(whole.vectors())), 50)
+    queries = whole.retriever.encode_queries([p.text for p in passages[:20]])
+    _, rows = exact_search(queries, np.concatenate(list(whole.vectors())), 50)
     found = made.rank(queries, 50)[1]
     assert (
         np.mean([len(set(a) & set(b)) for a, b in zip(found, rows)]) > 49.5
@@ -224,15 +225,15 @@ def test_passages_are_read_from_beirs_and_dprs_files(tmp_path, toy):
         'id\ttext\ttitle\n1\t"says ""this"" and that"\tA title\n2\tplain\tB\n'
     )
     assert (
-        list(formats.read_passages(str(tmp_path / "corpus.jsonl")))
+        list(read_passages(str(tmp_path / "corpus.jsonl")))
         == rows
-        == list(formats.read_passages(str(tmp_path / "corpus.jsonl.gz")))
+        == list(read_passages(str(tmp_path / "corpus.jsonl.gz")))
     )
-    assert list(formats.read_passages(str(tmp_path / "psgs.tsv"))) == [
+    assert list(read_passages(str(tmp_path / "psgs.tsv"))) == [
         Passage("1", "A title", 'says "this" and that'),
         Passage("2", "B", "plain"),
     ]
-    assert list(formats.read_passages("toy")) == toy.passages
+    assert list(read_passages("toy")) == toy.passages
     (tmp_path / "bad.tsv").write_text("1\n")
     (tmp_path / "bad.jsonl").write_text('{"_id": "x"}\n')
     for name, words in (
@@ -241,9 +242,9 @@ def test_passages_are_read_from_beirs_and_dprs_files(tmp_path, toy):
         ("missing.jsonl", "no such file"),
     ):
         with pytest.raises(ValueError, match=words):
-            list(formats.read_passages(str(tmp_path / name)))
+            list(read_passages(str(tmp_path / name)))
     with pytest.raises(ValueError, match="no passages called 'wiki'"):
-        formats.read_passages("wiki")
+        read_passages("wiki")
 
 
 # --- evaluation ---------------------------------------------------------------------------------------------------------
@@ -305,7 +306,7 @@ def test_faiss_takes_an_index_from_here(trained, toy, tmp_path):
     for vectors in made.vectors():
         approximate.add(vectors.astype("float32"))
     approximate.nprobe = 8
-    queries = made.encode([pair.query for pair in toy.test])
+    queries = made.retriever.encode_queries([pair.query for pair in toy.test])
     _, rows = approximate.search(queries, 80)
     true = np.concatenate(list(made.vectors()))
     again = np.stack(
@@ -365,7 +366,7 @@ def test_vectors_that_are_not_finite_are_a_sentence(trained, toy, tmp_path, valu
         run.evaluate,
         lambda: run.search("baba"),
         lambda: evaluate(retriever, toy),
-        lambda: retriever.queries(["baba"]),
+        lambda: retriever.encode_queries(["baba"]),
     ):
         with pytest.raises(ValueError, match="the vector of query '.*' is not finite"):
             call()
@@ -385,14 +386,14 @@ def test_a_vector_that_is_not_finite_never_becomes_a_row(tmp_path):
     queries[1, 2] = np.nan
     for search in (
         lambda: search_shards(queries, [passages, passages], 4),
-        lambda: rank(queries, passages, 4),
+        lambda: exact_search(queries, passages, 4),
     ):
         with pytest.raises(ValueError, match="query 2 and a passage"):
             search()
     passages[5] = np.nan
     for search in (
         lambda: search_shards(queries[:1], [passages[:3], passages[3:]], 12),
-        lambda: rank(queries[:1], passages, 12),
+        lambda: exact_search(queries[:1], passages, 12),
     ):
         with pytest.raises(ValueError, match="query 1 and a passage"):
             search()

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import contaccum_lite as cl
-from contaccum_lite import lab as lab_module
-from contaccum_lite.lab import Lab, names
-from contaccum_lite.search import one_line
-from contaccum_lite.settings import PRESETS
-from contaccum_lite.tracks import Track, table
+from contaccum_lite.lab import cell_registry, player
+from contaccum_lite.lab.lab import Lab
+from contaccum_lite.utils.text import one_line
+from contaccum_lite.core.settings import PRESETS
+from contaccum_lite.lab.history import GHOSTS, Track, names, table
 
 SMALL = dict(updates=12, accumulation_steps=3, memory_size=16, dim=16, every=4)
 
@@ -53,7 +53,7 @@ def test_a_method_brings_what_it_fixes_and_gives_it_back(toy, method):
     lab = Lab(toy, local_batch=4, accumulation_steps=8, memory_size=64, seed=3)
     lab.method = method
     s = lab.settings
-    for name, value in PRESETS[method]["fixes"].items():
+    for name, value in PRESETS[method]["fixed"].items():
         assert getattr(s, name) == value and lab.fixed(name)
     assert s.seed == 3 and (s.total_batch == 32 or method == "contaccum_no_accum")
     if method == "grad_accum":
@@ -82,16 +82,16 @@ def everything(lab):
     """All of a lab that a refused choice could change."""
     state = [
         lab.settings,
-        dict(lab._own),
+        dict(lab._overrides),
         lab.pending,
         lab.hide,
         lab.message,
         lab.ghosts,
         lab.training,
         lab.training.settings,
-        lab._work,
-        lab._plan,
-        lab._script,
+        lab._work_iterator,
+        lab._queue,
+        lab._scheduled_changes,
         lab.playing,
         lab.share(),
         [bank.state_dict() for bank in lab.training.learner.banks],
@@ -123,7 +123,7 @@ def test_every_method_can_be_chosen_whatever_was_chosen_before(toy):
             lab.method = method
             chosen = lab.settings
             assert chosen.method == method and all(
-                getattr(chosen, n) == value for n, value in PRESETS[method]["fixes"].items()
+                getattr(chosen, n) == value for n, value in PRESETS[method]["fixed"].items()
             )
             if method != before.method:
                 assert "method = " in lab.message and "Press Reset" in lab.message
@@ -187,7 +187,7 @@ def test_a_refused_choice_changes_nothing(toy, act, words):
     before = everything(lab)
     with pytest.raises(ValueError, match=words):
         act(lab)
-    assert everything(lab) == before and lab._under_way
+    assert everything(lab) == before and lab.mid_update
     for name, control in lab.views.controls.items():
         assert control.value == getattr(lab, name)
     lab.run()
@@ -275,7 +275,7 @@ def test_random_choices_of_all_settings_leave_a_whole(toy):
             assert all(getattr(lab, n) == getattr(settings, n) for n in FIELDS)
             assert set(lab.pending) == {
                 n for n in FIELDS if getattr(settings, n) != getattr(lab.training.settings, n)
-            } - set(n for n in ("memory_size", "learning_rate", "similarity") if lab._can_change(n))
+            } - set(n for n in ("memory_size", "learning_rate", "similarity") if lab.can_change(n))
         if turn % 500 == 499:  # a new run, as large as a test can bear
             lab.reset(
                 cl.Settings.preset(draw.choice(list(PRESETS)), dim=8, local_batch=4, updates=50)
@@ -390,7 +390,7 @@ def test_learning_rate_and_memory_size_hold_from_the_next_update(toy):
     )
     newest = lab.training.passage_bank.ids[lab.training.passage_bank.order()][-8:]
     lab.step()
-    lab._take_changes()
+    lab._apply_changes()
     assert (
         lab.training.passage_bank.size == 8
         and lab.training.query_bank.size == 8
@@ -567,7 +567,7 @@ def test_a_line_of_which_no_run_can_be_made_changes_nothing(toy, line, under_way
     with pytest.raises(ValueError) as refusal:
         lab.load(line)
     assert (
-        everything(lab) == before and lab._under_way == under_way and lab.views.line.value == shown
+        everything(lab) == before and lab.mid_update == under_way and lab.views.line.value == shown
     )
     assert "\n" not in str(refusal.value)
     lab.seed = 0
@@ -600,9 +600,9 @@ def no_memory(monkeypatch, run):
     def resized(settings):
         if settings.memory_size != run.settings.memory_size:
             raise RuntimeError("not enough memory: you tried to allocate 4 TB.")
-        return run.learner.banks
+        return list(run.learner.banks)
 
-    monkeypatch.setattr(run.learner, "resized", resized)
+    monkeypatch.setattr(run.learner.banks, "resized", resized)
 
 
 def test_a_bank_without_memory_leaves_the_slider_and_the_run(toy, monkeypatch):
@@ -659,8 +659,8 @@ def test_the_next_of_a_row_that_cannot_be_made_is_tried_again(toy, monkeypatch):
     lab, whole = small(toy), small(toy)
     whole.race(["grad_accum", "contaccum"])
     lab.line_up(["grad_accum", "contaccum"])
-    make = lab_module.Run
-    monkeypatch.setattr(lab_module, "Run", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
+    make = player.Run
+    monkeypatch.setattr(player, "Run", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
     with pytest.raises(MemoryError):
         lab.run()
     assert (
@@ -668,7 +668,7 @@ def test_the_next_of_a_row_that_cannot_be_made_is_tried_again(toy, monkeypatch):
         and "no room" in lab.message
         and not lab.done
     )
-    monkeypatch.setattr(lab_module, "Run", make)
+    monkeypatch.setattr(player, "Run", make)
     lab.run()
     assert [[u.loss for u in t.run.history] for _, t in lab.tracks()] == [
         [u.loss for u in t.run.history] for _, t in whole.tracks()
@@ -741,9 +741,9 @@ def test_ghosts_are_named_by_what_differs(toy):
     for _ in range(9):
         lab.run(1)
         lab.reset()
-    assert len(lab.ghosts) == lab_module.GHOSTS
+    assert len(lab.ghosts) == GHOSTS
     lab.reset()  # no update made: nothing to keep
-    assert len(lab.ghosts) == lab_module.GHOSTS
+    assert len(lab.ghosts) == GHOSTS
 
 
 def test_a_race_is_fair_and_tells_its_lessons(toy):
@@ -814,7 +814,7 @@ def test_names_of_settings_stay_readable_in_the_table(toy):
 def test_an_interrupt_stops_and_run_goes_on(toy, monkeypatch):
     lab, whole = small(toy), small(toy)
     whole.race()
-    advance, calls = lab._advance, []
+    advance, calls = lab._do_next_work, []
 
     def interrupted():
         calls.append(1)
@@ -822,7 +822,7 @@ def test_an_interrupt_stops_and_run_goes_on(toy, monkeypatch):
             raise KeyboardInterrupt
         return advance()
 
-    monkeypatch.setattr(lab, "_advance", interrupted)
+    monkeypatch.setattr(lab, "_do_next_work", interrupted)
     lab.race()
     assert "Interrupted" in lab.message and not lab.done
     lab.run()
@@ -843,7 +843,7 @@ def test_without_a_loop_play_says_what_to_do(toy):
 
 
 def players() -> int:
-    return sum(task.get_coro().__qualname__ == "Lab._play" for task in asyncio.all_tasks())
+    return sum(task.get_coro().__qualname__ == "Player._play" for task in asyncio.all_tasks())
 
 
 def play(coroutine):
@@ -851,7 +851,7 @@ def play(coroutine):
 
 
 def test_a_message_of_many_passes_is_heard_within_one_look(toy, monkeypatch):
-    monkeypatch.setattr(lab_module, "BREATH", 0.0)
+    monkeypatch.setattr(player, "YIELD_INTERVAL_S", 0.0)
 
     async def main():
         lab = small(toy)
@@ -885,7 +885,7 @@ def test_play_pause_step_stop(toy):
         await asyncio.sleep(0)
         lab.stop()
         await asyncio.sleep(0.05)
-        assert not lab.playing and not lab._under_way and players() == 0
+        assert not lab.playing and not lab.mid_update and players() == 0
         lab.play()
         while lab.playing:
             await asyncio.sleep(0)
@@ -898,7 +898,7 @@ def test_play_pause_step_stop(toy):
 
 
 def test_the_player_lets_others_in_between_micro_batches(toy, monkeypatch):
-    monkeypatch.setattr(lab_module, "BREATH", 0)
+    monkeypatch.setattr(player, "YIELD_INTERVAL_S", 0)
 
     async def main():
         lab, turns = small(toy), 0
@@ -974,14 +974,14 @@ def test_a_callback_on_another_thread_is_done_on_the_labs(toy):
 def test_a_cell_run_again_ends_its_earlier_lab(toy, monkeypatch):
     async def main():
         execution = ["first"]
-        monkeypatch.setattr(lab_module, "_cell", lambda: ("cell-1", execution[0]))
+        monkeypatch.setattr(cell_registry, "current_cell", lambda: ("cell-1", execution[0]))
         one, two = small(toy), small(toy)  # two labs of one execution
-        monkeypatch.setattr(lab_module, "_cell", lambda: ("cell-2", "x"))
+        monkeypatch.setattr(cell_registry, "current_cell", lambda: ("cell-2", "x"))
         other = small(toy)
         for lab in (one, two, other):
             lab.play()
         await asyncio.sleep(0)
-        monkeypatch.setattr(lab_module, "_cell", lambda: ("cell-1", "second"))
+        monkeypatch.setattr(cell_registry, "current_cell", lambda: ("cell-1", "second"))
         again = small(toy)
         assert not one.playing and not two.playing and other.playing
         again.play(), other.close()

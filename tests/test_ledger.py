@@ -1,37 +1,36 @@
 """The ledger: its records are complete, its verdicts follow from them, its errata are proved, and a quick run shows the signs."""
 
 import copy
-import json
-from pathlib import Path
+import re
 from statistics import median
 
 import pytest
 
 import contaccum_lite as cl
-from benchmarks import ledger as command
-from contaccum_lite import errata, ledger
-from contaccum_lite.data import crop_pairs
+from contaccum_lite.evidence import errata, ledger, records, run as command, runs
+from contaccum_lite.evidence.claims import Outcome
+from contaccum_lite.data.mining import crop_pairs
+from tools.docs import TABLES, verdict_counts
 
-ROOT = Path(__file__).parent.parent
-RECORDS, COST = json.loads(command.RECORDS.read_text()), command.cost()
-BOOK, CLAIMS = ledger.Book(RECORDS), ledger.claims(COST)
+RECORDS, COST = records.read_records(records.LEDGER), records.read_records(records.COST)
+BOOK, CLAIMS = records.RunRecords(RECORDS), ledger.claims(COST)
 
 
 def test_every_planned_run_is_recorded_as_planned():
     assert {(r["name"], r["seed"]) for r in RECORDS} == {
-        job[:2] for job in command.everything()
-    } and len(RECORDS) == len(command.known())
+        job[:2] for job in command.planned_ledger()
+    } and len(RECORDS) == len(command.known_ledger())
     for r in RECORDS:
         settings = cl.Settings.parse(r["settings"])
         assert settings.seed == r["seed"] and r["updates"] == settings.updates and r["shorter"] == 1
         if "0 updates" not in r["name"]:
-            assert settings.updates * settings.total_batch == ledger.PAIRS_SEEN, r[
+            assert settings.updates * settings.total_batch == runs.PAIRS_SEEN, r[
                 "name"
             ]  # the same budget for every method
 
 
 def test_every_table_and_figure_of_the_paper_has_its_row():
-    places = " ".join(claim.place for claim in CLAIMS)
+    places = " ".join(claim.section for claim in CLAIMS)
     for place in (
         "Table 1",
         "Table 2",
@@ -48,22 +47,18 @@ def test_every_table_and_figure_of_the_paper_has_its_row():
         "Section 6, open",
     ):
         assert place in places
-    assert {"Table 3", "Appendix E", "equation 11, Table 3"} <= {e.place for e in errata.ERRATA}
+    assert {"Table 3", "Appendix E", "equation 11, Table 3"} <= {e.section for e in errata.ERRATA}
     assert len({claim.name for claim in CLAIMS}) == len(CLAIMS)
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda c: c.name)
 def test_a_claim_is_judged_by_its_own_runs(claim):
     found = claim.judge(BOOK)
-    assert (
-        found.verdict
-        in (ledger.HOLDS, ledger.ONLY, ledger.NOT, ledger.OPEN, "arises", "does not arise")
-        and found.ours
-        and found.sentence
-    )
-    alone = ledger.Book([r for r in RECORDS if r["name"] in claim.runs])
+    assert found.verdict in tuple(Outcome)
+    assert found.ours and found.sentence
+    alone = records.RunRecords([r for r in RECORDS if r["name"] in claim.runs])
     assert claim.judge(alone) == found
-    assert all(cl.Settings.parse(line) for line in claim.settings())
+    assert all(name in runs.RUNS for name in claim.runs)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +70,8 @@ def test_no_verdict_survives_other_records(claim):
     """Some change of the measured numbers changes the verdict."""
     before, verdicts = claim.judge(BOOK).verdict, set()
     for change in range(6):
-        records = copy.deepcopy(RECORDS)
-        for r in records:
+        changed = copy.deepcopy(RECORDS)
+        for r in changed:
             first = r["name"] == claim.runs[0] or r["name"].startswith("w/o M_q") and change == 3
             if change == 0 and first:
                 r["top@20"], r["trace"] = 0.9 + r["seed"] / 1000, [100.0] * len(r["trace"])
@@ -100,7 +95,7 @@ def test_no_verdict_survives_other_records(claim):
                 r["top@20"] = (0.1 if r["name"].startswith("w/o M_q") else 0.5) + r["seed"] / 1000
             if change == 5:
                 r["top@20"] = (0.6 if r["name"].startswith("ContAccum") else 0.4) + r["seed"] / 1000
-        verdicts.add(claim.judge(ledger.Book(records)).verdict)
+        verdicts.add(claim.judge(records.RunRecords(changed)).verdict)
     assert verdicts - {before}, before
 
 
@@ -108,30 +103,30 @@ def test_a_difference_is_judged_over_paired_seeds():
     record = lambda name, seed, value: (
         dict(name=name, seed=seed, trace=[1.0] * 20) | {"top@20": value}
     )
-    book = ledger.Book(
+    book = records.RunRecords(
         [record("a", s, 0.5 + s / 10 + 0.01) for s in range(5)]
         + [record("b", s, 0.5 + s / 10) for s in range(5)]
     )
-    gap = book.gap("a", "b")
-    assert gap.mean == pytest.approx(1.0) and gap.margin < 1e-9 and gap.above and not gap.below
-    assert (
-        ledger._higher("a", "b")(book).verdict == ledger.HOLDS
-        and ledger._higher("b", "a")(book).verdict == ledger.NOT
-    )
-    book = ledger.Book(
+    gap = book.difference("a", "b")
+    assert gap.mean == pytest.approx(1.0) and gap.ci_half_width < 1e-9
+    assert gap.is_positive and not gap.is_negative
+    assert ledger.judge_higher("a", "b")(book).verdict == Outcome.HOLDS
+    assert ledger.judge_higher("b", "a")(book).verdict == Outcome.FAILS_HERE
+    book = records.RunRecords(
         [record("a", s, v) for s, v in enumerate((0.2, 0.6, 0.3, 0.7, 0.4))]
         + [record("b", s, 0.43) for s in range(5)]
     )
-    assert ledger._higher("a", "b")(book).verdict == ledger.OPEN
-    assert ledger.Gap([1.0, 3.0]).margin == pytest.approx(12.71)
-    with pytest.raises(KeyError, match="run `python -m benchmarks.ledger`"):
-        book.gap("a", "no such run")
+    assert ledger.judge_higher("a", "b")(book).verdict == Outcome.UNDECIDED
+    assert records.PairedDifference([1.0, 3.0]).ci_half_width == pytest.approx(12.7062, abs=1e-4)
+    with pytest.raises(KeyError, match="run `python -m contaccum_lite.evidence.run ledger`"):
+        book.difference("a", "no such run")
 
 
 @pytest.mark.parametrize("erratum", errata.ERRATA, ids=lambda e: e.name)
 def test_an_erratum_is_proved_and_what_is_printed_is_not(erratum):
-    assert erratum.proof(erratum.right_version)
-    assert not erratum.proof(erratum.printed_version)
+    assert erratum.check(erratum.corrected_value)
+    assert not erratum.check(erratum.printed_value)
+    assert erratum.is_proven()
 
 
 def test_the_double_softmax_cannot_be_trained_below_its_floor():
@@ -140,13 +135,21 @@ def test_the_double_softmax_cannot_be_trained_below_its_floor():
     for n in (8, 2056):
         perfect = 1e4 * torch.eye(n, dtype=torch.float64)
         assert float(-perfect.softmax(1).log_softmax(1).diagonal().mean()) == pytest.approx(
-            errata.least_of_two_softmaxes(n), abs=1e-9
+            errata.double_softmax_floor(n), abs=1e-9
         )
-    assert errata.least_of_two_softmaxes(8) == pytest.approx(1.274, abs=1e-3)
+    assert errata.double_softmax_floor(8) == pytest.approx(1.274, abs=1e-3)
 
 
-def test_the_readme_has_the_ledger_of_the_records():
-    assert ledger.table(RECORDS, COST) in (ROOT / "README.md").read_text()
+def test_the_docs_have_the_ledger_of_the_records():
+    assert ledger.table(RECORDS, COST) + "\n" == (TABLES / "ledger.md").read_text()
+
+
+def test_verdicts_are_counted_in_the_ledgers():
+    counts = verdict_counts()
+    assert counts + "\n" == (TABLES / "verdicts.md").read_text()
+    row = counts.splitlines()[2]
+    numbers = [int(number) for number in re.findall(r"\| (\d+)", row)]
+    assert sum(numbers) == len(ledger.claims(COST))
 
 
 def test_crops_come_from_their_passages(toy):
@@ -180,14 +183,14 @@ def test_fresh_vectors_are_the_control_of_similarity_mass(toy):
     kept, fresh = cl.similarity_mass(run), cl.similarity_mass(run, fresh=True)
     assert kept.keys() == fresh.keys() and kept != fresh
     with_now = run.learner.encode(
-        run.feed.micro_batch(run.passage_bank.ids.numpy())
+        run.sampler.micro_batch(run.passage_bank.ids.numpy())
     ).passages.detach()
     run.passage_bank.vectors.copy_(with_now)
     assert cl.similarity_mass(run) == pytest.approx(fresh)
 
 
 def test_the_quick_version_shows_the_signs(docs):
-    found = {name: ledger.train(name, 0, docs, shorter=4) for name in command.QUICK}
+    found = {name: runs.train(name, 0, docs, step_divisor=4) for name in command.QUICK}
     top20 = {name: r["top@20"] for name, r in found.items()}
     ratio = {name: median(r["trace"][5:-5]) for name, r in found.items()}
     assert (

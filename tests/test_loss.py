@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from oracle import info_nce_loop
 
 import contaccum_lite as cl
-from contaccum_lite.loss import contrast, duplicate_mask
+from contaccum_lite.core.loss import duplicate_mask, info_nce_with_gradients
 
 
 def vectors(generator, *sizes, d=5):
@@ -45,7 +45,12 @@ def test_loss_equals_the_loop(shape, temperature):
     )
     assert abs(ours.item() - loop) < 1e-12
     assert (
-        abs(contrast(q, p, mq, mp, h, temperature, bank_hard_negatives=mh).loss.item() - loop)
+        abs(
+            info_nce_with_gradients(
+                q, p, mq, mp, h, temperature, bank_hard_negatives=mh
+            ).loss.item()
+            - loop
+        )
         < 1e-12
     )
 
@@ -132,15 +137,15 @@ def test_loss_of_knowing_nothing_is_log_n():
 def test_any_shape_equals_the_loop(seed, local, past, dual, temperature):
     q, p, mq, mp, h, _ = case(seed, local, past if dual else None, past, None, None)
     loop = info_nce_loop(q, p, mq if dual else (), mp, temperature=temperature)
-    assert abs(contrast(q, p, mq, mp, None, temperature).loss.item() - loop) < 1e-10 * max(
-        1, abs(loop)
-    )
+    assert abs(
+        info_nce_with_gradients(q, p, mq, mp, None, temperature).loss.item() - loop
+    ) < 1e-10 * max(1, abs(loop))
 
 
 def test_extreme_scores_stay_finite():
     q = torch.tensor([[1e4, 0.0], [0.0, 1e4]])
-    found = contrast(q, q, temperature=1e-3)
-    assert torch.isfinite(found.loss) and torch.isfinite(found.d_queries).all()
+    found = info_nce_with_gradients(q, q, temperature=1e-3)
+    assert torch.isfinite(found.loss) and torch.isfinite(found.grad_queries).all()
 
 
 @pytest.mark.parametrize(
@@ -186,7 +191,7 @@ def test_duplicate_mask_against_a_loop():
 # --- what does not fit ---------------------------------------------------------------------------
 
 VECTORS = dict(queries=torch.zeros(4, 5), passages=torch.zeros(4, 5))
-FUNCTIONS = [cl.info_nce, cl.info_nce_gradients, contrast, cl.similarity_matrix]
+FUNCTIONS = [cl.info_nce, cl.info_nce_gradients, info_nce_with_gradients, cl.similarity_matrix]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

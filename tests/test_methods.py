@@ -1,14 +1,13 @@
 """Every method against its reference, in float64."""
 
-import copy
 
 import pytest
 import torch
 
 import contaccum_lite as cl
-from contaccum_lite.data import Pairs, toy_pairs
-from contaccum_lite.methods import Encoded
-from contaccum_lite.towers import copy_of
+from contaccum_lite.data.types import Pairs
+from contaccum_lite.data.toy import toy_pairs
+from contaccum_lite.encoders.encode import clone_encoder
 
 TIGHT = 1e-10
 SMALL = dict(
@@ -84,9 +83,12 @@ class Reference:
     def __init__(self, run):
         s = self.settings = run.settings
         self.pairs, self.run = run.pairs, run
-        self.query_tower, self.passage_tower = copy_of(run.query_tower), copy_of(run.passage_tower)
+        self.query_tower, self.passage_tower = (
+            clone_encoder(run.query_tower),
+            clone_encoder(run.passage_tower),
+        )
         for tower in (self.query_tower, self.passage_tower):
-            tower.in_place = False
+            tower.accumulate_embedding_grad = False
         self.parameters = [*self.query_tower.parameters(), *self.passage_tower.parameters()]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1.0, weight_decay=0.0)
         self.bank, self.hard_bank, self.losses = [], [], []
@@ -175,7 +177,7 @@ def test_sixty_micro_batches_equal_the_loop(method, extra):
     reference = Reference(run)
     losses, sizes, masked = [], set(), 0
     while len(losses) < 60:
-        batches = run.feed.batches(run.step_count)
+        batches = run.sampler.batches(run.step_count)
         reference.update(batches, run.step_count)
         for micro in run.micro_steps():
             losses.append(micro.loss)
@@ -237,14 +239,14 @@ def test_grad_cache_replays_dropout(toy):
         "grad_cache", tower="bert", local_batch=4, accumulation_steps=3, **{**SMALL, "updates": 50}
     )
     run = cl.Run(toy, settings)
-    assert run.learner.noisy
+    assert run.learner.has_dropout
     for step in range(3):
-        batches = run.feed.batches(step)
-        towers = [copy_of(t) for t in run.learner.towers]
+        batches = run.sampler.batches(step)
+        towers = [clone_encoder(t) for t in run.learner.towers]
         parts = []
         for k, batch in enumerate(batches):
-            with run.learner.noise(step, k):
-                parts.append(run.learner.encode(batch, *towers))
+            with run.learner.replayable_rng(step, k):
+                parts.append(run.learner.encode(batch, towers=towers))
         q, p = (
             torch.cat([getattr(part, name) for part in parts]) for name in ("queries", "passages")
         )
@@ -259,9 +261,9 @@ def test_grad_cache_replays_dropout(toy):
         assert all(abs(value - loss.item()) < TIGHT for value in found)
         for ours, whole in zip(gradients, [g.grad for t in towers for g in t.parameters()]):
             assert close(ours, whole)
-    with run.learner.noise(0, 0):
+    with run.learner.replayable_rng(0, 0):
         once = run.learner.encode(batches[0]).queries
-    with run.learner.noise(0, 1):
+    with run.learner.replayable_rng(0, 1):
         other = run.learner.encode(batches[0]).queries
     assert not close(once, other)  # the noise is real: without replay the test could not hold
 
@@ -285,14 +287,17 @@ def test_momentum_zero_is_contaccum_and_momentum_is_an_average(toy):
     run = cl.Run(toy, cl.Settings.preset("momentum", momentum=0.9, **shape, **SMALL))
     expected = [p.detach().clone() for t in run.learner.towers for p in t.parameters()]
     for _ in range(4):
-        batches = run.feed.batches(run.step_count)
-        slow = [copy_of(t) for t in run.learner.slow_towers]
+        batches = run.sampler.batches(run.step_count)
+        slow = [clone_encoder(t) for t in run.learner.extension("momentum").encoders]
         run.step()
         newest = run.passage_bank.vectors[run.passage_bank.order()][-len(batches[-1].pair_ids) :]
         assert close(newest, slow[1](batches[-1].passage_tokens).detach())
         live = [p.detach() for t in run.learner.towers for p in t.parameters()]
         expected = [0.9 * e + 0.1 * p for e, p in zip(expected, live)]
-        for e, p in zip(expected, (p for t in run.learner.slow_towers for p in t.parameters())):
+        for e, p in zip(
+            expected,
+            (p for t in run.learner.extension("momentum").encoders for p in t.parameters()),
+        ):
             assert close(e, p)
 
 
@@ -351,16 +356,16 @@ def test_columns_and_banks_with_hard_negatives(toy):
         and len(micro.row_ids) == 12
         and len(micro.column_ids) == 36
     )
-    assert len(run.learner.hard_bank) == 16
+    assert len(run.learner.banks.hard_bank) == 16
 
 
 def test_shared_tower_gets_both_sides(toy):
     shape = dict(local_batch=4, accumulation_steps=2, memory_size=8, shared=True, **SMALL)
     run = cl.Run(toy, cl.Settings.preset("contaccum", **shape))
     assert run.query_tower is run.passage_tower
-    batch = run.feed.batches(0)[0]
-    tower = copy_of(run.query_tower)
-    tower.in_place = False
+    batch = run.sampler.batches(0)[0]
+    tower = clone_encoder(run.query_tower)
+    tower.accumulate_embedding_grad = False
     loss = cl.info_nce(tower(batch.query_tokens), tower(batch.passage_tokens))
     expected = torch.autograd.grad(loss / 2, list(tower.parameters()))
     steps = run.micro_steps()
@@ -371,9 +376,9 @@ def test_shared_tower_gets_both_sides(toy):
 
 def test_in_place_lookup_equals_autograd(toy):
     run = cl.Run(toy, cl.Settings(**SMALL))
-    batch, tower = run.feed.batches(0)[0], run.query_tower
-    plain = copy_of(tower)
-    plain.in_place, tower.in_place = False, True
+    batch, tower = run.sampler.batches(0)[0], run.query_tower
+    plain = clone_encoder(tower)
+    plain.accumulate_embedding_grad, tower.accumulate_embedding_grad = False, True
     for t in (tower, plain):
         for _ in range(2):
             (t(batch.query_tokens) ** 3).sum().backward()
@@ -393,7 +398,7 @@ METHOD_AND_HARD = [
 @pytest.mark.parametrize("method, hard", METHOD_AND_HARD)
 def test_every_method_learns_the_toy(toy, method, hard):
     """From chance (20 of 640 passages) to well above it, with and without hard negatives."""
-    memory = {} if "memory_size" in cl.PRESETS[method]["fixes"] else dict(memory_size=16)
+    memory = {} if "memory_size" in cl.PRESETS[method]["fixed"] else dict(memory_size=16)
     run = cl.Run(
         toy,
         cl.Settings.preset(
@@ -413,10 +418,10 @@ def test_one_forward_per_update_is_the_same_gradient(toy, method, hard):
     fields = dict(
         method=method, local_batch=6, updates=8, hard_negatives=hard, dtype="float64", dim=16
     )
-    fields |= {} if "memory_size" in cl.PRESETS[method]["fixes"] else dict(memory_size=40)
+    fields |= {} if "memory_size" in cl.PRESETS[method]["fixed"] else dict(memory_size=40)
     fields |= dict(bank_warmup=2) if cl.Settings(method=method).cache_negatives else {}
     fields |= (
-        {} if "accumulation_steps" in cl.PRESETS[method]["fixes"] else dict(accumulation_steps=5)
+        {} if "accumulation_steps" in cl.PRESETS[method]["fixed"] else dict(accumulation_steps=5)
     )
     one, many = cl.Run(toy, **fields, one_forward=True), cl.Run(toy, **fields)
     for _ in range(8):

@@ -8,9 +8,12 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
-from contaccum_lite import Settings, cli, measure
-from contaccum_lite.settings import read
-from contaccum_lite.train import check_device
+from contaccum_lite import Settings
+from contaccum_lite.cli import commands, main, train as train_command
+from contaccum_lite.cli.config import FIELDS
+from contaccum_lite.diagnostics import measure
+from contaccum_lite.core.settings import read
+from contaccum_lite.utils.devices import check_device
 
 #: The examples share a folder, and none leaves anything there but the file that it writes anew.
 DRAWN = settings(
@@ -30,17 +33,17 @@ def command(tmp_path, monkeypatch):
         raise Read(values)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_pairs", lambda given: None)
-    monkeypatch.setattr(cli, "make_run", stop)
+    monkeypatch.setattr(train_command, "load_pairs_from", lambda args: None)
+    monkeypatch.setattr(train_command, "make_run", stop)
     monkeypatch.setattr(measure, "cap_memory", lambda size, device: measure._bytes(size))
     for name in ("evaluate", "index", "search", "ledger"):
-        monkeypatch.setattr(cli, name, stop)
+        monkeypatch.setitem(commands.COMMANDS, name, stop)
 
     def run(*words):
         out, err = io.StringIO(), io.StringIO()
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                status = cli.main(list(words))
+                status = main(list(words))
         except Read as end:
             return end.args[0][1] if words[0] == "train" else end.args[0]
         except SystemExit as end:
@@ -102,9 +105,9 @@ odd = st.recursive(
     ),
     max_leaves=8,
 )
-names = st.sampled_from(sorted(cli.FIELDS))
-one_field = names.flatmap(lambda name: st.tuples(st.just(name), in_range(cli.FIELDS[name]) | odd))
-right_field = names.flatmap(lambda name: st.tuples(st.just(name), in_range(cli.FIELDS[name])))
+names = st.sampled_from(sorted(FIELDS))
+one_field = names.flatmap(lambda name: st.tuples(st.just(name), in_range(FIELDS[name]) | odd))
+right_field = names.flatmap(lambda name: st.tuples(st.just(name), in_range(FIELDS[name])))
 
 
 def expected(fields):
@@ -112,11 +115,11 @@ def expected(fields):
     try:
         made = Settings(
             **{
-                name: read(cli.FIELDS[name], value) if isinstance(value, str) else value
+                name: read(FIELDS[name], value) if isinstance(value, str) else value
                 for name, value in fields.items()
             }
         )
-        check_device(made)
+        check_device(made.device)
         return made
     except ValueError:
         return 2

@@ -11,7 +11,7 @@ import sys
 import nbformat
 import pytest
 
-import browser
+from tools import browser
 import contaccum_lite as cl
 from test_project import ROOT
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 import contaccum_lite as cl
 import parallel_worker as worker
-from contaccum_lite import parallel
-from contaccum_lite.methods import Encoded
+from contaccum_lite.scale import processes as parallel
+from contaccum_lite.core.gradients import Embeddings
 
 pytest.importorskip("accelerate")
 single = pytest.importorskip("test_sentence_transformers")
@@ -88,7 +88,7 @@ def furthest(some, other, name):
 
 
 def test_an_epoch_of_the_worker_ends_with_one_pair():
-    sizes = cl.Run(worker.pairs(), worker.jobs()["contaccum"]).feed.sizes
+    sizes = cl.Run(worker.pairs(), worker.jobs()["contaccum"]).sampler.sizes
     assert sizes.tolist() == [8] * 6 + [1]  # of two processes, one has none; 3 updates an epoch
 
 
@@ -171,11 +171,14 @@ def test_the_mistake_costs_what_the_loss_says():
     passages = torch.nn.functional.normalize(torch.randn(8, 16, dtype=torch.float64), dim=1) * 8
     hard = torch.nn.functional.normalize(torch.randn(8, 16, dtype=torch.float64), dim=1) * 8
     parts = [
-        Encoded(passages[n : n + 4], passages[n : n + 4], hard[n : n + 4]) for n in (0, 4)
+        Embeddings(passages[n : n + 4], passages[n : n + 4], hard[n : n + 4]) for n in (0, 4)
     ]  # perfect vectors
-    assert parallel.loss_of(parts) < 1e-3 and parallel.loss_of(parts, by_kind=False) > 10
-    assert parallel.loss_of(parts[:1]) == parallel.loss_of(
-        parts[:1], by_kind=False
+    assert (
+        parallel.gathered_info_nce(parts) < 1e-3
+        and parallel.gathered_info_nce(parts, by_role=False) > 10
+    )
+    assert parallel.gathered_info_nce(parts[:1]) == parallel.gathered_info_nce(
+        parts[:1], by_role=False
     )  # on one process it is right
 
 
@@ -185,7 +188,7 @@ def test_one_process_has_no_accelerator(monkeypatch):
 
 
 class Pretended:
-    """As much of an Accelerator as `Among` looks at."""
+    """As much of an Accelerator as `ProcessGroup` looks at."""
 
     def __init__(self, kind="MULTI_CPU", device="cpu", index=0, number=2):
         from accelerate import DistributedType
@@ -209,16 +212,16 @@ def test_what_it_cannot_do_it_says(toy, pretended, says):
 
 def test_parts_are_even_and_whole(toy):
     run = cl.Run(toy, local_batch=7, accumulation_steps=1, hard_negatives=2)
-    batch = run.feed.batches(0)[0]
+    batch = run.sampler.batches(0)[0]
     parts = [
-        parallel.Among(Pretended(index=rank, number=3), run.settings).part(batch)
+        parallel.ProcessGroup(Pretended(index=rank, number=3), run.settings.device).shard(batch)
         for rank in range(3)
     ]
     assert [len(part.pair_ids) for part in parts] == [2, 2, 3]
     assert torch.equal(torch.cat([part.pair_ids for part in parts]), batch.pair_ids)
     assert torch.equal(torch.cat([part.hard_ids for part in parts]), batch.hard_ids)
     for part in parts:
-        again = run.feed.micro_batch(part.pair_ids.numpy())
+        again = run.sampler.micro_batch(part.pair_ids.numpy())
         assert torch.equal(again.hard_ids, part.hard_ids) and torch.equal(
             part.passage_tokens[:, : again.passage_tokens.shape[1]], again.passage_tokens
         )

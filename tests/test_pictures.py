@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import contaccum_lite as cl
-from contaccum_lite import stills
-from contaccum_lite.terms import TERMS
+from contaccum_lite.lab import stills
+from contaccum_lite.course.equations import TERMS
 
 
 def test_a_matrix_picture_says_its_numbers():
@@ -147,7 +147,7 @@ def test_a_term_lights_what_it_sums_over(term, bank):
     )
     assert torch.equal(torch.from_numpy(lit.copy()), expected)
     number, line = view.line()
-    import contaccum_lite.loss as loss
+    import contaccum_lite.core.loss as loss
 
     assert (
         open(loss.__file__).read().splitlines()[number - 1].strip() == line
@@ -175,14 +175,14 @@ def test_an_intervention_changes_only_what_it_says(toy):
     plain, same, without = (
         cl.Run(toy, method="pre_batch", updates=6, dim=16, memory_size=32) for _ in range(3)
     )
-    same.learner.adjust = lambda found: found
+    same.learner.gradient_hook = lambda found: found
     seen = []
 
     def take_away(found):
-        seen.append(found.d_passages.mean(0).norm().item())
-        return found._replace(d_passages=found.d_passages - found.d_passages.mean(0))
+        seen.append(found.grad_passages.mean(0).norm().item())
+        return found._replace(grad_passages=found.grad_passages - found.grad_passages.mean(0))
 
-    without.learner.adjust = take_away
+    without.learner.gradient_hook = take_away
     for run in (plain, same, without):
         list(run)
     assert (
@@ -199,13 +199,13 @@ def test_an_intervention_changes_only_what_it_says(toy):
 def test_a_towers_ending_is_kept(toy, ending, tmp_path):
     run = cl.Run(toy, ending=ending, updates=2, dim=16)
     list(run)
-    vectors = run.query_tower(run.feed.queries[np.arange(4)])
+    vectors = run.query_tower(run.sampler.queries[np.arange(4)])
     assert (vectors.norm(dim=1) - 1).abs().max() < 1e-5 if ending == "unit" else True
     run.query_tower.save_pretrained(tmp_path / "t")
     again = cl.load_tower(tmp_path / "t")
     assert torch.equal(
-        again(run.feed.queries[np.arange(4)]),
-        run.query_tower.eval()(run.feed.queries[np.arange(4)]),
+        again(run.sampler.queries[np.arange(4)]),
+        run.query_tower.eval()(run.sampler.queries[np.arange(4)]),
     )
     assert (
         math.isfinite(run.history[-1].loss)

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 import contaccum_lite as cl
-from contaccum_lite import measure, precision
-from contaccum_lite.precision import LossScale
+from contaccum_lite.diagnostics import measure
+from contaccum_lite.scale import precision
+from contaccum_lite.core.hooks import NoLossScale
+from contaccum_lite.scale.precision import LossScale
 
 ROOT = Path(__file__).parent.parent
 SMALL = dict(
@@ -72,8 +74,8 @@ def test_what_is_inside_a_tower_is_bf16_and_what_comes_out_is_not(toy):
     run, seen = cl.Run(toy, cl.Settings(tower="bert", precision="bf16", **SMALL)), set()
     layer = run.query_tower.model.encoder.layer[0].attention.self.query
     layer.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
-    vectors = run.learner.encode(run.feed.batches(0)[0])
-    assert seen == {torch.bfloat16} and {part.dtype for part in vectors.present()} == {
+    vectors = run.learner.encode(run.sampler.batches(0)[0])
+    assert seen == {torch.bfloat16} and {part.dtype for part in vectors if part is not None} == {
         torch.float32
     }
     run.evaluate()
@@ -110,6 +112,7 @@ def test_bf16_learns_resumes_and_is_taken_back(toy, tmp_path):
 
 def test_a_power_of_two_changes_no_bit(toy):
     plain, scaled = (cl.Run(toy, cl.Settings(**SMALL)) for _ in range(2))
+    scaled.learner.loss_scale = LossScale()
     scaled.learner.loss_scale.value = 2.0**10
     for _ in range(5):
         plain.step(), scaled.step()
@@ -122,14 +125,10 @@ def test_a_power_of_two_changes_no_bit(toy):
 
 @pytest.mark.parametrize("method", ["contaccum", "grad_cache"])
 def test_an_update_that_overflows_is_made_again_with_half_the_scale(toy, method):
-    fields = {k: v for k, v in SMALL.items() if k not in cl.PRESETS[method]["fixes"]}
+    fields = {k: v for k, v in SMALL.items() if k not in cl.PRESETS[method]["fixed"]}
     plain, run = (cl.Run(toy, cl.Settings.preset(method, **fields)) for _ in range(2))
-    scale = run.learner.loss_scale
-    scale.value, scale.moves, scale.patience = (
-        2.0**127,
-        True,
-        3,
-    )  # gradients times this are infinite in float32
+    scale = run.learner.loss_scale = LossScale()
+    scale.value, scale.growth_interval = 2.0**127, 3  # gradients times this are infinite in float32
     plain.step()
     while run.step_count < 1:
         run.step()
@@ -144,20 +143,22 @@ def test_an_update_that_overflows_is_made_again_with_half_the_scale(toy, method)
         torch.equal(a.vectors, b.vectors) for a, b in zip(plain.learner.banks, run.learner.banks)
     )
     scale.value = 2.0**10
-    before = scale.fine
+    before = scale.growth_tracker
     for _ in range(3 - before):
         run.step()
     assert (
-        scale.value == 2.0**11 and scale.fine == 0
+        scale.value == 2.0**11 and scale.growth_tracker == 0
     )  # after `patience` updates without overflow it doubles
 
 
-def test_the_loss_scale_is_saved(toy, tmp_path):
+def test_the_loss_scale_is_saved(toy, tmp_path, monkeypatch):
     run = cl.Run(toy, cl.Settings(**SMALL))
-    run.learner.loss_scale.value, run.learner.loss_scale.fine = 512.0, 7
+    run.learner.loss_scale = LossScale()
+    run.learner.loss_scale.value, run.learner.loss_scale.growth_tracker = 512.0, 7
     run.save(tmp_path)
+    monkeypatch.setattr(NoLossScale, "load_state", LossScale.load_state)
     again = cl.Run.load(tmp_path, toy).learner.loss_scale
-    assert (again.value, again.fine) == (512.0, 7)
+    assert (again.value, again.growth_tracker) == (512.0, 7)
     stored = json.loads((tmp_path / "run.json").read_text())
     del (
         stored["loss_scale"],
@@ -170,20 +171,21 @@ def test_the_loss_scale_is_saved(toy, tmp_path):
 
 def test_infinite_vectors_are_not_a_matter_of_scale(toy):
     run = cl.Run(toy, cl.Settings(**SMALL))
+    run.learner.loss_scale = LossScale()
     run.learner.loss_scale.value = 2.0**10
     with torch.no_grad():
         run.query_tower.norm.weight.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
         run.step()
     assert run.learner.loss_scale.value == 2.0**10
-    assert LossScale("bf16").halve() is False and LossScale("fp16").halve() is True
+    assert NoLossScale().backoff() is False and LossScale().backoff() is True
 
 
 def test_fp16_by_autocast(toy, monkeypatch):
     """The arithmetic of fp16, on the CPU's slow own, which no run is allowed to use."""
     run, plain = cl.Run(toy, cl.Settings(**SMALL)), cl.Run(toy, cl.Settings(**SMALL))
     object.__setattr__(run.settings, "precision", "fp16")
-    run.learner.loss_scale = LossScale("fp16")
+    run.learner.loss_scale = LossScale()
     found, expected = gradients(run), gradients(plain)
     scale = run.learner.loss_scale.value
     assert (
@@ -216,7 +218,7 @@ def test_fp16_trains_on_cuda(toy):
 @pytest.mark.parametrize("method", ["contaccum", "grad_cache"])
 def test_checkpointed_activations_give_the_same_gradient(toy, method):
     """With dropout, in float64: noise is drawn again as it was."""
-    fields = {k: v for k, v in SMALL.items() if k not in cl.PRESETS[method]["fixes"]}
+    fields = {k: v for k, v in SMALL.items() if k not in cl.PRESETS[method]["fixed"]}
     runs = [
         cl.Run(
             toy,
@@ -226,7 +228,7 @@ def test_checkpointed_activations_give_the_same_gradient(toy, method):
         )
         for on in (False, True)
     ]
-    assert runs[0].learner.noisy and any(
+    assert runs[0].learner.has_dropout and any(
         getattr(m, "gradient_checkpointing", False) for m in runs[1].query_tower.modules()
     )
     plain, checkpointed = (gradients(run) for run in runs)
@@ -259,7 +261,7 @@ def test_what_would_do_nothing_or_harm_is_refused(toy):
 
 
 def test_texts_of_a_micro_batch_are_padded_to_its_own_longest(toy):
-    feed = cl.Run(toy, cl.Settings(**SMALL | dict(passage_tokens=64))).feed
+    feed = cl.Run(toy, cl.Settings(**SMALL | dict(passage_tokens=64))).sampler
     for batch in (b for u in range(8) for b in feed.batches(u)):
         assert (batch.passage_tokens != 0).sum(1).max() == batch.passage_tokens.shape[1]
         assert (batch.query_tokens != 0).sum(1).max() == batch.query_tokens.shape[1]

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import contaccum_lite as cl
-from contaccum_lite import predict
-from contaccum_lite.panel import _close
+from contaccum_lite.course import predict
+from contaccum_lite.lab.widget import close_widget
 
 
 @pytest.fixture(autouse=True)
@@ -424,5 +424,5 @@ def test_two_thousand_drawn_questions_are_answered_in_sentences(monkeypatch):
         counts[ticked, question._shown] += 1
         if turn % 20 == 0:
             assert question._repr_mimebundle_()["text/plain"] == question.sentence
-        _close(question.widget)
+        close_widget(question.widget)
     assert len(counts) == 3 and min(counts.values()) > 20

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 import contaccum_lite as cl
-from contaccum_lite import formats
+from contaccum_lite.data.passages import read_passages
 
 SIGNS = "a bé😀'\"\\/[{,\t\n\r\x00\x0b\x0c\x1c\x85\u2028\u2029"
 TEXTS = st.text(SIGNS, max_size=6)
@@ -221,7 +221,7 @@ def test_dpr_is_read_as_written(tmp_path, records, escaped, indent, mark, damage
     content = mark + json.dumps(records, ensure_ascii=escaped, indent=indent) + "\n"
     path, content = written(tmp_path / "dpr.json", content.encode(), damage, packed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formats, "_CHUNK", chunk)
+        patch.setattr("contaccum_lite.data.records.CHUNK_BYTES", chunk)
         texts = read(
             path,
             lambda: [texts_of(pair) for pair in cl.load_pairs(f"dpr:{path}", test_pairs=0).train],
@@ -258,8 +258,9 @@ def tsv_rows(content):
     columns, rows = ("id", "text", "title"), []
     for line in content.split(b"\n"):
         fields = fields_of(line.decode("utf-8-sig"))
-        if sorted(fields) in (["id", "text"], ["id", "text", "title"]):
-            columns = fields
+        names = [field.strip().lower() for field in fields]  # "\rid" is a name too
+        if sorted(names) in (["id", "text"], ["id", "text", "title"]):
+            columns = names
         elif fields != [""]:
             row = dict(zip(columns, fields))
             rows.append((row["id"], row["text"], row.get("title", "")))
@@ -303,7 +304,7 @@ def test_tsv_is_read_as_written(tmp_path, rows, header, style, end, mark, wide, 
     ordered = [tuple(dict(zip(ORDERS[1], row))[name] for name in columns) for row in rows]
     content = mark + joined([header] * bool(header) + ordered, style, end)
     path, content = written(tmp_path / "corpus.tsv", content.encode(), damage, packed)
-    texts = read(path, lambda: [(p.id, p.text, p.title) for p in formats.read_passages(str(path))])
+    texts = read(path, lambda: [(p.id, p.text, p.title) for p in read_passages(str(path))])
     if damage is None and all(can_be_written(row, style) for row in ordered):
         assert texts == [row if len(columns) == 3 else (*row[:2], "") for row in rows]
     elif texts is not None:

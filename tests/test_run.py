@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import contaccum_lite as cl
-from contaccum_lite.data import toy_pairs
-from contaccum_lite.train import Feed
+from contaccum_lite.core.checkpoint import tensors_of
+from contaccum_lite.data.toy import toy_pairs
+from contaccum_lite.core.batches import BatchSampler
 
 HERE = Path(__file__).parent
 SMALL = dict(dim=16, local_batch=4, accumulation_steps=3, updates=12, warmup=3, passage_tokens=16)
@@ -30,8 +31,8 @@ def weights(run):
 
 def state(run):
     """Everything that the next step depends on."""
-    run._take_back()
-    return weights(run) | run._tensors() | {"step": torch.tensor(run.step_count)}
+    run.cancel_update()
+    return weights(run) | tensors_of(run) | {"step": torch.tensor(run.step_count)}
 
 
 def same(a, b):
@@ -39,8 +40,8 @@ def same(a, b):
 
 
 def settings(method="contaccum", **fields):
-    memory = {} if "memory_size" in cl.PRESETS[method]["fixes"] else dict(memory_size=20)
-    free = {k: v for k, v in SMALL.items() if k not in cl.PRESETS[method]["fixes"]}
+    memory = {} if "memory_size" in cl.PRESETS[method]["fixed"] else dict(memory_size=20)
+    free = {k: v for k, v in SMALL.items() if k not in cl.PRESETS[method]["fixed"]}
     return cl.Settings.preset(method, **{**free, **memory, **fields})
 
 
@@ -50,7 +51,7 @@ def settings(method="contaccum", **fields):
 def test_every_pair_once_an_epoch_and_the_same_for_every_method(toy):
     feeds = []
     for method, fields in (("contaccum", {}), ("grad_accum", {}), ("dpr", dict(local_batch=12))):
-        feed = cl.Run(toy, settings(method, **fields)).feed
+        feed = cl.Run(toy, settings(method, **fields)).sampler
         epoch = [
             torch.cat([b.pair_ids for b in feed.batches(u)]).tolist()
             for u in range(feed.updates_per_epoch)
@@ -65,7 +66,7 @@ def test_every_pair_once_an_epoch_and_the_same_for_every_method(toy):
 
 
 def test_hard_negatives_belong_to_their_pair_and_change_over_epochs(toy):
-    feed = cl.Run(toy, settings(hard_negatives=2)).feed
+    feed = cl.Run(toy, settings(hard_negatives=2)).sampler
     seen = {}
     for update in range(3 * feed.updates_per_epoch):
         for batch in feed.batches(update):
@@ -89,7 +90,7 @@ def test_pairs_without_a_hard_negative_are_dropped_and_it_is_said(jsonl):
     pairs = cl.load_pairs(f"jsonl:{jsonl(rows)}")
     without = sum(not p.hard_negatives for p in pairs.train)
     run = cl.Run(pairs, settings(hard_negatives=1, updates=2))
-    assert len(run.feed.rows) == len(pairs.train) - without > 0
+    assert len(run.sampler.rows) == len(pairs.train) - without > 0
     assert f"{without} of {len(pairs.train)} training pairs have no hard negative" in run.notes[-1]
     assert cl.Run(pairs, settings(updates=2)).notes == ()
 
@@ -174,9 +175,10 @@ def test_evaluation_touches_nothing(toy):
 def test_a_large_corpus_trains_and_ranks_the_same(toy, monkeypatch):
     """Above a size only the passages that training meets are tokenized ahead, and the corpus goes through in parts."""
     plain = cl.Run(toy, settings(hard_negatives=1))
-    monkeypatch.setattr("contaccum_lite.train._SMALL_CORPUS", 100)
+    for module in ("batches", "retriever"):
+        monkeypatch.setattr(f"contaccum_lite.core.{module}.SMALL_CORPUS", 100)
     large = cl.Run(toy, settings(hard_negatives=1))
-    assert len(large.feed.met) == 512 < len(plain.feed.met) == 640
+    assert len(large.sampler.tokenized_rows) == 512 < len(plain.sampler.tokenized_rows) == 640
     for _ in range(4):
         large.step(), plain.step()
     assert same(state(large), state(plain)) and large.evaluate() == plain.evaluate()
@@ -206,7 +208,7 @@ def test_a_stale_generator_cannot_go_on(toy):
     steps = run.micro_steps()
     next(steps)
     run.step()
-    with pytest.raises(RuntimeError, match="taken back"):
+    with pytest.raises(RuntimeError, match="undone"):
         next(steps)
     assert run.step_count == 1
 
@@ -417,4 +419,4 @@ def test_a_device_that_is_not_there(toy):
 def test_no_training_pairs(jsonl, toy):
     pairs = cl.load_pairs(f"jsonl:{jsonl([dict(query='q', passage='p')])}")
     with pytest.raises(ValueError, match="set hard_negatives=0"):
-        Feed(pairs, settings(hard_negatives=1), None)
+        BatchSampler(pairs, settings(hard_negatives=1), None)

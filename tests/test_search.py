@@ -6,16 +6,9 @@ import pytrec_eval
 from hypothesis import given, settings, strategies as st
 
 import contaccum_lite as cl
-from contaccum_lite.index import build
-from contaccum_lite.search import (
-    acts,
-    answer_measures,
-    has_answer,
-    one_line,
-    plain,
-    rank,
-    ranking_measures,
-)
+from contaccum_lite.scale.index import build
+from contaccum_lite.utils.text import acts, one_line, plain
+from contaccum_lite.core.metrics import answer_metrics, has_answer, exact_search, retrieval_metrics
 
 
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(3, 150))
@@ -30,7 +23,7 @@ def test_measures_equal_trec_eval(seed, queries, passages):
         }
         for _ in range(queries)
     ]
-    ours = ranking_measures(rows, relevant)
+    ours = retrieval_metrics(rows, relevant)
     qrels = {str(q): {str(r): g for r, g in wanted.items()} for q, wanted in enumerate(relevant)}
     found = {
         str(q): {str(r): float(1000 - place) for place, r in enumerate(ranking)}
@@ -53,7 +46,7 @@ def test_measures_equal_trec_eval(seed, queries, passages):
 
 def test_measures_by_hand():
     rows = np.array([[4, 2, 7], [1, 0, 3]])
-    measures = ranking_measures(rows, [{7: 1}, {9: 1}])
+    measures = retrieval_metrics(rows, [{7: 1}, {9: 1}])
     assert (
         measures["top@1"] == 0
         and measures["top@5"] == 0.5
@@ -64,12 +57,12 @@ def test_measures_by_hand():
 def test_rank_is_exact():
     draw = np.random.default_rng(0)
     q, p = draw.normal(size=(7, 12)), draw.normal(size=(300, 12))
-    scores, rows = rank(q, p, 20)
+    scores, rows = exact_search(q, p, 20)
     expected = np.argsort(-(q.astype("f4") @ p.astype("f4").T), axis=1)[:, :20]
     assert (rows == expected).all() and np.allclose(
         scores, np.take_along_axis(q @ p.T, expected, 1), atol=1e-4
     )
-    assert rank(q, p[:3], 20)[1].shape == (7, 3)
+    assert exact_search(q, p[:3], 20)[1].shape == (7, 3)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +86,7 @@ def test_has_answer_is_dprs(answers, text, expected):
 def test_answer_measures():
     texts = ["nothing", "the answer is blue", "red", "blue again"]
     rows = np.array([[0, 2, 1, 3], [2, 0, 1, 3]])
-    assert answer_measures(rows, [["blue"], ["red", "green"]], texts) == {
+    assert answer_metrics(rows, [["blue"], ["red", "green"]], texts.__getitem__) == {
         "answer_top@1": 0.5,
         "answer_top@5": 1.0,
         "answer_top@20": 1.0,
@@ -103,7 +96,7 @@ def test_answer_measures():
 
 def test_no_queries():
     with pytest.raises(ValueError, match="no test queries"):
-        ranking_measures(np.zeros((0, 3)), [])
+        retrieval_metrics(np.zeros((0, 3)), [])
 
 
 # --- text ---------------------------------------------------------------------------------------------------------------

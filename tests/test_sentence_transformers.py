@@ -27,10 +27,12 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
 
 import contaccum_lite as cl
-from contaccum_lite.data import Pairs
-from contaccum_lite.loss import duplicate_mask
-from contaccum_lite.sentence_transformers import ContAccumLoss
-from contaccum_lite.towers import TransformerTower, vocabulary_for
+from contaccum_lite.data.types import Pairs
+from contaccum_lite.core.loss import duplicate_mask
+from contaccum_lite.core.metrics import exact_search, retrieval_metrics
+from contaccum_lite.integrations.sentence_transformers import ContAccumLoss
+from contaccum_lite.encoders.transformer import TransformerTower
+from contaccum_lite.encoders.vocabulary import vocabulary_for
 
 TIGHT = 1e-10
 
@@ -497,7 +499,7 @@ def test_half_precision_leaves_the_banks(filled, narrow):
 
 def test_banks_that_were_loaded_come_to_the_device_of_the_vectors(filled):
     loss = copy.deepcopy(filled)
-    loss._make_room(torch.zeros(4, 3, 6, device="meta"))
+    loss._init_banks(torch.zeros(4, 3, 6, device="meta"))
     assert loss.vectors.device.type == loss.keys.device.type == "meta" and len(loss) == 6
 
 
@@ -922,7 +924,7 @@ def test_python_docs_end_to_end_reaches_what_a_run_reaches(docs, tmp_path):
     order = [
         int(row)
         for update in range(updates)
-        for batch in run.feed.batches(update)
+        for batch in run.sampler.batches(update)
         for row in batch.pair_ids
     ]
     for _ in run:
@@ -959,10 +961,8 @@ def test_python_docs_end_to_end_reaches_what_a_run_reaches(docs, tmp_path):
     passages = model.encode(
         [f"{p.title} {p.text}" for p in some.passages], convert_to_numpy=True, batch_size=256
     )
-    _, rows = cl.search.rank(queries, passages, 100)
-    found = cl.search.ranking_measures(rows, [{some.row_of[p.passage_id]: 1} for p in some.test])[
-        "top@20"
-    ]
+    _, rows = exact_search(queries, passages, 100)
+    found = retrieval_metrics(rows, [{some.row_of[p.passage_id]: 1} for p in some.test])["top@20"]
     assert wanted > start + 0.05 and abs(found - wanted) < 0.02, (start, wanted, found)
     assert len(loss) == memory
     print("top@20", start, wanted, found)

@@ -32,7 +32,7 @@ def test_presets_are_what_they_are_called():
     assert p("contaccum").passage_bank and p("contaccum").query_bank and p("contaccum").past_encoder
     assert not p("contaccum_no_past").past_encoder and not p("pre_batch_no_past").past_encoder
     assert p("contaccum_no_accum").accumulation_steps == 1 and p("momentum").momentum > 0
-    assert all(isinstance(preset["says"], str) for preset in cl.PRESETS.values())
+    assert all(isinstance(preset["description"], str) for preset in cl.PRESETS.values())
 
 
 def test_tower_brings_its_own_start():
@@ -107,7 +107,7 @@ def test_any_settings_come_back_from_their_share_line(data, method):
         meta, kind = FIELDS[name].metadata, str(FIELDS[name].type).split(" |")[0]
         if (
             name == "method"
-            or name in cl.PRESETS[method]["fixes"]
+            or name in cl.PRESETS[method]["fixed"]
             or name in ("query_bank", "passage_bank")
         ):
             continue

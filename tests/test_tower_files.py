@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
 import contaccum_lite as cl
-from contaccum_lite.towers import train_vocabulary, vocabulary_for
+from contaccum_lite.encoders.vocabulary import train_vocabulary, vocabulary_for
 
 ROOT = Path(__file__).parent.parent
 KINDS = ["bag", "bert"]
@@ -424,7 +424,7 @@ def test_no_command_runs_code_of_a_checkpoint_or_asks_on_the_standard_input(dama
         passage_tokens=8,
         query_tokens=8,
     ).save(run)
-    from contaccum_lite.index import build
+    from contaccum_lite.scale.index import build
 
     build(run, toy.passages[:9], index)
     for tower in (folder, *run.glob("*/*_tower"), index / "query_tower"):

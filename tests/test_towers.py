@@ -6,14 +6,10 @@ import pytest
 import torch
 
 import contaccum_lite as cl
-from contaccum_lite.towers import (
-    Tokens,
-    copy_of,
-    has_dropout,
-    make_towers,
-    train_vocabulary,
-    vocabulary_for,
-)
+from contaccum_lite.encoders.tokens import Tokens
+from contaccum_lite.encoders.vocabulary import train_vocabulary, vocabulary_for
+from contaccum_lite.encoders.make import make_towers
+from contaccum_lite.encoders.encode import clone_encoder, has_dropout
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +103,7 @@ def test_save_and_load_give_the_same_vectors(vocabulary, tmp_path):
         assert torch.equal(again(tokens[[0, 1]]), tower(tokens[[0, 1]]))
         assert (
             not list((tmp_path / str(n)).glob("*.bin"))
-            and again.vocabulary_key == tower.vocabulary_key
+            and again.tokenizer_hash == tower.tokenizer_hash
         )
 
 
@@ -180,7 +176,7 @@ def test_towers_of_a_run_are_separate_unless_shared(toy):
         and q.tokenizer is p.tokenizer
         and torch.equal(q.embedding.weight, p.embedding.weight)
     )
-    assert q.embedding.weight.data_ptr() != copy_of(q).embedding.weight.data_ptr()
+    assert q.embedding.weight.data_ptr() != clone_encoder(q).embedding.weight.data_ptr()
     q, p = make_towers(cl.Settings(dim=8, shared=True), toy)
     assert q is p
 

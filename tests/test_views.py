@@ -13,10 +13,12 @@ import pytest
 import torch
 
 import contaccum_lite as cl
-from contaccum_lite import curves, panel, stills, views
-from contaccum_lite.data import Pair, Pairs, Passage
-from contaccum_lite import lab as lab_module
-from contaccum_lite.lab import GHOSTS, Lab
+from contaccum_lite.utils import text as texts
+from contaccum_lite.lab import curves, matrix as views, stills, widget as panel
+from contaccum_lite.data.types import Pair, Pairs, Passage
+from contaccum_lite.lab import player
+from contaccum_lite.lab.history import GHOSTS
+from contaccum_lite.lab.lab import Lab
 
 SMALL = dict(updates=12, accumulation_steps=3, memory_size=16, dim=16, every=4)
 
@@ -204,7 +206,7 @@ def test_banks_fill_and_evict_slot_by_slot(toy):
         assert (
             np.count_nonzero(cells) == min(8 * turn, 32) == len(bank) and bytes(cells) == grid.cells
         )
-        slot = bank.next_slot
+        slot = bank.write_ptr
         assert grid.marks == [divmod(slot, grid.columns)] or grid.marks == [
             (slot // grid.columns, slot % grid.columns)
         ]
@@ -214,7 +216,7 @@ def test_banks_fill_and_evict_slot_by_slot(toy):
         ).all()  # the micro-batch just written is the brightest
     data = view.data()["query"]
     assert (
-        data["ages"] == [2 - b for b in bank._born.tolist()]
+        data["ages"] == [2 - b for b in bank.written_at.tolist()]
         and data["ids"] == lab.training.query_bank.ids.tolist()
     )
     assert (
@@ -380,7 +382,7 @@ def test_every_slider_reads_its_bounds_from_settings(lab):
 
 
 def test_a_refused_value_is_said_and_the_control_goes_back(lab):
-    lab.views._set("memory_size", -5)
+    lab.views.panel.set("memory_size", -5)
     assert (
         "memory_size is -5" in lab.message
         and lab.views.controls["memory_size"].value == 16 == lab.memory_size
@@ -422,7 +424,7 @@ def test_dragging_controls_while_it_plays_leaves_all_consistent(toy):
             )
             if turn % 10 == 0:
                 await asyncio.sleep(0)
-        while lab._under_way:
+        while lab.mid_update:
             await asyncio.sleep(0)
         lab.pause()
         for name in view.controls:
@@ -440,10 +442,10 @@ def test_dragging_controls_while_it_plays_leaves_all_consistent(toy):
 
 
 def test_a_page_that_does_not_answer_gets_no_more_frames(toy, monkeypatch):
-    monkeypatch.setattr(panel, "FRAMES", 1e9)
-    monkeypatch.setattr(panel, "SHARE", 0)
-    monkeypatch.setattr(lab_module, "PASSES", 1)
-    monkeypatch.setattr(lab_module, "BREATH", 0)
+    monkeypatch.setattr(panel, "MAX_FPS", 1e9)
+    monkeypatch.setattr(panel, "TRAIN_TO_DRAW_RATIO", 0)
+    monkeypatch.setattr(player, "EVENT_LOOP_YIELDS", 1)
+    monkeypatch.setattr(player, "YIELD_INTERVAL_S", 0)
 
     async def main():
         lab = Lab(toy, **{**SMALL, "updates": 100})
@@ -548,7 +550,7 @@ def hostile():
 
 def test_hostile_text_is_text(hostile):
     for text in HOSTILE:
-        shown = views.plain_text(text)
+        shown = texts.plain_text(text)
         assert (
             not re.search(r"<(?!/?em)", shown)
             and "$" not in shown
@@ -556,7 +558,7 @@ def test_hostile_text_is_text(hostile):
             and "\x00" not in shown
             and len(shown) < 600
         )
-    assert "(100,000 characters)" in views.plain_text("a" * 100_000)
+    assert "(100,000 characters)" in texts.plain_text("a" * 100_000)
     lab = Lab(hostile, local_batch=2, accumulation_steps=2, memory_size=4, updates=3, dim=8)
     lab.run(2)
     box = cl.SearchBox(lab, "<script>alert(2)</script>")
@@ -629,7 +631,7 @@ def test_half_a_character_can_be_drawn(text, lab):
             *(value for value in picture.widget.get_state().values() if isinstance(value, str))
         )
     assert sendable(
-        views.plain_text(text), cl.Card(Pair("a", text, text, text))._repr_mimebundle_()
+        texts.plain_text(text), cl.Card(Pair("a", text, text, text))._repr_mimebundle_()
     )
 
 
@@ -741,7 +743,7 @@ def test_one_update_of_the_figure_is_on_its_way(lab, monkeypatch):
 
 
 def test_of_more_cells_than_a_canvas_has_room_for_the_strongest_are_sent(monkeypatch, toy):
-    from contaccum_lite.grid import Grid, strongest
+    from contaccum_lite.lab.grid import Grid, strongest
 
     values = torch.zeros(1032, 1031)
     values[5, 7], values[4, 6], values[700, 900], values[1031, 1030] = 1.0, -0.5, -2.0, 0.5
@@ -786,11 +788,11 @@ def test_words_of_the_banks_keep_up_at_full_speed(toy):
         expected = view.banks.one("query")
         with lab.hold_trait_notifications():
             lab.playing = True
-            view.frames, view._due, view._words_due = frames, 0.0, 0.0
+            view.frames, view._next_frame, view._next_text = frames, 0.0, 0.0
             for grid in view.banks.grids.values():
                 grid.sentence = "old"
             view.matrix.grid.beaten = view.matrix.grid.beat
-            view._frame()
+            view._on_tick()
             lab.playing = False
         assert view.banks.grids["query"].sentence == expected, frames
     lab.close()

@@ -1,0 +1,197 @@
+"""InfoNCE over a batch and its banks, with gradients derived by hand.
+
+Rows of the similarity matrix are [local queries ; query bank]. Columns are [local passages ;
+passage bank ; local hard negatives ; banked hard negatives]. Row i's positive is column i.
+
+One idea carries the whole library. Whatever the method, with grad_scores = ∂loss/∂scores:
+
+    ∂loss/∂rows    = grad_scores @ columns / τ          (equation 8)
+    ∂loss/∂columns = grad_scores.T @ rows / τ           (equation 9)
+
+So a method is only what stands in the rows and columns of its matrix. Nothing here knows encoders.
+
+Reading path 2 of 9. Before: minimal.py. After: core/bank.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from contaccum_lite.core.shapes import checked_mask, num_vectors, rows_and_columns
+
+
+class LossAndGradients(NamedTuple):
+    """The loss of one similarity matrix, and its gradients with respect to the local vectors."""
+
+    loss: Tensor  # ()
+    grad_queries: Tensor  # (N_local, d): equation 8
+    grad_passages: Tensor  # (N_local, d): equation 9
+    grad_hard_negatives: Tensor | None  # (N_hard, d): equation 9 without its positive term
+    scores: Tensor | None  # (rows, columns), masked entries at -inf
+    grad_scores: Tensor | None  # (rows, columns): ∂loss/∂scores = (softmax - identity) / rows
+    matrix: Callable | None = None  # makes (scores, grad_scores) later, where they were not made
+
+    @property
+    def gradients(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Gradients with respect to the local queries, passages and hard negatives."""
+        return self.grad_queries, self.grad_passages, self.grad_hard_negatives
+
+
+def similarity_matrix(
+    queries,
+    passages,
+    query_bank=None,
+    passage_bank=None,
+    hard_negatives=None,
+    *,
+    bank_hard_negatives=None,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Scores q·p/τ of every query with every passage: raw dot products, no softmax in it.
+
+    Args:
+        queries: (N_local, d). passages: (N_local, d).
+        query_bank, passage_bank, bank_hard_negatives: a `MemoryBank`, an (N, d) tensor or None.
+        hard_negatives: (N_hard, d) or None.
+        temperature: τ, above 0.
+
+    Returns (N_local + N_q, N_local + N_p (+ hard negatives)). Raises `ValueError` for what does not
+    fit. Equation 7, read as the paper's code does; notebook 01.
+    """
+    rows, columns = rows_and_columns(
+        queries,
+        passages,
+        query_bank,
+        passage_bank,
+        hard_negatives,
+        bank_hard_negatives,
+        temperature,
+    )
+    return rows @ columns.T / temperature
+
+
+def info_nce(
+    queries,
+    passages,
+    query_bank=None,
+    passage_bank=None,
+    hard_negatives=None,
+    temperature: float = 1.0,
+    *,
+    bank_hard_negatives=None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The mean over all rows, local and memory, of -log softmax at the row's positive.
+
+    Arguments as in `similarity_matrix`; mask (rows, columns) is True where an entry is left out.
+    Returns a scalar that autograd works through. Raises `ValueError` for shapes that do not fit.
+    Equations 1, 4 and 7; notebook 01.
+    """
+    scores = similarity_matrix(
+        queries,
+        passages,
+        query_bank,
+        passage_bank,
+        hard_negatives,
+        bank_hard_negatives=bank_hard_negatives,
+        temperature=temperature,
+    )
+    if mask is not None:
+        scores = scores.masked_fill(checked_mask(mask, scores), -torch.inf)
+    positives = torch.arange(len(scores), device=scores.device)
+    return torch.nn.functional.cross_entropy(scores, positives)
+
+
+def info_nce_gradients(*args, **kwargs) -> tuple[Tensor, ...]:
+    """(grad_queries, grad_passages) of `info_nce` by equations 8 and 9, without autograd.
+
+    Same arguments as `info_nce`. Each gradient has the shape of what it belongs to; with hard
+    negatives there is a third. Notebook 04.
+    """
+    gradients = info_nce_with_gradients(*args, **kwargs).gradients
+    return tuple(gradient for gradient in gradients if gradient is not None)
+
+
+@torch.no_grad()
+def info_nce_with_gradients(
+    queries,
+    passages,
+    query_bank=None,
+    passage_bank=None,
+    hard_negatives=None,
+    temperature: float = 1.0,
+    *,
+    bank_hard_negatives=None,
+    mask: Tensor | None = None,
+) -> LossAndGradients:
+    """Loss and gradients of `info_nce` in one pass: what every training method calls.
+
+    With S the row-wise softmax and n the number of rows:
+        ∂loss/∂q_l = -(p_l - Σ_j S_lj p_j) / nτ     over all columns j      (equation 8)
+        ∂loss/∂p_l = -(q_l - Σ_i S_il q_i) / nτ     over all rows i         (equation 9)
+    """
+    rows, columns = rows_and_columns(
+        queries,
+        passages,
+        query_bank,
+        passage_bank,
+        hard_negatives,
+        bank_hard_negatives,
+        temperature,
+    )
+    scores = rows @ columns.T / temperature
+    if mask is not None:
+        scores.masked_fill_(checked_mask(mask, scores), -torch.inf)
+    loss, grad_scores = softmax_loss(scores)
+
+    num_local = len(queries)
+    first_hard = num_local + num_vectors(passage_bank)
+    hard = slice(first_hard, first_hard + num_vectors(hard_negatives))
+    return LossAndGradients(
+        loss,
+        grad_scores[:num_local] @ columns / temperature,
+        grad_scores[:, :num_local].T @ rows / temperature,
+        None if hard_negatives is None else grad_scores[:, hard].T @ rows / temperature,
+        scores,
+        grad_scores,
+    )
+
+
+def softmax_loss(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean of -log softmax at each row's positive, its gradient with respect to the scores).
+
+    scores: (rows, columns), positives on the diagonal. The gradient is (softmax - identity) / rows.
+    """
+    highest = scores.amax(dim=1, keepdim=True)
+    softmax = (scores - highest).exp_()
+    total = softmax.sum(dim=1, keepdim=True)
+    loss = (total.log() + highest).squeeze(1).sub_(scores.diagonal()).mean()
+    softmax /= total
+    grad_scores = softmax
+    grad_scores.diagonal().sub_(1)  # each row's positive pulls
+    grad_scores /= len(scores)  # the mean over all rows, memory rows too
+    return loss, grad_scores
+
+
+def duplicate_mask(query_keys: Tensor, passage_keys: Tensor, rows: int) -> Tensor | None:
+    """True where column j is row i's own stale self or a copy of its passage.
+
+    query_keys, passage_keys: (columns,) numbers that are equal where two columns belong to the same
+    query or hold the same text; a hard negative's query key is -1. rows: how many of the columns'
+    queries are rows. Returns (rows, columns), or None where nothing is masked. Row i's positive,
+    column i, stays.
+    """
+    if not (_has_repeats(query_keys[query_keys >= 0]) or _has_repeats(passage_keys)):
+        return None
+    mask = passage_keys[:rows, None] == passage_keys
+    mask |= query_keys[:rows, None] == query_keys
+    mask.fill_diagonal_(False)
+    return mask
+
+
+def _has_repeats(keys: Tensor) -> bool:
+    return len(set(keys.tolist())) < len(keys)  # faster than sorting, up to some thousands

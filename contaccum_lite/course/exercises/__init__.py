@@ -1,0 +1,14 @@
+"""The exercises of the notebooks by name, one file a notebook."""
+
+from contaccum_lite.course.exercise import Exercise
+from contaccum_lite.course.exercises import nb01, nb02, nb03, nb04, nb07, nb08, nb09
+
+EXERCISES: dict[str, Exercise] = {
+    **nb01.EXERCISES,
+    **nb02.EXERCISES,
+    **nb03.EXERCISES,
+    **nb04.EXERCISES,
+    **nb07.EXERCISES,
+    **nb08.EXERCISES,
+    **nb09.EXERCISES,
+}

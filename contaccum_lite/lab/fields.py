@@ -1,0 +1,41 @@
+"""The settings as a lab knows them: which can change, which can be hidden, their names."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from contaccum_lite.core.presets import PRESETS
+from contaccum_lite.core.settings import Settings
+
+FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+LIVE_FIELDS = ("learning_rate", "memory_size")  # a run under way can take these
+FIELDS_THAT_SET_DEFAULTS = ("method", "tower", "dim")  # other fields' defaults depend on these
+SLIDERS = tuple(name for name, field in FIELDS.items() if field.metadata["slider"])
+BUTTONS = ("micro", "update", "stop", "reset", "race")  # without Play, which always stays
+VIEWS = ("matrix", "banks", "curves", "search")
+#: What a teacher can leave out of a lab: its settings' controls, its buttons and its views.
+HIDEABLE = ("method", *SLIDERS, "pace", *BUTTONS, "kind", *VIEWS, "line")
+NAMES = {method: preset["name"] for method, preset in PRESETS.items()}
+
+
+def validate_hidden(names) -> tuple[str, ...]:
+    """Return one name or several as a tuple.
+
+    Raises `ValueError` for a name that is not in `HIDEABLE`.
+    """
+    names = (names,) if isinstance(names, str) else tuple(names)
+    if unknown := [name for name in names if name not in HIDEABLE]:
+        raise ValueError(f"hide has {unknown[0]!r}: what can be left out is {', '.join(HIDEABLE)}.")
+    return names
+
+
+def symbol(name: str) -> str:
+    """A setting as pictures name it: the paper's symbol, or its name."""
+    return FIELDS[name].metadata["symbol"] or name.replace("_", " ")
+
+
+def format_value(name: str, value) -> str:
+    """A setting's value as pictures write it."""
+    if name == "method":
+        return NAMES[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)

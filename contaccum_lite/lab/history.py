@@ -1,0 +1,146 @@
+"""Runs as a lab remembers them: their curves, their names, and what can be said of them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from statistics import median
+from urllib.parse import parse_qsl
+
+from contaccum_lite.core.presets import PRESETS
+from contaccum_lite.core.run import Run
+from contaccum_lite.lab.fields import FIELDS, NAMES, format_value, symbol
+from contaccum_lite.lab.share_line import Change
+from contaccum_lite.utils.text import one_line
+
+GHOSTS = 6  # earlier runs that a lab remembers
+#: Settings that change the time and nothing else: no name says them.
+_UNNAMED = ("method", "one_forward", "similarity")
+
+
+class Track:
+    """A run as curves show it.
+
+    `top20` has (update, Top@20) pairs, `changes` the sliders that moved while it ran, `seconds` the
+    time spent in training, without evaluation and drawing.
+    """
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.start = run.settings
+        self.top20: list[tuple[int, float]] = []
+        self.changes: list[Change] = []
+        self.seconds = 0.0
+
+    def change(self, name: str, value) -> None:
+        """Change the run, and remember it; what raises changes nothing."""
+        self.run.change(**{name: value})
+        self.record_change(name, value)
+
+    def record_change(self, name: str, value) -> None:
+        """Remember a change. Of several at rest, the last is enough.
+
+        Of the banks' sizes also the smallest, which forgot the most.
+        """
+        step = self.run.step_count
+        earlier = [change for change in self.changes if change[:2] == (step, name)]
+        self.changes = [change for change in self.changes if change not in earlier]
+        if name == "memory_size" and earlier:
+            smallest = min(change.value for change in earlier)
+            if smallest < value:
+                self.changes.append(Change(step, name, smallest))
+        self.changes.append(Change(step, name, value))
+
+    @property
+    def negatives(self) -> int:
+        """The most negatives that a query had."""
+        return max((update.negatives for update in self.run.history), default=0)
+
+    @property
+    def middle_ratio(self) -> float:
+        """The median gradient-norm ratio of the middle third of its updates."""
+        history = self.run.history
+        third = len(history) // 3
+        ratios = [update.grad_norm_ratio for update in history[third : len(history) - third]]
+        return median(ratios or [float("nan")])
+
+
+def names(tracks: list[Track]) -> list[str]:
+    """A name for each run: its method, then each setting that not all have in common."""
+    lines = [dict(parse_qsl(track.start.share())) for track in tracks]
+    differing = []
+    for name in FIELDS:
+        values = {line.get(name) for line in lines}
+        if len(values) > 1 and name not in _UNNAMED:
+            differing.append(name)
+    labels = [_label(track, differing) for track in tracks]
+    total, so_far = Counter(labels), Counter()
+    numbered = []
+    for label in labels:
+        so_far[label] += 1
+        numbered.append(label if total[label] == 1 else f"{label} ({so_far[label]})")
+    return numbered
+
+
+def _label(track: Track, differing: list[str]) -> str:
+    settings = track.start
+    items = [NAMES[settings.method]]
+    for name in differing:
+        if name not in PRESETS[settings.method]["fixed"]:
+            items.append(f"{symbol(name)} {format_value(name, getattr(settings, name))}")
+    for step, name, value in track.changes[-2:]:
+        items.append(f"from update {step + 1} {symbol(name)} {format_value(name, value)}")
+    return ", ".join(items)
+
+
+def cell(text: str) -> str:
+    """Text for a cell of a Markdown table: what would be markup is written as its number."""
+    # An underscore within a word, as in N_memory, is no markup.
+    marks = r"[\\`*<>&|\[\]$~]|(?<![^\W_])_|_(?![^\W_])"
+    return re.sub(marks, lambda mark: f"&#{ord(mark[0])};", one_line(text))
+
+
+def table(tracks: list[tuple[str, Track]]) -> str:
+    """Named runs as a Markdown table, made from their numbers."""
+    rows = [
+        "| run | updates | pairs in memory at once | negatives per query | Top@20 "
+        "| gradient-norm ratio, middle | seconds of training |",
+        "|---" * 7 + "|",
+    ]
+    for name, track in tracks:
+        run = track.run
+        score = f"{track.top20[-1][1]:.1%}" if track.top20 else "not yet"
+        rows.append(
+            f"| {cell(name)} | {run.step_count} | {run.settings.local_batch} | {track.negatives} "
+            f"| {score} | {track.middle_ratio:.1f} | {track.seconds:.1f} |"
+        )
+    return "\n".join(rows)
+
+
+def what_we_saw(tracks: list[tuple[str, Track]]) -> str:
+    """The lessons of a race as Markdown, each with its number.
+
+    Raises `ValueError` before `race()`.
+    """
+    by_method = {}
+    for _, track in tracks:
+        if track.top20 and track.run.history:
+            by_method[track.run.settings.method] = track
+    if not {"dpr", "grad_accum", "pre_batch", "contaccum"} <= set(by_method):
+        raise ValueError(
+            f"the lab has run {', '.join(by_method) or 'nothing'}: call lab.race() first, "
+            "which runs all four methods."
+        )
+    score = {method: f"{track.top20[-1][1]:.1%}" for method, track in by_method.items()}
+    contaccum, pre_batch = by_method["contaccum"], by_method["pre_batch"]
+    return (
+        "- **Accumulation lost negatives.** GradAccum saw the same pairs as DPR in the same "
+        f"order, with {by_method['grad_accum'].negatives} negatives per query in place of "
+        f"{by_method['dpr'].negatives}: Top@20 {score['grad_accum']} against {score['dpr']}.\n"
+        f"- **A dual bank gave them back.** ContAccum had {contaccum.negatives} negatives with "
+        f"{contaccum.run.settings.local_batch} pairs in memory: {score['contaccum']}.\n"
+        "- **A passage bank alone went wrong.** Pre-batch has the same negatives: "
+        f"{score['pre_batch']}. Its passage tower's gradient was {pre_batch.middle_ratio:.0f} "
+        "times the query tower's in the middle of training; ContAccum's was "
+        f"{contaccum.middle_ratio:.1f} times."
+    )

@@ -1,0 +1,20 @@
+"""Which optional features a new run gets, in this order: imported with the package."""
+
+from __future__ import annotations
+
+from contaccum_lite.core.trainer import EXTENSIONS, Trainer
+from contaccum_lite.scale.incremental_softmax import attach_incremental_softmax
+from contaccum_lite.scale.precision import configure_precision
+from contaccum_lite.scale.processes import ProcessGroup
+from contaccum_lite.staleness.bank_corrector import attach_bank_corrector
+from contaccum_lite.staleness.momentum import attach_momentum_encoders
+from contaccum_lite.staleness.passage_cache import attach_cache
+
+Trainer.process_group_type = ProcessGroup
+EXTENSIONS[:] = [
+    configure_precision,
+    attach_cache,
+    attach_bank_corrector,
+    attach_momentum_encoders,
+    attach_incremental_softmax,
+]
