@@ -1,6 +1,5 @@
 """Every method against its reference, in float64."""
 
-
 import pytest
 import torch
 
