@@ -293,7 +293,7 @@ def test_sizes():
 CAPPED = """
 import numpy as np, torch
 torch.set_num_threads(1)
-from contaccum_lite import measure
+from contaccum_lite.diagnostics import measure
 try:
     measure.cap_memory("1MB")
 except ValueError as error:
