@@ -25,7 +25,7 @@ from contaccum_lite.scale import incremental_softmax as incremental
 from contaccum_lite.core import loss
 from contaccum_lite.core.grad_cache import compute_gradients
 from contaccum_lite.diagnostics import measure
-from contaccum_lite.encoders.tokens import vocabulary_for
+from contaccum_lite.encoders.vocabulary import vocabulary_for
 
 from contaccum_lite.evidence.records import COST, read_records, write_records
 from tools.cost import TABLES, WAYS, tables
