@@ -1,25 +1,32 @@
-"""The softmax over batch and banks without the bank × bank block: the same loss and gradients as `loss.contrast`.
+"""The softmax over batch and banks without the bank × bank block.
 
-Vectors in a bank do not change while they are there, so neither do the scores among them. All that a banked row needs of
-them is one number: the log-sum-exp of its scores over the columns that are in the bank now. Per micro-batch, O(N·d) for the
-scores of the B local vectors with the bank instead of O(N²·d) for all of them:
+Loss and gradients are those of the full similarity matrix (`core/loss.py`).
+
+Vectors in a bank do not change while they are there, so neither do the scores among them. All that
+a banked row needs of them is one number: the log-sum-exp of its scores over the columns that are in
+the bank now. Per micro-batch, O(N·d) for the scores of the B local vectors with the bank instead of
+O(N²·d) for all of them:
 
     local row      all its scores: they are new
-    banked row i   logaddexp(what the bank gives it, its scores with the local columns), minus its positive's score
+    banked row i   logaddexp(what the bank gives it, its scores with the local columns), minus its
+                   positive's score
 
-What the bank gives row i is again two numbers, because columns leave the bank from the old end and come in at the new one:
+What the bank gives row i is again two numbers, because columns leave the bank from the old end and
+come in at the new one:
 
-    older[t, i]    over the columns that came with row i or before it and are still there at micro-batch t: written once, for
-                   all t that row i will live to see, as sums from the new end (nothing is ever subtracted)
+    older[t, i]    over the columns that came with row i or before it and are still there at
+                   micro-batch t: written once, for all t that row i will live to see, as sums from
+                   the new end (nothing is ever subtracted)
     newer[i]       over the columns that have come since: each micro-batch adds its own
 
-Both are filled from scores that the loss has made anyway. The table has N rows' worth of N / B micro-batches: 4·N²/B bytes in
-float32. Notebook 08 derives it in four pictures.
+Both are filled from scores that the loss has computed anyway. The table has N rows' worth of N / B
+micro-batches: 4·N²/B bytes in float32. Notebook 08 derives it in four pictures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +36,9 @@ from contaccum_lite.core.bank import MemoryBank
 from contaccum_lite.core.gradients import Embeddings
 from contaccum_lite.core.hooks import Extension
 from contaccum_lite.core.loss import LossAndGradients
-from contaccum_lite.core.shapes import check_temperature, check_vectors
+from contaccum_lite.core.shapes import check_temperature, check_vectors, num_vectors
+
+_REFILL_ROWS = 1024  # banked rows compared at a time where the table is filled from the banks
 
 
 def attach_incremental_softmax(run) -> None:
@@ -124,13 +133,56 @@ class IncrementalLoss(Extension):
         self.table.load_state_dict(state)
 
 
-class IncrementalSoftmax:
-    """Loss and gradients of a micro-batch against its banks, at a price that grows with N_memory and not with its square.
+class _Masks(NamedTuple):
+    """Scores to leave out, because the two vectors are copies; None where there are none."""
 
-    query_bank, passage_bank, hard_bank: filled in step by their owner, who calls `contrast`, then `enter`, then writes the banks,
-    then `settle`. A passage bank alone (pre-batch) needs no table: its rows are local. keys: (of each training pair's query, of
-    its passage, of each passage), by which duplicates are known, as in `loss.duplicate_mask`; None masks nothing. Banks that were
-    changed by anyone else (resized, loaded, restored) are noticed, and the table is made anew from them by one full product.
+    passages: Tensor | None = None  # (B, B + N): of the local queries with all passages
+    hard: Tensor | None = None  # (B, hard + banked hard): with all hard negatives
+    banked_rows: Tensor | None = None  # (hard, N): of local hard negatives with the banked queries
+
+
+class _BankedRows(NamedTuple):
+    """What the local columns give to the rows of the query bank."""
+
+    loss: Tensor  # (): the sum over the rows
+    softmax: Tensor  # (B + hard, N): a banked row to a column
+    entering: Tensor  # (N,): log-sum-exp over the columns that will enter the banks
+
+
+class _Compared(NamedTuple):
+    """A micro-batch as `contrast` compared it, for `enter`."""
+
+    scores: Tensor  # (B, all columns)
+    local_batch: int
+    banked_queries: int
+    banked_passages: int
+    hard: int
+    entering: Tensor | None  # as in `_BankedRows`
+
+
+class _Snapshot(NamedTuple):
+    """What `restore` takes back."""
+
+    current: bool  # whether the table fitted the banks
+    clock: int
+    position: int
+    sizes: Sequence[int]
+    newer: Tensor
+    positives: Tensor
+    slices: list[tuple[slice, Tensor]]  # of `older`, where rows will be written
+
+
+class IncrementalSoftmax:
+    """Loss and gradients of a micro-batch against its banks.
+
+    The cost grows with N_memory and not with its square.
+
+    query_bank, passage_bank, hard_bank: filled in step by their owner, who calls `contrast`, then
+    `enter`, then writes the banks, then `settle`. A passage bank alone (pre-batch) needs no table:
+    its rows are local. keys: (of each training pair's query, of its passage, of each passage), by
+    which duplicates are known, as in `loss.duplicate_mask`; None masks nothing. Banks that were
+    changed by anyone else (resized, loaded, restored) are noticed, and the table is filled from
+    them again by one full product.
     """
 
     def __init__(
@@ -146,23 +198,27 @@ class IncrementalSoftmax:
         self.query_bank, self.passage_bank, self.hard_bank = query_bank, passage_bank, hard_bank
         self.temperature, self.keys = temperature, keys
         self._joint = joint_keys(*keys[:2]) if keys is not None else None
-        self._joint_count = (
-            0 if self._joint is None or not len(self._joint) else int(self._joint.max()) + 1
-        )
-        self._sizes, self._place = (
-            np.array([1]),
-            0,
-        )  # the micro-batches of an epoch, and how many of them are done
+        self._joint_count = 0
+        if self._joint is not None and len(self._joint):
+            self._joint_count = int(self._joint.max()) + 1
+        self._sizes = np.array([1])  # the micro-batches of an epoch
+        self._position = 0  # how many of them are done
         self._written = None  # pairs written before each of them, over epochs
+        self._gone = None  # for each of them, when all that the bank holds at it has left
+        self._size_changes = None  # how often the size has changed up to each
+        self._slices = 0  # slices of `older`
         self._size = None  # the size of the bank that this is for
-        self._versions, self._seen = None, None
+        self._versions = None  # of the banks that the table fits; None where it fits none
+        self._compared = None
         self.clock = 0  # micro-batches, modulo the slices of `older`
-        like = dict(dtype=query_bank.vectors.dtype, device=query_bank.vectors.device)
-        self.older, self.newer, self.positives = (
-            torch.empty(1, 0, **like),
-            torch.empty(0, **like),
-            torch.empty(0, **like),
-        )
+        like = self._like(query_bank.vectors)
+        self.older = torch.empty(1, 0, **like)
+        self.newer = torch.empty(0, **like)
+        self.positives = torch.empty(0, **like)
+
+    @staticmethod
+    def _like(tensor: Tensor) -> dict:
+        return {"dtype": tensor.dtype, "device": tensor.device}
 
     @property
     def bytes(self) -> int:
@@ -170,22 +226,23 @@ class IncrementalSoftmax:
         return sum(t.numel() * t.element_size() for t in (self.older, self.newer, self.positives))
 
     def expect(self, sizes: Sequence[int], place: int = 0) -> None:
-        """Say how large the micro-batches of an epoch are, and how many of them are done: when each column will leave."""
-        if (
-            place != self._place
-            or sizes is not self._sizes
-            and not np.array_equal(sizes, self._sizes)
-        ):
+        """Say how large the micro-batches of an epoch are, and how many of them are done.
+
+        From these the table knows when each column will leave.
+        """
+        same_sizes = sizes is self._sizes or np.array_equal(sizes, self._sizes)
+        if place != self._position or not same_sizes:
             if np.ndim(sizes) != 1 or not 0 <= place < len(sizes) or np.min(sizes) < 1:
                 raise ValueError(
                     f"expect got sizes {np.asarray(sizes)!s} and place {place}: "
                     "expected the pairs of each micro-batch of an epoch, 1 or more, "
                     "and a place among them."
                 )
-            self._sizes, self._place, self._written, self._versions = sizes, place, None, None
+            self._position = place
+            self._written, self._versions = None, None
         self._sizes = sizes
 
-    # --- loss and gradients --------------------------------------------------------------------------------------------
+    # --- loss and gradients ----------------------------------------------------------------------
 
     @torch.no_grad()
     def contrast(
@@ -196,52 +253,56 @@ class IncrementalSoftmax:
         pair_ids: Tensor | None = None,
         hard_ids: Tensor | None = None,
     ) -> LossAndGradients:
-        """As `loss.contrast` of these (B, d) vectors with the banks as they stand; `scores` and `weights` are not made."""
-        if self.keys is not None and (pair_ids is None or hard is not None and hard_ids is None):
-            raise ValueError(
-                "keys were given, by which duplicates are masked, but not whose vectors these are: give pair_ids (B,), and hard_ids where there "
-                "are hard negatives; or make it without keys."
-            )
+        """Loss and gradients of these (B, d) vectors with the banks as they are.
+
+        As `loss.info_nce_with_gradients`; `scores` and `grad_scores` are not computed.
+        """
+        self._check_keys(hard, pair_ids, hard_ids)
         self._check(queries, passages, hard, pair_ids, hard_ids)
-        hard_ids = torch.zeros(0, dtype=torch.int64) if hard_ids is None else hard_ids
         self._catch_up()
-        b, h = len(queries), 0 if hard is None else len(hard)
-        bank_q, bank_p = self.query_bank.vectors, self.passage_bank.vectors
-        bank_h = self.hard_bank.vectors
-        columns = [passages, bank_p, *([hard] if h else []), *([bank_h] if len(bank_h) else [])]
-        same, same_hard = self._masks(pair_ids, hard_ids) if self.keys is not None else (None, None)
+        columns = self._columns(passages, hard)
+        masks = self._masks(pair_ids, hard_ids)
+        num_hard = num_vectors(hard)
 
-        scores, loss, weights = self._local_rows(queries, columns, same, same_hard)
-        pieces = weights.split([len(part) for part in columns], 1)
-        d_queries = pieces[0] @ passages
-        for piece, part in zip(pieces[1:], columns[1:]):
-            d_queries.addmm_(piece, part)
-        d_passages = pieces[0].T @ queries
-        d_hard = pieces[2].T @ queries if h else None
+        scores, loss, weights = self._local_rows(queries, columns, masks)
+        gradients = _local_row_gradients(weights, queries, columns, num_hard)
+        entering = None
+        if len(self.query_bank):
+            local_columns = torch.cat([passages, hard]) if num_hard else passages
+            banked_rows = self._banked_rows(local_columns, len(queries), masks)
+            loss = loss + banked_rows.loss
+            self._add_banked_row_gradients(gradients, banked_rows.softmax)
+            entering = banked_rows.entering
 
-        gained = None
-        if len(bank_q):
-            same_back = self._same_back(hard_ids) if same_hard is not None and h else None
-            more, softmax, gained = self._banked_rows(
-                torch.cat([passages, hard]) if h else passages,
-                b,
-                None if same is None else same[:, b:],
-                same_back,
-            )
-            loss = loss + more
-            d_passages.addmm_(softmax[:b], bank_q)
-            d_hard = d_hard.addmm_(softmax[b:], bank_q) if h else None
-        self._seen = scores, b, len(bank_q), len(bank_p), h, gained
-        rows = b + len(bank_q)
+        banked_queries, banked_passages = len(self.query_bank), len(self.passage_bank)
+        self._compared = _Compared(
+            scores, len(queries), banked_queries, banked_passages, num_hard, entering
+        )
+        rows = len(queries) + banked_queries
+        for gradient in gradients:
+            gradient.mul_(1 / (rows * self.temperature))
+        grad_queries, grad_passages, *grad_hard = gradients
         return LossAndGradients(
             loss / rows,
-            *(
-                None if d is None else d.mul_(1 / (rows * self.temperature))
-                for d in (d_queries, d_passages, d_hard)
-            ),
+            grad_queries,
+            grad_passages,
+            grad_hard[0] if grad_hard else None,
             None,
             None,
         )
+
+    def _check_keys(
+        self, hard: Tensor | None, pair_ids: Tensor | None, hard_ids: Tensor | None
+    ) -> None:
+        """Refuse vectors whose pairs are not named where duplicates are masked."""
+        if self.keys is None:
+            return
+        if pair_ids is None or (hard is not None and hard_ids is None):
+            raise ValueError(
+                "keys were given, by which duplicates are masked, but not whose vectors these "
+                "are: give pair_ids (B,), and hard_ids where there are hard negatives; or make "
+                "it without keys."
+            )
 
     def _check(
         self,
@@ -255,23 +316,24 @@ class IncrementalSoftmax:
         check_vectors({"queries": queries, "passages": passages}, self.passage_bank.dim)
         if hard is not None:
             check_vectors({"hard": hard}, self.passage_bank.dim)
-        count, hard_count = len(queries), 0 if hard is None else len(hard)
+        count, hard_count = len(queries), num_vectors(hard)
         if count != len(passages) or not count:
             raise ValueError(
                 f"{count} queries and {len(passages)} passages: expected one passage "
                 "per query, and at least one."
             )
-        self._check_kept(count, hard_count)
+        self._check_counts(count, hard_count)
         _check_ids("pair_ids", pair_ids, count)
         _check_ids("hard_ids", hard_ids, hard_count)
 
-    def _check_kept(self, count: int, hard_count: int) -> None:
+    def _check_counts(self, count: int, hard_count: int) -> None:
         """Refuse what the banks cannot take in, and banks that are not filled in step."""
-        kept = self.hard_bank.size // max(1, self.passage_bank.size)
-        if kept and hard_count != kept * count:
+        hard_per_passage = self.hard_bank.size // max(1, self.passage_bank.size)
+        if hard_per_passage and hard_count != hard_per_passage * count:
             raise ValueError(
                 f"{hard_count} hard negatives for {count} queries: expected "
-                f"{kept * count}, for the bank keeps {kept} with each passage."
+                f"{hard_per_passage * count}, for the bank keeps {hard_per_passage} with each "
+                "passage."
             )
         past_queries, past_passages = len(self.query_bank), len(self.passage_bank)
         if past_queries not in (0, past_passages):
@@ -280,286 +342,312 @@ class IncrementalSoftmax:
                 f"{past_passages}: write both in step, or clear the query bank."
             )
 
+    def _columns(self, passages: Tensor, hard: Tensor | None) -> list[Tensor]:
+        """Local and banked passages, then the hard negatives where there are any."""
+        columns = [passages, self.passage_bank.vectors]
+        for hard_negatives in (hard, self.hard_bank.vectors):
+            if num_vectors(hard_negatives):
+                columns.append(hard_negatives)
+        return columns
+
     def _local_rows(
-        self, queries: Tensor, columns: list[Tensor], same: Tensor | None, same_hard: Tensor | None
+        self, queries: Tensor, columns: list[Tensor], masks: _Masks
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores of the local rows with all columns, the sum of their losses, and their softmax less 1 at the positive."""
+        """The local rows' scores with all columns, the sum of their losses, and ∂loss/∂scores."""
         queries = queries / self.temperature
-        scores = torch.cat([queries @ part.T for part in columns], 1)  # (B, all columns)
+        scores = torch.cat([queries @ vectors.T for vectors in columns], 1)  # (B, all columns)
         passages = len(columns[0]) + len(columns[1])
-        if same is not None:
-            scores[:, :passages].masked_fill_(same, -torch.inf)
-        if same_hard is not None:
-            scores[:, passages:].masked_fill_(same_hard, -torch.inf)
+        if masks.passages is not None:
+            scores[:, :passages].masked_fill_(masks.passages, -torch.inf)
+        if masks.hard is not None:
+            scores[:, passages:].masked_fill_(masks.hard, -torch.inf)
         highest = scores.amax(1, keepdim=True)
         weights = (scores - highest).exp_()
         total = weights.sum(1, keepdim=True)
         losses = (total.log() + highest).squeeze(1).sub_(scores.diagonal())
         weights /= total
-        weights.diagonal().sub_(1)
+        weights.diagonal().sub_(1)  # softmax less 1 at the positive
         return scores, losses.sum(), weights
 
-    def _banked_rows(
-        self, local: Tensor, b: int, same: Tensor | None, same_hard: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The sum of the banked rows' losses, their softmax at the local columns, and what those columns add to `newer`.
-
-        local: the B passages and after them their hard negatives; the softmax is (B + hard, N), a banked row to a column.
-        """
+    def _banked_rows(self, local_columns: Tensor, local_batch: int, masks: _Masks) -> _BankedRows:
+        """The banked rows with the local columns: the passages, then their hard negatives."""
         rows = len(self.query_bank)
-        scores = (local / self.temperature) @ self.query_bank.vectors.T
-        if same is not None:
-            scores[:b].masked_fill_(same, -torch.inf)
-        if same_hard is not None:
-            scores[b:].masked_fill_(same_hard, -torch.inf)
-        kept_apart = len(local) > b and not len(
-            self.hard_bank
-        )  # hard negatives that no bank will keep
-        passages = scores[:b].logsumexp(0) if kept_apart else None
-        top = scores.amax(0).clamp_(
-            min=torch.finfo(scores.dtype).min
-        )  # all of a row's may be left out
-        softmax = scores.sub_(top).exp_()
-        gained = softmax.sum(0).log_().add_(top)  # log-sum-exp over the local columns
-        lse = torch.logaddexp(
-            gained, torch.logaddexp(self.newer[:rows], self.older[self.clock, :rows])
-        )
-        softmax *= (top - lse).exp_()
-        return (lse - self.positives[:rows]).sum(), softmax, passages if kept_apart else gained
+        scores = (local_columns / self.temperature) @ self.query_bank.vectors.T
+        if masks.passages is not None:
+            scores[:local_batch].masked_fill_(masks.passages[:, local_batch:], -torch.inf)
+        if masks.banked_rows is not None:
+            scores[local_batch:].masked_fill_(masks.banked_rows, -torch.inf)
+        only_passages_enter = len(local_columns) > local_batch and not len(self.hard_bank)
+        entering = scores[:local_batch].logsumexp(0) if only_passages_enter else None
+        lowest = torch.finfo(scores.dtype).min  # where a row's scores are all left out
+        highest = scores.amax(0).clamp_(min=lowest)
+        softmax = scores.sub_(highest).exp_()
+        local = softmax.sum(0).log_().add_(highest)  # log-sum-exp over the local columns
+        banked = torch.logaddexp(self.newer[:rows], self.older[self.clock, :rows])
+        total = torch.logaddexp(local, banked)
+        softmax *= (highest - total).exp_()
+        loss = (total - self.positives[:rows]).sum()
+        return _BankedRows(loss, softmax, local if entering is None else entering)
 
-    def _masks(self, pair_ids: Tensor, hard_ids: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Where the local pairs meet their own stale selves or copies of their passages: in the (B, B + N) passages, in the hard ones."""
-        same = same_hard = None
+    def _add_banked_row_gradients(self, gradients: list[Tensor], softmax: Tensor) -> None:
+        """Add what the banked rows give to the passages, and to the hard negatives if any."""
+        _, grad_passages, *grad_hard = gradients
+        local_batch = len(grad_passages)
+        grad_passages.addmm_(softmax[:local_batch], self.query_bank.vectors)
+        if grad_hard:
+            grad_hard[0].addmm_(softmax[local_batch:], self.query_bank.vectors)
+
+    # --- duplicates ------------------------------------------------------------------------------
+
+    def _masks(self, pair_ids: Tensor | None, hard_ids: Tensor | None) -> _Masks:
+        """Where the local pairs meet their own stale selves, or copies of their passages."""
+        if self.keys is None:
+            return _Masks()
+        if hard_ids is None:
+            hard_ids = torch.zeros(0, dtype=torch.int64)
+        _, passage_keys, text_keys = self.keys
         device = self.newer.device
-        if not self._all_alone(pair_ids):
-            same = self._same(pair_ids, torch.cat([pair_ids, self.passage_bank.ids]))
-            same.fill_diagonal_(False)
+        passages = hard = banked_rows = None
+        if not self._all_distinct(pair_ids):
+            passages = self._same_pair(pair_ids, torch.cat([pair_ids, self.passage_bank.ids]))
+            passages = passages.fill_diagonal_(False).to(device)
         if len(hard_ids) or len(self.hard_bank):
-            same_hard = (
-                self.keys[1][pair_ids][:, None]
-                == self.keys[2][torch.cat([hard_ids, self.hard_bank.ids])]
-            )
-        return (same.to(device) if same is not None else None), (
-            same_hard.to(device) if same_hard is not None else None
-        )
+            all_hard = torch.cat([hard_ids, self.hard_bank.ids])
+            hard = passage_keys[pair_ids][:, None] == text_keys[all_hard]
+            hard = hard.to(device)
+        if len(hard_ids) and len(self.query_bank):
+            banked_rows = text_keys[hard_ids][:, None] == passage_keys[self.query_bank.ids]
+            banked_rows = banked_rows.to(device)
+        return _Masks(passages, hard, banked_rows)
 
-    def _all_alone(self, pair_ids: Tensor) -> bool:
-        """Whether no local pair shares its query or passage with another one, local or banked; seldom not, and quick to see."""
+    def _all_distinct(self, pair_ids: Tensor) -> bool:
+        """Whether no local pair shares its query or passage with another one, local or banked.
+
+        Nearly always so, and quick to see.
+        """
         if self._joint is None:
             return False
         keys = self._joint.numpy()
-        held = np.zeros(self._joint_count, dtype=bool)
-        held[keys[self.passage_bank.ids.numpy()]] = True
-        mine = keys[pair_ids.numpy()]
-        return not held[mine].any() and len(set(mine.tolist())) == len(mine)
+        is_banked = np.zeros(self._joint_count, dtype=bool)
+        is_banked[keys[self.passage_bank.ids.numpy()]] = True
+        local = keys[pair_ids.numpy()]
+        return not is_banked[local].any() and len(set(local.tolist())) == len(local)
 
-    def _same(self, some: Tensor, others: Tensor) -> Tensor:
-        """(some, others): whether two pairs share their query or their passage."""
+    def _same_pair(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """(rows, columns): whether two pairs share their query or their passage."""
         if self._joint is not None:
-            return self._joint[some][:, None] == self._joint[others]
-        return torch.logical_or(*(keys[some][:, None] == keys[others] for keys in self.keys[:2]))
+            return self._joint[rows][:, None] == self._joint[columns]
+        query_keys, passage_keys, _ = self.keys
+        same_query = query_keys[rows][:, None] == query_keys[columns]
+        return torch.logical_or(same_query, passage_keys[rows][:, None] == passage_keys[columns])
 
-    def _same_back(self, hard_ids: Tensor) -> Tensor:
-        """(hard, N): where a local hard negative is a copy of a banked row's own passage."""
-        _, passage_keys, text_keys = self.keys
-        return (text_keys[hard_ids][:, None] == passage_keys[self.query_bank.ids]).to(
-            self.newer.device
-        )
-
-    # --- the table -----------------------------------------------------------------------------------------------------
+    # --- the table -------------------------------------------------------------------------------
 
     @torch.no_grad()
     def enter(self) -> None:
-        """Take the micro-batch of the last `contrast` into the table; before it goes into the banks."""
-        if self._seen is None:
+        """Take the last `contrast`'s micro-batch into the table, before it enters the banks."""
+        if self._compared is None:
             raise RuntimeError(
-                "enter() takes in the micro-batch of the last contrast(), and there is none: call contrast first, and enter once after it."
+                "enter() takes in the micro-batch of the last contrast(), and there is none: "
+                "call contrast first, and enter once after it."
             )
-        (scores, b, rows, n, h, gained), self._seen = self._seen, None
-        size = self.passage_bank.size
-        if not self.query_bank.size or rows != n:  # no banked rows, or none any more
-            return
-        if b != self._sizes[self._place]:
-            self.expect(np.array([b]))
-        self._place = (self._place + 1) % len(self._sizes)
-        if self._versions is None and n:
-            return  # another rhythm than the table was made for: made anew next time
-        new = min(b, size)
+        batch, self._compared = self._compared, None
+        if not self.query_bank.size or batch.banked_queries != batch.banked_passages:
+            return  # no banked rows, or none any more
+        if batch.local_batch != self._sizes[self._position]:
+            self.expect(np.array([batch.local_batch]))
+        self._position = (self._position + 1) % len(self._sizes)
+        if self._versions is None and batch.banked_passages:
+            return  # the table is for micro-batches of other sizes: filled again next time
         self._make_room()
-        if gained is not None:
-            torch.logaddexp(self.newer[:n], gained, out=self.newer[:n])
-        old = scores[:, b : b + n]
-        own = scores[:, :b]
-        if (
-            self.hard_bank.size
-        ):  # a pair's column and those of its hard negatives come and go together
-            old = _together(old, scores[:, b + n + h :])
-            own = _together(own, scores[:, b + n : b + n + h])
-        first = self.passage_bank.write_ptr if n == size else 0
-        stay = min(n + new, size) - new
-        in_order = torch.cat([old[:, first:], old[:, :first]], 1)[:, n - stay :]
-        self.clock = (self.clock + 1) % len(self.older)
-        self._fill(
-            self.passage_bank.write_ptr, torch.cat([in_order, own[:, b - new :]], 1)[b - new :]
-        )
-        for slots, part in _ring(self.passage_bank.write_ptr, new, size):
-            self.newer[slots] = -torch.inf
-            self.positives[slots] = scores.diagonal()[b - new :][part]
+        self._write_batch(batch)
         self._versions = ()
 
+    def _write_batch(self, batch: _Compared) -> None:
+        """Add the new columns to the rows that are there, and write the new rows."""
+        slot, size = self.passage_bank.write_ptr, self.passage_bank.size
+        b, n = batch.local_batch, batch.banked_passages
+        new = min(b, size)
+        if batch.entering is not None:
+            torch.logaddexp(self.newer[:n], batch.entering, out=self.newer[:n])
+        banked, local = self._pair_scores(batch)
+        first = slot if n == size else 0
+        stay = min(n + new, size) - new
+        oldest_first = torch.cat([banked[:, first:], banked[:, :first]], 1)[:, n - stay :]
+        self.clock = (self.clock + 1) % len(self.older)
+        self._fill(slot, torch.cat([oldest_first, local[:, b - new :]], 1)[b - new :])
+        positives = batch.scores.diagonal()[b - new :]
+        for slots, rows in _ring(slot, new, size):
+            self.newer[slots] = -torch.inf
+            self.positives[slots] = positives[rows]
+
+    def _pair_scores(self, batch: _Compared) -> tuple[Tensor, Tensor]:
+        """Scores with the banked and with the local pairs' columns.
+
+        A pair's column and those of its hard negatives come and go together.
+        """
+        b, n, hard = batch.local_batch, batch.banked_passages, batch.hard
+        banked, local = batch.scores[:, b : b + n], batch.scores[:, :b]
+        if self.hard_bank.size:
+            banked = _with_hard_negatives(banked, batch.scores[:, b + n + hard :])
+            local = _with_hard_negatives(local, batch.scores[:, b + n : b + n + hard])
+        return banked, local
+
     def settle(self) -> None:
-        """The banks have been written as `enter` was told: what they hold is what the table holds."""
+        """The banks have been written as `enter` was told: they hold what the table holds."""
         if self._versions is not None:
             self._versions = self._now()
 
     def _cuts(self, count: int) -> np.ndarray:
-        """How many of the `count` oldest columns will have left at each micro-batch from the present one on, until all have."""
-        ahead = self._schedule()[self._place : self._gone[self._place]]
+        """How many of the `count` oldest columns will have left at each micro-batch from now on.
+
+        Until all have left.
+        """
+        ahead = self._schedule()[self._position : self._gone[self._position]]
         return np.maximum(0, ahead + (count - self.passage_bank.size - ahead[0]))
 
     def _even_steps(self) -> int:
-        """In how many micro-batches all that is in a full bank will have left, if they are equal and end with it; otherwise 0."""
-        written, place = self._schedule(), self._place
-        steps, size = self._gone[place] - place, self.older.shape[1]
-        even = written[place + 1] - written[place]
-        return (
-            int(steps)
-            if steps * even == size and self._unlike[place] == self._unlike[place + steps - 1]
-            else 0
-        )
+        """In how many micro-batches all that a full bank holds will have left.
+
+        0 where they are not equal, or do not end with it.
+        """
+        written, position = self._schedule(), self._position
+        steps, size = self._gone[position] - position, self.older.shape[1]
+        even = written[position + 1] - written[position]
+        changes = self._size_changes
+        if steps * even == size and changes[position] == changes[position + steps - 1]:
+            return int(steps)
+        return 0
 
     def _now(self) -> tuple:
-        """What is different when anything has been written, cleared, restored, resized or loaded."""
+        """What is different once a bank has been written, cleared, restored, resized or loaded."""
         banks = self.query_bank, self.passage_bank, self.hard_bank
         return tuple((bank.version, len(bank)) for bank in banks)
 
     def _schedule(self) -> np.ndarray:
-        """Pairs written before each micro-batch, from the start of an epoch until the bank has been filled anew after its end."""
-        size, places = self.passage_bank.size, len(self._sizes)
+        """Pairs written before each micro-batch, from the start of an epoch.
+
+        As far as the bank has been filled with new pairs after the epoch's end.
+        """
+        size, steps = self.passage_bank.size, len(self._sizes)
         if self._written is None or self._size != size:
             epochs = 1 + -(-size // int(np.sum(self._sizes))) + 1
             self._written = np.concatenate([[0], np.cumsum(np.tile(self._sizes, epochs))])
-            self._gone = np.searchsorted(
-                self._written, self._written[:places] + size
-            )  # when all that is there now has left
-            self._unlike = np.cumsum(
-                np.diff(np.diff(self._written), prepend=self._written[1]) != 0
-            )  # changes of size up to each
-            self._slices = int((self._gone - np.arange(places)).max()) + 1
+            self._gone = np.searchsorted(self._written, self._written[:steps] + size)
+            sizes = np.diff(self._written)
+            self._size_changes = np.cumsum(np.diff(sizes, prepend=self._written[1]) != 0)
+            self._slices = int((self._gone - np.arange(steps)).max()) + 1
             self._size = size  # the last, for memory may run out before
         return self._written
 
     def _make_room(self) -> None:
-        """A table of this bank's size, with a slice for each micro-batch that a row can live to see."""
+        """A table of this bank's size: a slice for each micro-batch that a row can live to see."""
         self._schedule()
         slices, size = self._slices, self.passage_bank.size
         if self.older.shape != (slices, size):
-            like = dict(dtype=self.older.dtype, device=self.older.device)
+            like = self._like(self.older)
             # All three are there before one is replaced: memory may run out on the way.
             older = torch.full((slices, size), -torch.inf, **like)
             newer, positives = torch.full((size,), -torch.inf, **like), torch.zeros(size, **like)
             self.older, self.newer, self.positives, self.clock = older, newer, positives, 0
 
     def _fill(self, slot: int, scores: Tensor) -> None:
-        """Write `older` of the rows from this slot on, whose scores with all columns, the oldest first, are given: (rows, columns)."""
+        """Write `older` of the rows from this slot on.
+
+        scores: (rows, columns), of these rows with all columns, the oldest first.
+        """
+        blocks = self._leaving_together(scores)
+        sums = (
+            blocks.logsumexp(2).flip(1).logcumsumexp(1).flip(1).T
+        )  # (micro-batches to come, rows)
+        for times, steps in _ring(self.clock, len(sums), len(self.older)):
+            for slots, rows in _ring(slot, len(scores), self.older.shape[1]):
+                self.older[times, slots] = sums[steps, rows]
+
+    def _leaving_together(self, scores: Tensor) -> Tensor:
+        """(rows, micro-batches, columns that leave between one micro-batch and the next)."""
         rows, count = scores.shape
         steps = self._even_steps() if count == self.older.shape[1] else 0
-        if steps:  # columns leave in equal parts
-            parts = scores.reshape(rows, steps, -1)
-        else:
-            cuts = self._cuts(count)
-            ends = np.append(
-                cuts[1:], count
-            )  # columns from `cuts` to `ends` leave between one micro-batch and the next
-            places = cuts[:, None] + np.arange((ends - cuts).max())
-            places[places >= ends[:, None]] = count  # a column of nothing
-            parts = torch.nn.functional.pad(scores, (0, 1), value=-torch.inf)[
-                :, torch.from_numpy(places).to(scores.device)
-            ]
-        sums = parts.logsumexp(2).flip(1).logcumsumexp(1).flip(1).T  # (micro-batches to come, rows)
-        for time, then in _ring(self.clock, len(sums), len(self.older)):
-            for slots, part in _ring(slot, rows, self.older.shape[1]):
-                self.older[time, slots] = sums[then, part]
+        if steps:
+            return scores.reshape(rows, steps, -1)
+        starts = self._cuts(count)
+        ends = np.append(starts[1:], count)
+        columns = starts[:, None] + np.arange((ends - starts).max())
+        columns[columns >= ends[:, None]] = count  # a column of nothing
+        padded = torch.nn.functional.pad(scores, (0, 1), value=-torch.inf)
+        return padded[:, torch.from_numpy(columns).to(scores.device)]
 
     def _catch_up(self) -> None:
-        """Make the table anew where the banks are not as it left them."""
+        """Fill the table again where the banks are not as it left them."""
         versions = self._now()
         if versions == self._versions or not self.query_bank.size:
             return
-        self._versions = None  # until the table is whole: memory may run out on the way
+        self._versions = None  # until the table is complete: memory may run out on the way
         self._make_room()
         self.clock = 0
         self.newer.fill_(-torch.inf)
-        rows, size = len(self.query_bank), self.passage_bank.size
+        rows = len(self.query_bank)
         order = self.query_bank.order()
-        for start in range(0, rows, 1024):
-            mine = order[start : start + 1024]
-            scores = (
-                self.query_bank.vectors[mine] / self.temperature
-            ) @ self.passage_bank.vectors.T
-            self.positives[mine] = scores[torch.arange(len(mine)), mine]
-            hard = (self.query_bank.vectors[mine] / self.temperature) @ self.hard_bank.vectors.T
-            if self.keys is not None:
-                ids = self.passage_bank.ids
-                same = self._same(ids[mine], ids)
-                same[torch.arange(len(mine)), mine] = False
-                scores.masked_fill_(same.to(scores.device), -torch.inf)
-                hard.masked_fill_(
-                    (self.keys[1][ids[mine]][:, None] == self.keys[2][self.hard_bank.ids]).to(
-                        hard.device
-                    ),
-                    -torch.inf,
-                )
-            scores = _together(scores, hard) if len(self.hard_bank) else scores
-            self._fill((self.query_bank.write_ptr - rows + start) % size, scores[:, order])
+        oldest = self.query_bank.write_ptr - rows
+        for start in range(0, rows, _REFILL_ROWS):
+            scores = self._refill_scores(order[start : start + _REFILL_ROWS])
+            self._fill((oldest + start) % self.passage_bank.size, scores[:, order])
         self._versions = versions
 
-    # --- taking back, saving -------------------------------------------------------------------------------------------
+    def _refill_scores(self, rows: Tensor) -> Tensor:
+        """Scores of these banked rows with all banked pairs' columns; `positives` is written."""
+        queries = self.query_bank.vectors[rows] / self.temperature
+        scores = queries @ self.passage_bank.vectors.T
+        diagonal = torch.arange(len(rows)), rows
+        self.positives[rows] = scores[diagonal]
+        hard = queries @ self.hard_bank.vectors.T
+        if self.keys is not None:
+            _, passage_keys, text_keys = self.keys
+            ids = self.passage_bank.ids
+            same = self._same_pair(ids[rows], ids)
+            same[diagonal] = False
+            scores.masked_fill_(same.to(scores.device), -torch.inf)
+            same_hard = passage_keys[ids[rows]][:, None] == text_keys[self.hard_bank.ids]
+            hard.masked_fill_(same_hard.to(hard.device), -torch.inf)
+        return _with_hard_negatives(scores, hard) if len(self.hard_bank) else scores
 
-    def snapshot(self, count: int) -> tuple:
+    # --- taking back, saving ---------------------------------------------------------------------
+
+    def snapshot(self, count: int) -> _Snapshot:
         """What `restore` needs to take back the entering of up to `count` pairs in all."""
         current = self._versions is not None and self._versions == self._now()
-        slots = (
-            [
-                slots
-                for slots, _ in _ring(
-                    self.passage_bank.write_ptr,
-                    min(count, self.passage_bank.size),
-                    self.passage_bank.size,
-                )
-            ]
-            if current
-            else []
-        )
-        return (
+        slices = []
+        if current:
+            bank = self.passage_bank
+            for slots, _ in _ring(bank.write_ptr, min(count, bank.size), bank.size):
+                slices.append((slots, self.older[:, slots].clone()))
+        return _Snapshot(
             current,
             self.clock,
-            self._place,
+            self._position,
             self._sizes,
             self.newer.clone(),
             self.positives.clone(),
-            [(s, self.older[:, s].clone()) for s in slots],
+            slices,
         )
 
-    def restore(self, snapshot: tuple) -> None:
-        """Be again as at the mark; after the banks are."""
-        current, self.clock, self._place, sizes, newer, positives, slices = snapshot
-        if sizes is not self._sizes:  # another rhythm was met on the way
-            self._sizes, self._written = sizes, None
-        fits = (
-            current
-            and newer.shape == self.newer.shape
-            and all(part.shape[0] == len(self.older) for _, part in slices)
-        )
+    def restore(self, snapshot: _Snapshot) -> None:
+        """Return to the snapshot; the banks are restored before."""
+        self.clock, self._position = snapshot.clock, snapshot.position
+        if snapshot.sizes is not self._sizes:  # micro-batches of other sizes came on the way
+            self._sizes, self._written = snapshot.sizes, None
+        slices = snapshot.slices
+        same_shape = snapshot.newer.shape == self.newer.shape
+        same_steps = all(len(older) == len(self.older) for _, older in slices)
         self._versions = None
-        if fits:
-            self.newer, self.positives = newer, positives
-            for slots, part in slices:
-                self.older[:, slots] = part
+        if snapshot.current and same_shape and same_steps:
+            self.newer, self.positives = snapshot.newer, snapshot.positives
+            for slots, older in slices:
+                self.older[:, slots] = older
             self._versions = self._now()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All of it as tensors; empty where it would be made anew from the banks anyway."""
+        """All of it as tensors; empty where it would be filled from the banks anyway."""
         if self._versions != self._now() or not self.query_bank.size:
             return {}
         return {
@@ -568,22 +656,36 @@ class IncrementalSoftmax:
             "positives": self.positives,
             "clock": torch.tensor(self.clock),
             "sizes": torch.from_numpy(np.asarray(self._sizes)),
-            "place": torch.tensor(self._place),
+            "place": torch.tensor(self._position),
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Be as the table that gave this state; after the banks are."""
+        """Continue as the table that gave this state; the banks are loaded before."""
         if not state:
             return
         self.older, self.newer, self.positives = (
             state[name].to(self.older).clone() for name in ("older", "newer", "positives")
         )
-        self.clock, self._place, self._sizes = (
-            int(state["clock"]),
-            int(state["place"]),
-            state["sizes"].cpu().numpy(),
-        )
+        self.clock, self._position = int(state["clock"]), int(state["place"])
+        self._sizes = state["sizes"].cpu().numpy()
         self._written, self._versions = None, self._now()
+
+
+def _local_row_gradients(
+    weights: Tensor, queries: Tensor, columns: list[Tensor], num_hard: int
+) -> list[Tensor]:
+    """What the local rows give to the queries, the passages, and the hard negatives if any.
+
+    weights: ∂loss/∂scores. columns: passages, banked passages, then the hard negatives.
+    """
+    blocks = weights.split([len(vectors) for vectors in columns], 1)
+    grad_queries = blocks[0] @ columns[0]
+    for block, vectors in zip(blocks[1:], columns[1:]):
+        grad_queries.addmm_(block, vectors)
+    gradients = [grad_queries, blocks[0].T @ queries]
+    if num_hard:
+        gradients.append(blocks[2].T @ queries)
+    return gradients
 
 
 def _check_banks(query_bank: MemoryBank, passage_bank: MemoryBank, hard_bank: MemoryBank) -> None:
@@ -604,10 +706,11 @@ def _check_ids(name: str, ids: Tensor | None, count: int) -> None:
 
 
 def joint_keys(query_keys: Tensor, passage_keys: Tensor) -> Tensor | None:
-    """One number per pair that is equal just where two pairs share their query or their passage; None where no such number exists.
+    """One number per pair, equal just where two pairs share their query or their passage.
 
-    Pairs join queries to passages. Where every one of these joints has an end that no other joint has (so that no chain is
-    longer than two), those that share an end share one end, and its number will do.
+    None where no such number exists. Pairs join queries to passages. Where every one of these
+    joints has an end that no other joint has (so that no chain is longer than two), those that
+    share an end share one end, and its number will do.
     """
     joints = torch.stack([query_keys, passage_keys]).unique(dim=1)
     of_query, of_passage = (
@@ -618,14 +721,20 @@ def joint_keys(query_keys: Tensor, passage_keys: Tensor) -> Tensor | None:
     return torch.where(of_passage[passage_keys] > 1, passage_keys, query_keys + len(of_passage))
 
 
-def _together(scores: Tensor, hard: Tensor) -> Tensor:
-    """Log-sum-exp of each pair's column and its hard negatives' columns: (rows, n), (rows, n·h) -> (rows, n)."""
+def _with_hard_negatives(scores: Tensor, hard: Tensor) -> Tensor:
+    """Log-sum-exp of each pair's column and its hard negatives' columns.
+
+    (rows, n), (rows, n·h) -> (rows, n).
+    """
     each = hard.shape[1] // max(1, scores.shape[1])
     return torch.cat([scores[:, :, None], hard.reshape(*scores.shape, each)], 2).logsumexp(2)
 
 
 def _ring(start: int, count: int, size: int) -> Iterator[tuple[slice, slice]]:
-    """`count` places of a ring from `start` on, as one slice or two, with the slices of what goes there."""
+    """`count` slots of a ring from `start` on, as one slice or two.
+
+    Each comes with the slice of what goes there.
+    """
     first = min(count, size - start)
     yield slice(start, start + first), slice(0, first)
     if count > first:
