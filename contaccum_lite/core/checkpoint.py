@@ -61,7 +61,7 @@ _BANK_NAMES = {
 }
 
 
-# --- writing ----------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 def save(run, folder: str | Path) -> None:
@@ -75,7 +75,8 @@ def save(run, folder: str | Path) -> None:
     with alone_in(folder):
         if (folder / "run.json").exists() and not _run_json(folder):
             raise ValueError(
-                f"{folder / 'run.json'} is not a run's: save into another folder, or move that file."
+                f"{folder / 'run.json'} is not a run's: save into another folder, "
+                "or move that file."
             )
         state = folder / f"update-{run.step_count:06d}-{secrets.token_hex(4)}"
         try:
@@ -132,7 +133,7 @@ def _fingerprint_of_texts(pairs, settings: Settings) -> str | None:
     return pairs.hard_negatives_fingerprint if settings.hard_negatives else None
 
 
-# --- tensors ----------------------------------------------------------------------------------------
+# --- tensors --------------------------------------------------------------------------------------
 
 
 def tensors_of(run) -> dict[str, torch.Tensor]:
@@ -187,7 +188,7 @@ def _present_name(name: str, run) -> str:
     return name
 
 
-# --- reading ----------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 def load(folder: str | Path, pairs, make_run: Callable):
@@ -216,15 +217,15 @@ def _check_pairs(folder, record: dict, pairs, settings: Settings) -> None:
         trained = one_line(f"{record['pairs']}, {record['fingerprint']}")
         other = one_line(f"{pairs.name}, {pairs.fingerprint}")
         raise ValueError(
-            f"{folder} was trained on other pairs ({trained}) than the ones given ({other}): give the "
-            "same data; python-docs changes with the installed packages."
+            f"{folder} was trained on other pairs ({trained}) than the ones given ({other}): "
+            "give the same data; python-docs changes with the installed packages."
         )
-    seen = _fingerprint_of_texts(pairs, settings)
-    if record.get("texts") not in (None, seen):  # older versions saved none
+    fingerprint = _fingerprint_of_texts(pairs, settings)
+    if record.get("texts") not in (None, fingerprint):  # older versions saved none
         texts = "passages" if settings.cache_negatives else "hard negatives"
         raise ValueError(
-            f"{folder} was trained on {one_line(pairs.name)} with other texts of its {texts} than it "
-            "has now: give the same data."
+            f"{folder} was trained on {one_line(pairs.name)} with other texts of its {texts} than "
+            "it has now: give the same data."
         )
 
 
@@ -353,7 +354,7 @@ def _run_json(folder: Path) -> dict:
     return record if isinstance(record, dict) and {"format", "state"} <= record.keys() else {}
 
 
-# --- what else is in a folder -----------------------------------------------------------------------
+# --- what else is in a folder ---------------------------------------------------------------------
 
 _WRITES = ("log.jsonl", "tensorboard")  # settings.yaml is read: the command line compares it
 
@@ -361,8 +362,8 @@ _WRITES = ("log.jsonl", "tensorboard")  # settings.yaml is read: the command lin
 def other_files(folder: Path, resumes: bool) -> list[str]:
     """Names in the folder that training would overwrite, or that no run wrote.
 
-    resumes: the folder holds a run. What else is in there is then left alone, and only the names that
-    training writes are looked at.
+    resumes: the folder holds a run. What else is in there is then left alone, and only the names
+    that training writes are looked at.
     """
     if not folder.is_dir():
         return []

@@ -26,7 +26,9 @@ class MethodDefault:
 
 
 def setting(default, help, low=None, high=None, symbol=None, slider=None, choices=None):
-    """A field of `Settings`. With a `MethodDefault` it is None until the method or the tower fill it in.
+    """A field of `Settings`.
+
+    With a `MethodDefault` it is None until the method or the tower fill it in.
 
     help: what it is for. low, high: what is allowed. choices: all that is allowed. symbol: the
     paper's. slider: what can be chosen by hand in a lab, a range or a tuple; without it, no slider.
@@ -54,7 +56,10 @@ def is_optional(field) -> bool:
 
 
 def checked(field, value):
-    """The value in its field's type and range, or a `ValueError`: what was given, what is allowed."""
+    """The value in its field's type and range.
+
+    Raises `ValueError`: what was given, what is allowed.
+    """
     wanted, choices = type_name(field), field.metadata["choices"]
     if value is None and is_optional(field):
         return None
@@ -86,7 +91,10 @@ def range_of(field) -> str:
 
 
 def read(field, text: str):
-    """A value of the field's type from text. Raises `ValueError`: what was given, what is allowed."""
+    """A value of the field's type from text.
+
+    Raises `ValueError`: what was given, what is allowed.
+    """
     wanted = type_name(field)
     if is_optional(field) and text in ("None", "none", ""):
         return None

@@ -1,8 +1,8 @@
 """The other ways to an update's gradient: GradCache, and all micro-batches in one forward pass.
 
 GradCache (Gao et al., 2021) gives the exact gradient of the big batch with the graph of one
-micro-batch in memory at a time. It encodes everything twice, and in between contrasts all vectors at
-once.
+micro-batch in memory at a time. It encodes everything twice, and in between contrasts all vectors
+at once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def compute_gradients(
     return accumulate_gradients(learner, batches, step)
 
 
-# --- GradCache, in its three phases -----------------------------------------------------------------
+# --- GradCache, in its three phases ---------------------------------------------------------------
 
 
 def grad_cache(learner: Learner, batches: list[MicroBatch], step: int) -> Iterator[MicroStep]:
@@ -53,7 +53,10 @@ def grad_cache(learner: Learner, batches: list[MicroBatch], step: int) -> Iterat
 def forward_without_graph(
     learner: Learner, batches: list[MicroBatch], step: int
 ) -> list[Embeddings]:
-    """Phase 1: the vectors of every micro-batch. The last one keeps its graph, so it is encoded once."""
+    """Phase 1: the vectors of every micro-batch.
+
+    The last one keeps its graph, so it is encoded once.
+    """
     shards = [learner.group.shard(batch) for batch in batches]
     last = len(batches) - 1
     embeddings = [] if learner.has_dropout else encode_by_length(learner, shards[:last])
@@ -101,7 +104,10 @@ def forward_backward(
 
 @torch.no_grad()
 def encode_by_length(learner: Learner, batches: list[MicroBatch]) -> list[Embeddings]:
-    """Vectors without graph, where no noise is drawn: texts of like length together, less padding."""
+    """Vectors without graph, where no noise is drawn.
+
+    Texts of like length are encoded together, with less padding.
+    """
     if not any(len(batch.pair_ids) for batch in batches):
         return [learner.encode(batch) for batch in batches]
     joined = concat_micro_batches(learner, batches)
@@ -123,7 +129,7 @@ def _encode_sorted(learner: Learner, tower, tokens: Tensor) -> Tensor:
     return torch.empty_like(vectors).index_copy_(0, order.to(vectors.device), vectors)
 
 
-# --- one forward pass -------------------------------------------------------------------------------
+# --- one forward pass -----------------------------------------------------------------------------
 
 
 def accumulate_in_one_forward(
@@ -131,8 +137,8 @@ def accumulate_in_one_forward(
 ) -> Iterator[MicroStep]:
     """As `accumulate_gradients`, all micro-batches encoded at once and carried back at once.
 
-    The gradient is the same, because the weights do not change within an update. The graph in memory
-    is that of the whole batch.
+    The gradient is the same, because the weights do not change within an update. The graph in
+    memory is that of the whole batch.
     """
     shards = [learner.group.shard(batch) for batch in batches]
     whole = learner.encode(concat_micro_batches(learner, shards))
@@ -150,7 +156,7 @@ def accumulate_in_one_forward(
         yield MicroStep(step, index, len(batches), result, layout)
 
 
-# --- joining and splitting --------------------------------------------------------------------------
+# --- joining and splitting ------------------------------------------------------------------------
 
 
 def concat_micro_batches(learner: Learner, batches: list[MicroBatch]) -> MicroBatch:

@@ -14,7 +14,8 @@ class Extension:
     """A feature that joins a run's updates. Every method may be left as it is.
 
     In the order in which they are called: `begin_update` once, then for each micro-batch
-    `bank_loss`, `read_bank`, `before_enqueue` and `after_enqueue`, then `end_update` or `abandon_update`.
+    `bank_loss`, `read_bank`, `before_enqueue` and `after_enqueue`, then `end_update` or
+    `abandon_update`.
     """
 
     name = ""  # of its tensors in a checkpoint

@@ -55,8 +55,8 @@ def check_ranking(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.
     if bad.any():
         raise ValueError(
             f"query {int(bad.any(1).argmax()) + 1} and a passage have a score that is not finite: "
-            "their vectors are not finite, or too long. Make them again with towers that are trained "
-            "at a lower learning_rate."
+            "their vectors are not finite, or too long. Make them again with towers that are "
+            "trained at a lower learning_rate."
         )
     return scores, rows
 
@@ -67,8 +67,8 @@ def check_finite(vectors: np.ndarray, name: Callable[[int], str]) -> np.ndarray:
     if not good.all():
         raise ValueError(
             f"the vector of {name(int(good.argmin()))} is not finite: the towers' weights are "
-            "damaged, or their training diverged. Take an earlier checkpoint, or train again with a "
-            "lower learning_rate."
+            "damaged, or their training diverged. Take an earlier checkpoint, or train again with "
+            "a lower learning_rate."
         )
     return vectors
 

@@ -10,7 +10,10 @@ from contaccum_lite.core.loss import LossAndGradients
 
 
 class Layout(NamedTuple):
-    """Whose rows and columns a similarity matrix has: [local ; memory] pairs, then hard negatives."""
+    """Whose rows and columns a similarity matrix has.
+
+    [local ; memory] pairs, then hard negatives.
+    """
 
     local: int  # rows and columns before this are of this micro-batch, the later ones of the banks
     row_ids: Tensor  # (rows,) training pairs

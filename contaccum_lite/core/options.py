@@ -20,7 +20,8 @@ class Options:
     )
     selection: str = setting(
         "gumbel",
-        "how a cache's negatives are chosen: by chance, the highest scores, or a draw by the scores",
+        "how a cache's negatives are chosen: by chance, the highest scores, "
+        "or a draw by the scores",
         choices=("uniform", "top_k", "gumbel"),
     )
     static_queries: bool = setting(

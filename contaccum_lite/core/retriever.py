@@ -48,7 +48,10 @@ class Retriever:
 
     @classmethod
     def load(cls, folder: str | Path, device: str | None = None) -> Retriever:
-        """The towers that `Run.save` wrote; device: where to encode, left out where the run trained."""
+        """The towers that `Run.save` wrote.
+
+        device: where to encode; None where the run trained.
+        """
 
         def load(record: dict, state: Path) -> Retriever:
             changes = {"device": device} if device else {}
@@ -85,16 +88,20 @@ class Retriever:
         return check_finite(vectors, lambda row: f"passage {short(passages[row].id)}")
 
     def search(self, query: str, k: int, corpus) -> Hits:
-        """The k passages of the corpus nearest to the query: hits with score, id, title, passage."""
+        """The k passages of the corpus nearest to the query.
+
+        Returns hits with score, id, title and passage.
+        """
         check_query(query, k)
         scores, rows = corpus.rank(self.encode_queries([query]), k)
         passages = [corpus.passage(int(row)) for row in rows[0]]
         return Hits(Hit(float(score), *passage) for score, passage in zip(scores[0], passages))
 
     def evaluate(self, pairs: Pairs, split: str, corpus) -> dict[str, float]:
-        """Metrics in [0, 1] of the ranking of a corpus: top@1, 5, 20, 100, mrr@10, ndcg@10, recall@100.
+        """Metrics in [0, 1] of the ranking of a corpus.
 
-        Where the pairs carry answer strings, answer_top@k too. split: "test" or "dev".
+        top@1, 5, 20, 100, mrr@10, ndcg@10 and recall@100; where the pairs carry answer strings,
+        answer_top@k too. split: "test" or "dev".
         """
         examples = {"test": pairs.test, "dev": pairs.dev}.get(split)
         if not examples:
@@ -120,7 +127,7 @@ class PairsCorpus:
     def encode(self) -> Iterator[int]:
         """Encode every passage, a batch at a time; yields how many are done.
 
-        A player takes a breath between two batches; `rank` does it all at once where it is not done.
+        A player pauses between two batches; `rank` encodes the rest at once.
         """
         run, passages = self.run, self.run.pairs.passages
         if self.step == run.step_count:

@@ -18,7 +18,10 @@ def num_vectors(vectors) -> int:
 def rows_and_columns(
     queries, passages, query_bank, passage_bank, hard_negatives, bank_hard_negatives, temperature
 ) -> tuple[Tensor, Tensor]:
-    """All queries and all passages, each under the other. Raises `ValueError` for what does not fit."""
+    """All queries and all passages, each under the other.
+
+    Raises `ValueError` for what does not fit.
+    """
     check_temperature(temperature)
     vectors = {
         "queries": queries,
@@ -44,9 +47,9 @@ def rows_and_columns(
     past_queries, past_passages = num_vectors(query_bank), num_vectors(passage_bank)
     if past_queries not in (0, past_passages):
         raise ValueError(
-            f"query_bank holds {past_queries} vectors and passage_bank {past_passages}: the positive "
-            "of a past query is the past passage in the same place, so give both banks the same "
-            "number, or no query bank."
+            f"query_bank holds {past_queries} vectors and passage_bank {past_passages}: "
+            "the positive of a past query is the past passage in the same place, so give both "
+            "banks the same number, or no query bank."
         )
     rows = [value for name, value in vectors.items() if name in ("queries", "query_bank")]
     columns = [value for name, value in vectors.items() if name not in ("queries", "query_bank")]
@@ -73,8 +76,8 @@ def checked_mask(mask: Tensor, scores: Tensor) -> Tensor:
     """The mask. Raises `ValueError` where it does not fit the scores."""
     if not isinstance(mask, Tensor) or mask.shape != scores.shape or mask.dtype != torch.bool:
         raise ValueError(
-            f"mask is {_shape(mask)}: expected {_shape(scores)} of torch.bool, a row for each query "
-            "and a column for each passage, True where an entry is left out."
+            f"mask is {_shape(mask)}: expected {_shape(scores)} of torch.bool, a row for each "
+            "query and a column for each passage, True where an entry is left out."
         )
     return mask
 

@@ -1,12 +1,14 @@
-"""A corpus in shards on disk, and exact search through it: for corpora whose vectors do not fit in memory.
+"""A corpus in shards on disk, and exact search through it.
+
+For corpora whose vectors do not fit in memory.
 
     index.json         what it was made with, and how many passages it holds once it is finished
     query_tower/       so that a search needs nothing else
     shard-00000/       vectors.npy (read by memory map) · passages.jsonl · starts.npy, where each
                        passage's line starts · digest.txt, of the passages
 
-A shard is written under another name and takes its own when it is whole: a build that was killed goes on with the next one.
-Notebook 09.
+A shard is written under another name and takes its own when it is complete: a build that was killed
+resumes with the next one. Notebook 09.
 """
 
 from __future__ import annotations
@@ -62,17 +64,19 @@ _NEEDED = dict(
 _OPTIONAL = dict(passages=int, finished=bool, digests=dict)
 
 
-# --- exact search, shard by shard --------------------------------------------------------------------------------------
+# --- exact search, shard by shard -----------------------------------------------------------------
 
 
 def search_shards(
     queries: np.ndarray, shards: Iterable[np.ndarray], k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k vectors of the highest inner product over all shards, exactly: (scores, rows), each (queries, ≤ k), best first.
+    """The k vectors of the highest inner product over all shards, exactly.
 
-    queries: (queries, d) float32. shards: (n, d) arrays of float32 or float16, memory-mapped or made as they are asked for;
-    rows count on from one to the next. At any time no more than a part of one shard and k results per query are held. Of equal
-    scores the lower row comes first.
+    Returns (scores, rows), each (queries, ≤ k), best first.
+
+    queries: (queries, d) float32. shards: (n, d) arrays of float32 or float16, memory-mapped or
+    made as they are asked for; rows count on from one to the next. At any time no more than a part
+    of one shard and k results per query are held. Of equal scores the lower row comes first.
     """
     import faiss
 
@@ -96,11 +100,14 @@ def search_shards(
     return scores, rows
 
 
-# --- on disk -----------------------------------------------------------------------------------------------------------
+# --- on disk --------------------------------------------------------------------------------------
 
 
 class Index:
-    """An index that `build` finished: `search(query)` finds passages. Raises `ValueError` for a folder that holds none."""
+    """An index that `build` finished: `search(query)` finds passages.
+
+    Raises `ValueError` for a folder that holds none.
+    """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -111,14 +118,16 @@ class Index:
             )
         if not self.about.get("finished"):
             raise ValueError(
-                f"{folder} holds an index that is not finished ({len(_shards(self.folder))} shards so far): run `contaccum index` again, as before."
+                f"{folder} holds an index that is not finished ({len(_shards(self.folder))} "
+                "shards so far): run `contaccum index` again, as before."
             )
         self.shards = _shards(self.folder)
         self.starts = np.cumsum([0, *map(len, self.vectors())])
         self._retriever = None
         if len(self) != self.about["passages"]:
             raise ValueError(
-                f"{folder} should hold {self.about['passages']:,} passages, and its shards hold {len(self):,}: make it anew."
+                f"{folder} should hold {self.about['passages']:,} passages, and its shards hold "
+                f"{len(self):,}: make it anew."
             )
         for shard, rows in zip(self.shards, np.diff(self.starts)):
             _array(shard / "starts.npy", _WHOLE, (int(rows),))
@@ -127,7 +136,10 @@ class Index:
         return int(self.starts[-1])
 
     def __repr__(self):
-        return f"Index({str(self.folder)!r}, {len(self):,} passages of {self.about['dim']} numbers in {len(self.shards)} shards)"
+        return (
+            f"Index({str(self.folder)!r}, {len(self):,} passages of {self.about['dim']} numbers "
+            f"in {len(self.shards)} shards)"
+        )
 
     def vectors(self) -> Iterator[np.ndarray]:
         """Each shard's vectors, by memory map."""
@@ -165,8 +177,8 @@ class Index:
     def qrels(self, pair: Pair, pairs: Pairs, ranking: np.ndarray) -> dict[int, int]:
         """{row: grade} of the passages that answer a pair's query, known by their title and text.
 
-        The index may be of another corpus than the pairs' own. A passage that was not found gets a row
-        that does not exist, so that it is counted.
+        The index may be of another corpus than the pairs' own. A passage that was not found gets a
+        row that does not exist, so that it is counted.
         """
         row_of = {}
         for row in reversed(ranking):  # of equal passages, the best row counts
@@ -215,12 +227,15 @@ def build(
     device: str | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Index:
-    """Encode passages by a saved run's passage tower into an index; one that was broken off goes on after its last whole shard.
+    """Encode passages by a saved run's passage tower into an index.
 
-    run: a folder that `Run.save` wrote. passages: a list, or a function that gives them anew as a stream, of which one shard is held
-    at a time. dtype: "float32", or "float16" for half the disk. progress: called with the passages done. Raises `ValueError` where
-    the folder holds something else, or an index made with another run, other passages or another shard size. The passages of
-    a finished index are compared too. Where another process is making the index, this one is refused.
+    A build that was interrupted resumes after its last complete shard.
+
+    run: a folder that `Run.save` wrote. passages: a list, or a function that gives them anew as a
+    stream, of which one shard is held at a time. dtype: "float32", or "float16" for half the disk.
+    progress: called with the passages done. Raises `ValueError` where the folder holds something
+    else, or an index made with another run, other passages or another shard size. The passages of a
+    finished index are compared too. Where another process is making the index, this one is refused.
     """
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype is {dtype!r}: choose 'float32' or 'float16'.")
@@ -358,7 +373,10 @@ def _digest(lines: list[bytes]) -> str:
 
 
 def _place(folder: Path, write: Callable[[Path], None]) -> None:
-    """A folder that is there whole or not at all: filled under another name, brought to the disk, and renamed."""
+    """A folder that is there complete or not at all.
+
+    It is filled under another name, brought to the disk, and renamed.
+    """
     if folder.is_dir():
         return
     for old in folder.parent.iterdir():  # what a killed build left
@@ -385,7 +403,8 @@ def _about(folder: Path) -> dict | None:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{path} cannot be read ({type(error).__name__}: {error}): expected what `contaccum index` wrote."
+            f"{path} cannot be read ({type(error).__name__}: {error}): "
+            "expected what `contaccum index` wrote."
         ) from None
     if version != _FORMAT:
         raise ValueError(
@@ -442,11 +461,14 @@ def _is_passage(columns) -> bool:
     )
 
 
-# --- evaluation -------------------------------------------------------------------------------------
+# --- evaluation -----------------------------------------------------------------------------------
 
 
 class StreamedCorpus:
-    """All passages of a data set, encoded a shard at a time when they are ranked; nothing is kept."""
+    """All passages of a data set, encoded a shard at a time when they are ranked.
+
+    No vector is kept.
+    """
 
     def __init__(self, retriever: Retriever, pairs: Pairs, shard: int, progress: Callable):
         self.retriever, self.pairs, self.shard, self.progress = retriever, pairs, shard, progress
@@ -477,11 +499,13 @@ def evaluate(
     shard: int = SHARD,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, float]:
-    """The metrics of `Run.evaluate`, over all passages of `pairs` a shard at a time, or over an index.
+    """The metrics of `Run.evaluate`, over all passages of `pairs` or over an index.
 
-    An index may be of another corpus than the pairs' own (all of Wikipedia): then a passage counts as
-    relevant where its title and text are those of a relevant one, and answer strings are looked for as
-    DPR does.
+    All passages are encoded a shard at a time.
+
+    An index may be of another corpus than the pairs' own (all of Wikipedia): then a passage counts
+    as relevant where its title and text are those of a relevant one, and answer strings are looked
+    for as DPR does.
     """
     if index is None:
         return retriever.evaluate(pairs, split, StreamedCorpus(retriever, pairs, shard, progress))

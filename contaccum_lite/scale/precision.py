@@ -1,7 +1,8 @@
 """Number formats and memory of real training.
 
-Autocast, loss scaling, checkpointed activations, compiled encoders. Weights, banks, loss and gradients
-stay in `settings.dtype`; only what happens inside a tower changes its format. Notebook 09.
+Autocast, loss scaling, checkpointed activations, compiled encoders. Weights, banks, loss and
+gradients stay in `settings.dtype`; only what happens inside a tower changes its format.
+Notebook 09.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ def configure_precision(run) -> None:
         for name in ("activation_checkpointing", "compile"):
             if getattr(settings, name) and not hasattr(tower, "model"):
                 raise ValueError(
-                    f"{name} is True, but a tower of kind {type(tower).__name__} has no layers that "
-                    f"it would help: set {name} to False, or give a transformers encoder as tower."
+                    f"{name} is True, but a tower of kind {type(tower).__name__} has no layers "
+                    f"that it would help: set {name} to False, or give a transformers encoder as "
+                    "tower."
                 )
         if settings.activation_checkpointing:
             _checkpoint_activations(tower.model)
@@ -42,8 +44,8 @@ def _check_formats(settings: Settings) -> None:
     on_cuda = torch.device(settings.device).type == "cuda"
     if settings.precision == "fp16" and not on_cuda:
         raise ValueError(
-            f"precision is 'fp16' and device is {settings.device!r}: half precision with loss scaling "
-            "needs a CUDA device; choose 'bf16' or 'fp32'."
+            f"precision is 'fp16' and device is {settings.device!r}: half precision with loss "
+            "scaling needs a CUDA device; choose 'bf16' or 'fp32'."
         )
     if settings.precision != "fp32" and settings.dtype != "float32":
         raise ValueError(
@@ -62,12 +64,12 @@ def _checkpoint_activations(model: nn.Module) -> None:
 
 def _compile(tower: nn.Module, settings: Settings) -> None:
     if settings.method == "grad_cache" and has_dropout(tower):
-        # its two passes, one without and one with a graph, are compiled separately and may draw their
-        # noise in another order
+        # its two passes, one without and one with a graph, are compiled separately and may draw
+        # their noise in another order
         raise ValueError(
-            "compile is True, the method 'grad_cache', and the encoder has dropout: a compiled encoder "
-            "does not promise the same noise in both passes; set compile to False, or the encoder's "
-            "dropout to 0."
+            "compile is True, the method 'grad_cache', and the encoder has dropout: a compiled "
+            "encoder does not promise the same noise in both passes; set compile to False, or the "
+            "encoder's dropout to 0."
         )
     tower.model.compile(dynamic=True, backend=BACKEND)
 

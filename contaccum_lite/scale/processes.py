@@ -4,12 +4,12 @@
 
     run = cl.Run(pairs, settings, accelerator=processes.accelerator_here(settings.device))
 
-Every process holds the towers, the optimiser and the banks whole, and draws the same data order from the
-seed. Of each micro-batch of N_local · processes pairs it encodes its own shard. The vectors of all shards
-are gathered, and every process compares the same micro-batch with the same banks. It carries back the
-gradients of its own vectors; before the weight update, and only then, the towers' gradients are added
-up. So the steps are those of one process with a micro-batch that many times as large, to rounding, for
-every method. Notebook 09.
+Every process holds the towers, the optimiser and the banks whole, and draws the same data order
+from the seed. Of each micro-batch of N_local · processes pairs it encodes its own shard. The
+vectors of all shards are gathered, and every process compares the same micro-batch with the same
+banks. It carries back the gradients of its own vectors; before the weight update, and only then,
+the towers' gradients are added up. So the steps are those of one process with a micro-batch that
+many times as large, to rounding, for every method. Notebook 09.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def accelerator_here(device: str = "cpu", hours: float = 6.0):
     """The `accelerate.Accelerator` of this process where a launcher has started several, or None.
 
     device: as in `Settings`: 'cpu' takes gloo even where there is a GPU. hours: how long a process
-    waits for the others, the first one's evaluation included. With 'cuda', each process has the GPU of
-    its own number.
+    waits for the others, the first one's evaluation included. With 'cuda', each process has the GPU
+    of its own number.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return None
@@ -46,21 +46,22 @@ def accelerator_here(device: str = "cpu", hours: float = 6.0):
 class ProcessGroup(SingleProcess):
     """This process's share of a run that several make together.
 
-    Towers are kept whole on every process (accelerate's plain data parallelism). Raises `ValueError`
-    for a configuration that shards them (FSDP, DeepSpeed) and for one on another kind of device.
+    Towers are kept whole on every process (accelerate's plain data parallelism). Raises
+    `ValueError` for a configuration that shards them (FSDP, DeepSpeed) and for one on another kind
+    of device.
     """
 
     def __init__(self, accelerator, device: str):
-        kind, wanted = accelerator.distributed_type.value, torch.device(device)
+        kind, run_device = accelerator.distributed_type.value, torch.device(device)
         if kind not in ("NO", "MULTI_CPU", "MULTI_GPU"):
             raise ValueError(
-                f"accelerate is configured for {kind}: a Run keeps its towers whole on every process "
-                "and cannot shard them. Launch it with plain data parallelism, or train with "
+                f"accelerate is configured for {kind}: a Run keeps its towers whole on every "
+                "process and cannot shard them. Launch it with plain data parallelism, or train with "
                 "contaccum_lite.sentence_transformers.ContAccumLoss, whose trainer takes that "
                 "configuration."
             )
         here = accelerator.device
-        if here.type != wanted.type or wanted.index not in (None, here.index):
+        if here.type != run_device.type or run_device.index not in (None, here.index):
             raise ValueError(
                 f"device is {device!r} and accelerate works on {str(here)!r}: make it by "
                 "accelerator_here(settings.device), with device 'cpu' or 'cuda' (without a number)."
@@ -71,7 +72,8 @@ class ProcessGroup(SingleProcess):
     def shard_bounds(self, batch: MicroBatch) -> tuple[list[int], list[int]]:
         """Where each process's pairs begin, and its hard negatives; the last entry is the end.
 
-        Shards differ by one pair at most; of the hard negatives each has the share it has of the pairs.
+        Shards differ by one pair at most; of the hard negatives each has the share it has of the
+        pairs.
         """
         num_pairs, num_hard = len(batch.pair_ids), len(batch.hard_ids)
         pairs = [num_pairs * rank // self.world_size for rank in range(self.world_size + 1)]
@@ -133,12 +135,14 @@ class ProcessGroup(SingleProcess):
 
 
 def concat_by_role(shards: list[Embeddings], by_role: bool = True) -> Embeddings:
-    """The vectors of a micro-batch from each process's: all queries, all passages, all hard negatives.
+    """The vectors of a micro-batch from each process's.
 
-    by_role=False makes a mistake that is easily made, so that it can be shown: each process's passages
-    and hard negatives are pad_and_concat as they come, and the pad_and_concat columns are cut after as many as there
-    are queries. On one process that is right. On more, the queries of all but the first have another
-    one's hard negative, or passage, for their positive. Notebook 09.
+    All queries, all passages, all hard negatives.
+
+    by_role=False makes a mistake that is easily made, so that it can be shown: each process's
+    passages and hard negatives are joined as they come, and the joined columns are cut after as
+    many as there are queries. On one process that is right. On more, the queries of all but the
+    first have another one's hard negative, or passage, for their positive. Notebook 09.
     """
     queries, passages, hard = zip(*shards)
     queries, passages = torch.cat(queries), torch.cat(passages)
@@ -153,7 +157,10 @@ def concat_by_role(shards: list[Embeddings], by_role: bool = True) -> Embeddings
 def gathered_info_nce(
     shards: list[Embeddings], temperature: float = 1.0, by_role: bool = True
 ) -> float:
-    """InfoNCE of what several processes hold, pad_and_concat as in `concat_by_role`: it shows the mistake."""
+    """InfoNCE of what several processes hold, joined as in `concat_by_role`.
+
+    It shows the mistake.
+    """
     queries, passages, hard = concat_by_role(shards, by_role)
     return float(info_nce(queries, passages, hard_negatives=hard, temperature=temperature))
 

@@ -19,9 +19,9 @@ def attach_bank_corrector(run) -> None:
 class BankCorrector(Extension):
     """Correctors for a dual bank, one for each tower.
 
-    Before each update some banked pairs are encoded again; from them both correctors learn. In neither
-    paper: a FIFO bank holds vectors of all ages at once, so its correctors look at the age and leave
-    what is new as it is. The bank keeps raw vectors; what enters the loss is corrected.
+    Before each update some banked pairs are encoded again; from them both correctors learn. In
+    neither paper: a FIFO bank holds vectors of all ages at once, so its correctors look at the age
+    and leave what is new as it is. The bank keeps raw vectors; what enters the loss is corrected.
     """
 
     name = "correction"

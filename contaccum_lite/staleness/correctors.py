@@ -1,11 +1,11 @@
 """Correctors: small maps that move a stale vector to where its passage's vector would be now.
 
-After "A Fresh Take on Stale Embeddings" (Monath et al., ICML 2024), of which we could read the abstract
-and secondary sources, not the full text. The paper's, by those: a small parametric network takes the
-stale vector alone, is trained with the retriever by squared error to the freshly encoded vectors, and is
-applied to the whole cache at every step. Ours: its residual form that starts as the identity, its width
-and optimiser, the age of a vector as an input, and all other correctors, which stand beside it because a
-network must first beat a line. Notebook 07.
+After "A Fresh Take on Stale Embeddings" (Monath et al., ICML 2024), of which we could read the
+abstract and secondary sources, not the full text. The paper's, by those: a small parametric network
+takes the stale vector alone, is trained with the retriever by squared error to the freshly encoded
+vectors, and is applied to the whole cache at every step. Ours: its residual form that starts as the
+identity, its width and optimiser, the age of a vector as an input, and all other correctors, which
+stand beside it because a network must first beat a line. Notebook 07.
 
 None of them ever changes what is stored: stored vectors are corrected when they are read.
 """
@@ -66,7 +66,10 @@ class Corrector(nn.Module):
         return any(getattr(self, name) is not None for name in self.buffer_names)
 
     def fit(self, stale: Tensor, age: Tensor, target: Tensor) -> None:
-        """Learn from stale vectors (n, d), their ages in updates (n,) and the vectors now (n, d)."""
+        """Learn from pairs of a stale and a fresh vector.
+
+        stale, fresh: (n, d). ages: (n,), in updates.
+        """
         fits = stale.ndim == 2 and stale.shape == target.shape and age.shape == stale.shape[:1]
         if not fits or not len(stale):
             raise ValueError(
@@ -126,7 +129,10 @@ class Identity(Corrector):
 
 
 class MeanShift(Corrector):
-    """c + the mean drift: all vectors move alike. With ages, by the least-squares drift per unit of age."""
+    """c + the mean drift: all vectors move alike.
+
+    With ages, by the least-squares drift per unit of age.
+    """
 
     supports_age = True
     buffer_names = ("shift",)
@@ -140,7 +146,10 @@ class MeanShift(Corrector):
 
 
 class Moments(Corrector):
-    """Mean and spread of each coordinate as the fresh vectors have them (as cross-batch normalisation does)."""
+    """Mean and spread of each coordinate as the fresh vectors have them.
+
+    As cross-batch normalisation does.
+    """
 
     buffer_names = ("source_mean", "target_mean", "scale")
 
@@ -171,8 +180,8 @@ class Procrustes(Corrector):
 class Ridge(Corrector):
     """c + s·(c·W + b), W and b by least squares with a penalty on W: the linear drift.
 
-    s is 1, or the age. penalty: of W, as a share of the stale vectors' variance; the larger, the nearer
-    to a shift.
+    s is 1, or the age. penalty: of W, as a share of the stale vectors' variance; the larger, the
+    nearer to a shift.
     """
 
     supports_age = True
@@ -201,8 +210,8 @@ class Ridge(Corrector):
 class Kernel(Corrector):
     """c + the drift of the fitted pairs near c, weighted by a Gaussian of their distance.
 
-    As semantic drift compensation does. width: of the Gaussian, in units of the median distance from a
-    pair to its nearest neighbour.
+    As semantic drift compensation does. width: of the Gaussian, in units of the median distance
+    from a pair to its nearest neighbour.
     """
 
     supports_age = True
@@ -230,9 +239,10 @@ class Kernel(Corrector):
 class ResidualMLP(Corrector):
     """The paper's corrector, in our form: c + s·W₂·GELU(W₁·c + b₁) + s·b₂.
 
-    W₂ = b₂ = 0 at the start, so that it starts as the identity. Each `fit` makes `steps` steps of AdamW
-    (its own optimiser) on the mean squared error over all pairs it is given, and continues from where
-    the last left off. width: of the hidden layer. No gradient goes into the vectors or what made them.
+    W₂ = b₂ = 0 at the start, so that it starts as the identity. Each `fit` makes `steps` steps of
+    AdamW (its own optimiser) on the mean squared error over all pairs it is given, and continues
+    from where the last left off. width: of the hidden layer. No gradient goes into the vectors or
+    what made them.
     """
 
     supports_age = True

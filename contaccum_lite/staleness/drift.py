@@ -1,4 +1,7 @@
-"""How stale is stale: drift of vectors, what it does to the softmax and to the gradient. Notebook 07."""
+"""How stale is stale: drift of vectors, what it does to the softmax and to the gradient.
+
+Notebook 07.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,19 @@ from contaccum_lite.encoders.encode import autograd_sees_all, encode_to_tensor, 
 
 
 def softmax_gap(fresh: Tensor, other: Tensor, top: int = 20) -> dict[str, float]:
-    """How far the softmax of `other` scores is from that of `fresh` ones, as means over rows. Both (rows, N), divided by τ.
+    """How far the softmax of `other` scores is from that of `fresh` ones, as means over rows.
 
-    kl: KL(fresh ‖ other) in nats; tv: total variation; overlap: the share of the fresh top 20 that the other has in its own; mass: what
-    the other's top 20 hold of the fresh softmax, over what its own top 20 hold; bound: h²/2, where h is half the range
-    of the scores' error, which no KL exceeds (it is the integral of (1 − t)·Var_t of the error, and a variance is at most h²).
+    fresh, other: (rows, N), divided by τ.
+
+    kl: KL(fresh ‖ other) in nats; tv: total variation; overlap: the share of the fresh top 20 that
+    the other has in its own; mass: what the other's top 20 hold of the fresh softmax, over what its
+    own top 20 hold; bound: h²/2, where h is half the range of the scores' error, which no KL
+    exceeds (it is the integral of (1 − t)·Var_t of the error, and a variance is at most h²).
     """
     if fresh.shape != other.shape or fresh.ndim != 2:
         raise ValueError(
-            f"softmax_gap got scores of {tuple(fresh.shape)} and {tuple(other.shape)}: expected two of (rows, N)."
+            f"softmax_gap got scores of {tuple(fresh.shape)} and {tuple(other.shape)}: "
+            "expected two of (rows, N)."
         )
     p, q = fresh.double().log_softmax(1), other.double().log_softmax(1)
     top = min(top, fresh.shape[1])
@@ -89,7 +96,10 @@ class DriftProbe:
         return vectors
 
     def drift(self, lag: int) -> dict[int, float]:
-        """D(t; lag) by t: the mean of ‖g_t − g_(t−lag)‖² / ‖g_t‖², where it was looked at both times."""
+        """D(t; lag) by t: the mean of ‖g_t − g_(t−lag)‖² / ‖g_t‖².
+
+        Where it was looked at both times.
+        """
         drift = {}
         for step, new in self.seen.items():
             if step - lag in self.seen:
@@ -101,8 +111,8 @@ class DriftProbe:
 def gradient_error(run) -> dict[int, tuple[float, float]]:
     """By the age of banked vectors: (cosine, relative error) of the towers' gradient.
 
-    With the vectors as stored, against the vectors encoded now. For each age, the next micro-batch is
-    compared with the banked pairs of that age alone; 1 and 0 are no error. Changes nothing.
+    With the vectors as stored, against the vectors encoded now. For each age, the next micro-batch
+    is compared with the banked pairs of that age alone; 1 and 0 are no error. Changes nothing.
     """
     learner, bank, query_bank = run.learner, run.passage_bank, run.query_bank
     if not len(bank):

@@ -16,7 +16,10 @@ def attach_momentum_encoders(run) -> None:
 
 
 class MomentumEncoders(Extension):
-    """Copies that keep `momentum` of themselves at each update and take the rest from the encoders."""
+    """Copies of the encoders that follow them slowly.
+
+    They keep `momentum` of themselves at each update and take the rest from the encoders.
+    """
 
     name = "momentum"
 

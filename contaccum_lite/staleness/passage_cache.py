@@ -1,11 +1,12 @@
 """Stale vectors in training: a cache of all passages that proposes hard negatives.
 
-The split that matters: a cache's stale vectors only *propose* negatives, which are encoded again before
-they enter the loss (Monath et al., ICML 2024, and its ancestor, Lindgren et al. 2021). A bank's stale
-vectors *are* terms of the loss (ContAccum).
+The split that matters: a cache's stale vectors only *propose* negatives, which are encoded again
+before they enter the loss (Monath et al., ICML 2024, and its ancestor, Lindgren et al. 2021). A
+bank's stale vectors *are* terms of the loss (ContAccum).
 
-Which targets the paper selects, how many, and when it refreshes we could not read. Top-k, Gumbel-top-k
-and uniform selection are offered, and every way of refreshing here is ours. Notebook 07.
+Which targets the paper selects, how many, and when it refreshes we could not read. Top-k,
+Gumbel-top-k and uniform selection are offered, and every way of refreshing here is ours.
+Notebook 07.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ def attach_cache(run) -> None:
 class PassageCache(Extension):
     """Vectors of all passages, and the rules by which they are used and renewed.
 
-    Before an update it renews what is due, fits its corrector and picks each micro-batch's negatives
-    by the corrected scores. After a micro-batch it learns from what was encoded. The stored vectors
-    stay as they were made: they are corrected when they are read.
+    Before an update it renews what is due, fits its corrector and picks each micro-batch's
+    negatives by the corrected scores. After a micro-batch it learns from what was encoded. The
+    stored vectors stay as they were made: they are corrected when they are read.
     """
 
     name = "cache"

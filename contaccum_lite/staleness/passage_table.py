@@ -9,8 +9,8 @@ from torch import Tensor
 class PassageTable:
     """Vectors (N, d) of ids 0 to N - 1, as their tower made them at update `step`.
 
-    Where `MemoryBank` forgets its oldest, this one keeps a vector of each id until `write` replaces it
-    (write-back). Notebook 07.
+    Where `MemoryBank` forgets its oldest, this one keeps a vector of each id until `write` replaces
+    it (write-back). Notebook 07.
     """
 
     def __init__(self, vectors: Tensor, step: int = 0):
@@ -32,11 +32,17 @@ class PassageTable:
         return step - self.written_at
 
     def oldest(self, count: int) -> Tensor:
-        """The ids of the `count` oldest vectors, the oldest first; of equal age, the lowest id first."""
+        """The ids of the `count` oldest vectors, the oldest first.
+
+        Of equal age, the lowest id comes first.
+        """
         return self.written_at.argsort(stable=True)[:count]
 
     def write(self, ids: Tensor, vectors: Tensor, step: int) -> None:
-        """Put vectors (n, d) in the places of these ids; of an id that comes twice, the last stays."""
+        """Put vectors (n, d) in the places of these ids.
+
+        Of an id that comes twice, the last stays.
+        """
         fits = vectors.ndim == 2 and vectors.shape == (len(ids), self.vectors.shape[1])
         if not fits or (len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(self)):
             raise ValueError(
