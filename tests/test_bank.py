@@ -90,11 +90,9 @@ def test_state_includes_the_write_position():
     other.load_state_dict(bank.state_dict())
     for b in (bank, other):
         b.write(*rows(50, 3, 2), 9)
-    assert (
-        torch.equal(bank.ids, other.ids)
-        and torch.equal(bank.vectors, other.vectors)
-        and bank.write_ptr == other.write_ptr
-    )
+    assert torch.equal(bank.ids, other.ids)
+    assert torch.equal(bank.vectors, other.vectors)
+    assert bank.write_ptr == other.write_ptr
 
 
 def test_clear_forgets_everything():
@@ -162,10 +160,8 @@ def test_a_bank_that_cannot_be_resized_is_as_it_was(monkeypatch, size):
         assert bank.ids[bank.order()].tolist() == newest
 
     assert until_it_fits(monkeypatch, lambda: bank.resize(size), check) >= 3
-    assert (
-        bank.size == size
-        and bank.ids[bank.order()].tolist() == newest[len(newest) - min(size, 5) :]
-    )
+    assert bank.size == size
+    assert bank.ids[bank.order()].tolist() == newest[len(newest) - min(size, 5) :]
 
 
 @pytest.mark.parametrize("similarity", ["full", "incremental"])

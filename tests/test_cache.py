@@ -50,9 +50,8 @@ def test_top_k_takes_the_highest_scores_but_no_copy_of_a_positive(toy):
         ]
         wanted |= set(order[:3])
     assert chosen.hard_ids.tolist() == sorted(wanted)
-    assert torch.equal(chosen.query_tokens, batch.query_tokens) and len(
-        chosen.passage_tokens
-    ) == 6 + len(wanted)
+    assert torch.equal(chosen.query_tokens, batch.query_tokens)
+    assert len(chosen.passage_tokens) == 6 + len(wanted)
     fresh = learner.encode(chosen, purpose=None)
     assert torch.allclose(
         fresh.hard_negatives, vectors_now(run)[chosen.hard_ids], atol=1e-10
@@ -74,9 +73,8 @@ def test_a_corrected_cache_chooses_by_corrected_scores_and_learns_from_what_was_
         .indices.unique()
     )
     chosen = cache.with_negatives(batch, 0, 8)
-    assert torch.equal(chosen.hard_ids, best(cache.corrected(8))) and not torch.equal(
-        chosen.hard_ids, best(cache.table.vectors)
-    )
+    assert torch.equal(chosen.hard_ids, best(cache.corrected(8)))
+    assert not torch.equal(chosen.hard_ids, best(cache.table.vectors))
     vectors = learner.encode(chosen, purpose=None)
     cache.before_enqueue(vectors, chosen, 8)
     rows, pairs = (
@@ -224,10 +222,8 @@ def test_write_back_keeps_what_was_encoded_and_nothing_corrected_is_ever_stored(
     batch = run.learner.extension("cache").with_negatives(run.sampler.batches(4)[0], 0, 4)
     fresh = run.learner.encode(batch, purpose=None)
     run.step(), raw.step()
-    assert (
-        torch.allclose(table.vectors[batch.hard_ids], fresh.hard_negatives, atol=1e-12)
-        and (table.written_at[batch.hard_ids] == 4).all()
-    )
+    assert torch.allclose(table.vectors[batch.hard_ids], fresh.hard_negatives, atol=1e-12)
+    assert (table.written_at[batch.hard_ids] == 4).all()
     assert (table.written_at == 4).sum() == len(batch.hard_ids) + 6
     for _ in range(4):
         raw.step()
@@ -261,9 +257,9 @@ def test_a_corrected_bank_leaves_raw_vectors_and_new_ones(toy):
         assert run.step().loss == plain.step().loss
     for _ in range(4):
         run.step(), plain.step()
-    assert (
-        run.history[-1].loss != plain.history[-1].loss and run.encodes["probe"] == 12 * 8
-    )  # none in the first update: the bank was empty
+    assert run.history[-1].loss != plain.history[-1].loss
+    # none in the first update: the bank was empty
+    assert run.encodes["probe"] == 12 * 8
     correction, bank = run.learner.extension("correction"), run.passage_bank
     correction.learn(9)
     read = correction.read_bank(bank, 9)
@@ -439,10 +435,8 @@ def test_the_gap_of_a_fresh_cache_is_none_and_of_a_corrected_one_smaller(toy):
         gaps[method] = cache_gap(run)
         if method != "oracle_cache":
             assert run.encodes == counted
-    assert (
-        gaps["oracle_cache"]["stale"]["kl"] < 1e-12
-        and gaps["oracle_cache"]["stale"]["overlap"] == 1
-    )
+    assert gaps["oracle_cache"]["stale"]["kl"] < 1e-12
+    assert gaps["oracle_cache"]["stale"]["overlap"] == 1
     assert gaps["corrected_cache"]["corrected"]["kl"] < 0.5 * gaps["corrected_cache"]["stale"]["kl"]
     assert gaps["stale_cache"]["corrected"] == gaps["stale_cache"]["stale"]
     with pytest.raises(ValueError, match="no cache yet"):
@@ -484,14 +478,11 @@ def test_the_gradient_error_is_none_where_nothing_moved(toy):
         cosine > 1 - 1e-9 and error < 1e-5 for cosine, error in gradient_error(still).values()
     )
     errors = gradient_error(moved)
-    assert (
-        sorted(errors) == [1, 2, 3]
-        and errors[3][1] > errors[1][1] > 1e-3
-        and errors[3][0] < errors[1][0] < 1
-    )
-    assert same(state(moved), before) and all(
-        tower.accumulate_embedding_grad for tower in moved.learner.towers
-    )
+    assert sorted(errors) == [1, 2, 3]
+    assert errors[3][1] > errors[1][1] > 1e-3
+    assert errors[3][0] < errors[1][0] < 1
+    assert same(state(moved), before)
+    assert all(tower.accumulate_embedding_grad for tower in moved.learner.towers)
 
 
 def test_what_is_measured_with_dropout_is_the_same_twice(toy):

@@ -89,17 +89,16 @@ def test_killed_twenty_times(family, toy, tmp_path):
     assert killed == 20 and len(set(steps)) > 8, steps
     assert family.run(*words, "--out", folder, "--resume").status == 0
     (one, expected), (two, found) = state(tmp_path / "plain", toy), state(folder, toy)
-    assert expected.keys() == found.keys() and all(
-        torch.equal(expected[name], found[name]) for name in expected
-    )
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert [u[:6] for u in one.history] == [u[:6] for u in two.history]
     lines = [
         [(line["step"], line.get("loss"), line.get("evaluation")) for line in logged(path)]
         for path in (tmp_path / "plain", folder)
     ]
-    assert (
-        lines[0] == lines[1] and len(lines[0]) == UPDATES + 1
-    )  # what was logged beyond a checkpoint is not there twice
+    assert lines[0] == lines[1]
+    # what was logged beyond a checkpoint is not there twice
+    assert len(lines[0]) == UPDATES + 1
     assert len(list(folder.glob("update-*"))) == 1 and not list(folder.glob(".*"))
 
 
@@ -152,9 +151,10 @@ def test_killed_before_any_file_operation_of_a_save(toy, tmp_path, no_power_cuts
         found.append(again.step_count)
         again.save(folder)  # and what was left lying about is gone
         assert len(list(folder.iterdir())) == 2, at
-    assert (
-        at > 15 and set(found) == {1, 2} and found == sorted(found)
-    )  # the switch happens at one moment
+    assert at > 15
+    assert set(found) == {1, 2}
+    # the switch happens at one moment
+    assert found == sorted(found)
 
 
 def test_ctrl_c_at_every_line_of_a_save(toy, tmp_path, no_power_cuts):
@@ -197,7 +197,9 @@ def test_ctrl_c_at_every_line_of_a_save(toy, tmp_path, no_power_cuts):
         run.save(tmp_path)
         if run.step_count == 50:
             run = cl.Run(toy, cl.Settings(**SMALL))
-    assert len(found) > 30 and 0 in found[:-1] and max(found) == 1
+    assert len(found) > 30
+    assert 0 in found[:-1]
+    assert max(found) == 1
 
 
 def test_a_reader_is_not_disturbed_by_a_save(toy, tmp_path, no_power_cuts):

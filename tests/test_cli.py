@@ -62,10 +62,8 @@ def test_every_setting_is_an_option_with_its_help(capsys):
     text = " ".join(out.split())
     assert status == 0
     for name, f in config.FIELDS.items():
-        assert (
-            "--" + name.replace("_", "-") in out
-            and " ".join(f.metadata["help"].split())[:40] in text
-        ), name
+        assert "--" + name.replace("_", "-") in out, name
+        assert " ".join(f.metadata["help"].split())[:40] in text, name
     _, _, help_of_settings = out.partition("\nsettings:")
     places = [help_of_settings.index(f"\n  --{name.replace('_', '-')}") for name in config.FIELDS]
     assert places == sorted(places) and list(config.FIELDS)[0] == "method"  # the method's first
@@ -150,9 +148,10 @@ def test_a_bad_configuration_is_a_sentence(capsys, tmp_path, content, words):
     )
     with pytest.raises(AssertionError, match=words):
         raise AssertionError(err)
-    assert (
-        status == 2 and err.count("\n") == 1 and len(err) < 1500 and not (tmp_path / "run").exists()
-    )
+    assert status == 2
+    assert err.count("\n") == 1
+    assert len(err) < 1500
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_short_file_stands_for_no_large_value(capsys, tmp_path):
@@ -175,7 +174,9 @@ def test_a_short_file_stands_for_no_large_value(capsys, tmp_path):
         status, _, err = call(
             capsys, "train", "toy", "--out", tmp_path / "run", "--config", tmp_path / "bomb.yaml"
         )
-        assert status == 2 and "an alias, *name" in err and len(err) < 1000
+        assert status == 2
+        assert "an alias, *name" in err
+        assert len(err) < 1000
 
 
 # --- one sentence, exit status 2, nothing half-written ------------------------------------------------------------------
@@ -289,16 +290,13 @@ def test_what_goes_wrong_is_one_sentence(capsys, tmp_path, monkeypatch, words, s
     (tmp_path / "FOLDER").mkdir()
     (tmp_path / "FOLDER" / "thesis.txt").write_text("years of work")
     status, out, err = call(capsys, *words)
-    assert (
-        status == 2
-        and said in err
-        and err.count("\n") == 1
-        and out == ""
-        and err.startswith("contaccum")
-    ), err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["FOLDER", "WRONG"] and [
-        p.name for p in (tmp_path / "FOLDER").iterdir()
-    ] == ["thesis.txt"]
+    assert status == 2, err
+    assert said in err
+    assert err.count("\n") == 1
+    assert out == "", err
+    assert err.startswith("contaccum")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["FOLDER", "WRONG"]
+    assert [p.name for p in (tmp_path / "FOLDER").iterdir()] == ["thesis.txt"]
 
 
 def test_a_fault_of_the_package_is_not_hidden(capsys, tmp_path, monkeypatch):
@@ -314,7 +312,9 @@ def test_a_full_disk(family, toy, tmp_path):
     """A limit on the size of files, which fails a write as a full disk does: at the start, on the way, and in an index."""
     out = tmp_path / "run"
     ended = family.run("train", "toy", *TINY, "--out", out, largest_file=20_000)
-    assert ended.status == 2 and "make room" in ended.err and ended.err.count("\n") == 1, ended
+    assert ended.status == 2, ended
+    assert "make room" in ended.err
+    assert ended.err.count("\n") == 1
     assert not out.exists()
     assert family.run("train", "toy", *TINY, "--out", out, "--save-every", "5").status == 0
     size = max(p.stat().st_size for p in out.rglob("*") if p.is_file())
@@ -339,19 +339,15 @@ def test_a_full_disk(family, toy, tmp_path):
     )
     saved = cl.Run.load(longer, toy).step_count
     ended = family.run("train", "toy", "--out", longer, "--save-every", "5", largest_file=size - 1)
-    assert (
-        ended.status == 2
-        and f"the run stands as it was saved after update {saved}" in ended.err
-        and "make room" in ended.err
-    ), ended.err
+    assert ended.status == 2, ended.err
+    assert f"the run stands as it was saved after update {saved}" in ended.err
+    assert "make room" in ended.err
     assert cl.Run.load(longer, toy).step_count == saved and not list(longer.glob(".*"))
     ended = family.run("index", out, "toy", "--out", tmp_path / "index", largest_file=20_000)
-    assert (
-        ended.status == 2
-        and "make room" in ended.err
-        and ended.err.count("\n") == 1
-        and not (tmp_path / "index").exists()
-    )
+    assert ended.status == 2
+    assert "make room" in ended.err
+    assert ended.err.count("\n") == 1
+    assert not (tmp_path / "index").exists()
     assert sorted(p.name for p in out.iterdir()) == before
 
 
@@ -376,11 +372,9 @@ def test_memory_that_runs_out_is_a_sentence(family, tmp_path):
         tmp_path / "run",
     ]
     ended = family.run(*words, "--memory-cap", "900MB")
-    assert (
-        ended.status == 2
-        and "memory ran out: lower local_batch" in ended.err
-        and ended.err.count("\n") == 1
-    ), ended.err
+    assert ended.status == 2, ended.err
+    assert "memory ran out: lower local_batch" in ended.err
+    assert ended.err.count("\n") == 1
     ended = family.run(
         *words[:-1], tmp_path / "small", "--local-batch", "8", "--memory-cap", "900MB"
     )
@@ -434,7 +428,9 @@ def test_the_same_line_again_goes_on_and_another_setting_is_refused(capsys, toy,
     status, out, _ = call(capsys, *words)
     assert status == 0 and "goes on after update 40" in out
     status, _, err = call(capsys, *words, "--seed", "3")
-    assert status == 2 and "holds a run with seed 0, and 3 is given" in err and err.count("\n") == 1
+    assert status == 2
+    assert "holds a run with seed 0, and 3 is given" in err
+    assert err.count("\n") == 1
     status, out, _ = call(
         capsys,
         "train",
@@ -445,7 +441,8 @@ def test_the_same_line_again_goes_on_and_another_setting_is_refused(capsys, toy,
         tmp_path / "run" / "settings.yaml",
     )
     one, two = (cl.Run.load(tmp_path / name, toy) for name in ("run", "again"))
-    assert status == 0 and all(
+    assert status == 0
+    assert all(
         torch.equal(p, q)
         for p, q in zip(one.query_tower.parameters(), two.query_tower.parameters())
     )
@@ -521,12 +518,10 @@ def test_a_stopped_command_says_all_of_itself_and_claims_nothing(capsys, monkeyp
     monkeypatch.setitem(commands.COMMANDS, words[0], interrupted)
     status, out, err = call(capsys, *words)
     said, _, line = err.partition("Go on with: ")
-    assert (
-        status == 130
-        and out == ""
-        and said == "contaccum: stopped. "
-        and shlex.split(line) == ["contaccum", *words]
-    )
+    assert status == 130
+    assert out == ""
+    assert said == "contaccum: stopped. "
+    assert shlex.split(line) == ["contaccum", *words]
 
 
 def test_a_stop_while_the_data_load(capsys, tmp_path, monkeypatch):
@@ -545,11 +540,9 @@ def test_a_stop_while_the_data_load(capsys, tmp_path, monkeypatch):
         "7",
     ]
     status, _, err = call(capsys, *words)
-    assert (
-        status == 130
-        and err == f"contaccum: stopped. Go on with: {shlex.join(['contaccum', *words])}\n"
-        and not (tmp_path / "run").exists()
-    )
+    assert status == 130
+    assert err == f"contaccum: stopped. Go on with: {shlex.join(['contaccum', *words])}\n"
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash here")
@@ -631,13 +624,11 @@ def test_edited_settings_of_a_run_are_refused(capsys, toy, tmp_path):
         path.write_text(edited)
         for command in (words, words[:2] + words[-2:]):
             status, out, err = call(capsys, *command)
-            assert (
-                status == 2
-                and out == ""
-                and f"{path}" in err
-                and said in err
-                and err.count("\n") == 1
-            ), err
+            assert status == 2, err
+            assert out == "", err
+            assert f"{path}" in err
+            assert said in err
+            assert err.count("\n") == 1
         assert path.read_text() == edited  # it stays as its writer left it
     path.write_text("# a remark\n" + text)
     assert call(capsys, *words)[0] == 0 and path.read_text().startswith("# a remark")
@@ -662,11 +653,9 @@ def test_a_finished_run_is_not_logged_again(capsys, toy, tmp_path):
     _, first, _ = call(capsys, *words)
     log = (tmp_path / "run" / "log.jsonl").read_bytes()
     status, again, _ = call(capsys, *words)
-    assert (
-        status == 0
-        and (tmp_path / "run" / "log.jsonl").read_bytes() == log
-        and first.splitlines()[-2:] == again.splitlines()[-2:]
-    )
+    assert status == 0
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == log
+    assert first.splitlines()[-2:] == again.splitlines()[-2:]
     lines = log.splitlines(keepends=True)
     assert [("evaluation" in json.loads(line), json.loads(line)["step"]) for line in lines] == [
         (False, 1),
@@ -686,12 +675,11 @@ def test_a_rank_without_a_world_trains_alone(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     words = ["train", "toy", *TINY, "--updates", "2", "--warmup", "0", "--out", tmp_path / "run"]
     status, out, _ = call(capsys, *words)
-    assert (
-        status == 0
-        and "all 2 updates are made" in out
-        and {"log.jsonl", "settings.yaml", "run.json"}
-        <= {p.name for p in (tmp_path / "run").iterdir()}
-    )
+    assert status == 0
+    assert "all 2 updates are made" in out
+    assert {"log.jsonl", "settings.yaml", "run.json"} <= {
+        p.name for p in (tmp_path / "run").iterdir()
+    }
     monkeypatch.setenv("WORLD_SIZE", "two")
     status, _, err = call(capsys, *words)
     assert status == 2 and "WORLD_SIZE='two': it must be a whole number" in err
@@ -733,20 +721,16 @@ def test_log_and_tensorboard(capsys, toy, tmp_path, monkeypatch):
         [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()],
     )
     updates = [line for line in lines if "loss" in line]
-    assert [line["step"] for line in lines if "evaluation" in line] == [15, 30, 40] and lines[-1][
-        "evaluation"
-    ] == run.evaluate()
+    assert [line["step"] for line in lines if "evaluation" in line] == [15, 30, 40]
+    assert lines[-1]["evaluation"] == run.evaluate()
     assert [{k: line[k] for k in cl.Update._fields} for line in updates] == [
         u._asdict() for u in run.history
     ]
-    assert [line["learning_rate"] for line in updates] == [
-        run.learning_rate(n) for n in range(40)
-    ] and all(50 < line["memory_mb"] < 1e5 for line in updates)
-    assert (
-        scalars["train/loss"] == {u.step: u.loss for u in run.history}
-        and scalars["evaluation/top@20"][40] == lines[-1]["evaluation"]["top@20"]
-        and "closed" in scalars
-    )
+    assert [line["learning_rate"] for line in updates] == [run.learning_rate(n) for n in range(40)]
+    assert all(50 < line["memory_mb"] < 1e5 for line in updates)
+    assert scalars["train/loss"] == {u.step: u.loss for u in run.history}
+    assert scalars["evaluation/top@20"][40] == lines[-1]["evaluation"]["top@20"]
+    assert "closed" in scalars
 
 
 # --- the field's files, end to end --------------------------------------------------------------------------------------
@@ -795,16 +779,16 @@ def test_dpr_files_from_training_to_search(family, toy, tmp_path):
     ended = family.run(
         "train", pairs, *test, *TINY, "--hard-negatives", "1", "--out", tmp_path / "run"
     )
-    assert ended.status == 0 and ended.err == "" and "answer_top@20" in ended.out, ended
+    assert ended.status == 0, ended
+    assert ended.err == ""
+    assert "answer_top@20" in ended.out
     run = cl.Run.load(tmp_path / "run", cl.load_pairs(pairs, test=tmp_path / "dev.json"))
     found = measures(
         family.run("evaluate", tmp_path / "run", pairs, *test, "--json", "--shard", "100")
     )
-    assert (
-        found == pytest.approx(run.evaluate())
-        and found["top@20"] > 0.15
-        and found["answer_top@20"] >= found["top@20"]
-    )
+    assert found == pytest.approx(run.evaluate())
+    assert found["top@20"] > 0.15
+    assert found["answer_top@20"] >= found["top@20"]
     # a corpus of its own, as DPR's Wikipedia is: other ids, ranked through an index, judged by text and answer
     rows = "".join(
         f"{n}\t{p.text}\t{p.title}\n" for n, p in enumerate(reversed(run.pairs.passages))
@@ -821,11 +805,9 @@ def test_dpr_files_from_training_to_search(family, toy, tmp_path):
         "--dtype",
         "float16",
     )
-    assert (
-        ended.status == 0
-        and ended.err == ""
-        and f"{len(run.pairs.passages):,} passages" in ended.out
-    ), ended
+    assert ended.status == 0, ended
+    assert ended.err == ""
+    assert f"{len(run.pairs.passages):,} passages" in ended.out
     again = measures(
         family.run(
             "evaluate", tmp_path / "run", pairs, *test, "--index", tmp_path / "index", "--json"
@@ -849,11 +831,9 @@ def test_dpr_files_from_training_to_search(family, toy, tmp_path):
     ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     hits = [json.loads(line) for line in ended.stdout.splitlines()]
     expected = run.search(run.pairs.test[0].query, 3)
-    assert (
-        ended.returncode == 0
-        and ended.stderr == ""
-        and [h["title"] for h in hits] == [h.title for h in expected]
-    )
+    assert ended.returncode == 0
+    assert ended.stderr == ""
+    assert [h["title"] for h in hits] == [h.title for h in expected]
 
 
 def test_beir_files_from_training_to_search(family, toy, tmp_path):
@@ -879,11 +859,9 @@ def test_beir_files_from_training_to_search(family, toy, tmp_path):
     printed = {
         name: float(value) for name, value in (line.split() for line in ended.out.splitlines())
     }
-    assert (
-        ended.status == 0
-        and printed == pytest.approx(run.evaluate(), abs=0.02)
-        and {"ndcg@10", "recall@100"} <= set(printed)
-    )
+    assert ended.status == 0
+    assert printed == pytest.approx(run.evaluate(), abs=0.02)
+    assert {"ndcg@10", "recall@100"} <= set(printed)
     ended = family.run(
         "index", tmp_path / "run", tmp_path / "corpus.jsonl", "--out", tmp_path / "index"
     )
@@ -895,7 +873,9 @@ def test_beir_files_from_training_to_search(family, toy, tmp_path):
     ended = family.run(
         "search", tmp_path / "index", toy.test[0].query, toy.test[1].query, "-k", "4"
     )
-    assert ended.status == 0 and ended.out.count("toy.") == 8 and toy.test[1].query in ended.out
+    assert ended.status == 0
+    assert ended.out.count("toy.") == 8
+    assert toy.test[1].query in ended.out
 
 
 HOSTILE = [
@@ -948,15 +928,13 @@ def test_hostile_text_is_text_in_terminal_and_log(family, hostile):
     ]
     assert [e.status for e in ended] == [0, 0, 0, 0, 2], ended
     assert not any(acts(c) for e in ended for c in e.out + e.err) and ended[4].err.count("\n") == 1
-    assert (
-        "red" in ended[2].out
-        and "<script>alert(1)</script>" in ended[2].out
-        and len(ended[2].out.splitlines()) == len(HOSTILE) * (1 + 2 * 8)
-    )
+    assert "red" in ended[2].out
+    assert "<script>alert(1)</script>" in ended[2].out
+    assert len(ended[2].out.splitlines()) == len(HOSTILE) * (1 + 2 * 8)
     hits = [json.loads(text) for text in ended[3].out.splitlines()]
-    assert (
-        len(hits) == 8 * len(HOSTILE) and [hit["query"] for hit in hits[::8]] == HOSTILE
-    )  # JSON keeps every character, escaped
+    # JSON keeps every character, escaped
+    assert len(hits) == 8 * len(HOSTILE)
+    assert [hit["query"] for hit in hits[::8]] == HOSTILE
     log = (folder / "run" / "log.jsonl").read_text() + (
         folder / "run" / "settings.yaml"
     ).read_text()
@@ -985,25 +963,22 @@ def test_what_stdout_cannot_show_is_escaped(family, hostile, encoding):
         ),
     ]
     assert [(e.status, e.err) for e in ended] == [(0, "")] * 5, ended
-    assert (
-        r"\u5c71" in ended[0].out
-        and ("Zürich" if encoding == "cp1252" else r"Z\xfcrich") in ended[0].out
-    )
+    assert r"\u5c71" in ended[0].out
+    assert ("Zürich" if encoding == "cp1252" else r"Z\xfcrich") in ended[0].out
     hits = [json.loads(line) for line in ended[1].out.splitlines()]
-    assert len(hits) == 3 and all(
-        hit["query"] == "Zürich 山" and "Zürich → 山" in hit["passage"] for hit in hits
-    )
-    assert r"\u2192" in ended[2].out and r"\u03c4" in ended[3].out and r"\u5c71" in ended[4].out
+    assert len(hits) == 3
+    assert all(hit["query"] == "Zürich 山" and "Zürich → 山" in hit["passage"] for hit in hits)
+    assert r"\u2192" in ended[2].out
+    assert r"\u03c4" in ended[3].out
+    assert r"\u5c71" in ended[4].out
 
 
 def test_a_query_that_is_no_text_is_a_sentence(family, hostile):
     for words in (["caf\udce9"], ["caf\udce9", "--json"], ["fine", "caf\udce9"]):
         ended = family.run("search", hostile[0] / "index", *words)
-        assert (
-            ended.status == 2
-            and "is no character: write it in UTF-8" in ended.err
-            and ended.err.count("\n") == 1
-        ), ended
+        assert ended.status == 2, ended
+        assert "is no character: write it in UTF-8" in ended.err
+        assert ended.err.count("\n") == 1
 
 
 @drawn(
@@ -1015,7 +990,9 @@ def test_json_is_one_safe_line_that_keeps_every_character(values, encoding):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", types.SimpleNamespace(encoding=encoding))
         line = terminal.json_line(values)
-    assert json.loads(line) == values and len(line.splitlines()) == 1 and not any(map(acts, line))
+    assert json.loads(line) == values
+    assert len(line.splitlines()) == 1
+    assert not any(map(acts, line))
     line.encode(encoding)
 
 
@@ -1031,11 +1008,9 @@ def test_nobody_reads_the_output(family, hostile, tmp_path):
     shell = f"{shlex.quote(sys.executable)} -m contaccum_lite train --help | head -1; echo ${{PIPESTATUS[0]}}"
     if shutil.which("bash"):  # and once as anyone would start it
         ended = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
-        assert (
-            ended.stderr == ""
-            and ended.stdout.startswith("usage: contaccum train")
-            and ended.stdout.splitlines()[-1] in ("0", "141")
-        ), ended
+        assert ended.stderr == "", ended
+        assert ended.stdout.startswith("usage: contaccum train")
+        assert ended.stdout.splitlines()[-1] in ("0", "141")
 
 
 def test_streams_that_are_closed(family, tmp_path):
@@ -1070,6 +1045,6 @@ def test_ledger(capsys, monkeypatch, tmp_path):
     assert status == 0 and out.strip() in (ROOT / "docs/tables/ledger.md").read_text()
     monkeypatch.setattr(records, "LEDGER", tmp_path / "ledger.json")
     status, _, err = call(capsys, "ledger")
-    assert (
-        status == 2 and "records of the ledger's runs are not here" in err and err.count("\n") == 1
-    )
+    assert status == 2
+    assert "records of the ledger's runs are not here" in err
+    assert err.count("\n") == 1

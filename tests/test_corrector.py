@@ -88,9 +88,8 @@ def test_moments_gives_the_targets_mean_and_spread(lesson):
     found = Moments()
     found.fit(stale, age, target)
     moved = found(stale, age)
-    assert torch.allclose(moved.mean(0), target.mean(0), atol=1e-12) and torch.allclose(
-        moved.std(0), target.std(0), atol=1e-12
-    )
+    assert torch.allclose(moved.mean(0), target.mean(0), atol=1e-12)
+    assert torch.allclose(moved.std(0), target.std(0), atol=1e-12)
 
 
 def test_procrustes_finds_a_turn_and_beats_all_others(lesson):
@@ -157,9 +156,9 @@ def test_the_network_begins_as_the_identity_exactly_and_learns_by_adamw(lesson):
     stale, age, target = lesson
     found = ResidualMLP(width=8, steps=0)
     found.fit(stale, age, target)
-    assert found.network is not None and torch.equal(
-        found(stale, age), stale
-    )  # nested: W₂ = b₂ = 0
+    # nested: W₂ = b₂ = 0
+    assert found.network is not None
+    assert torch.equal(found(stale, age), stale)
     theirs = torch.nn.Sequential(
         torch.nn.Linear(6, 8), torch.nn.GELU(), torch.nn.Linear(8, 6)
     ).double()
@@ -182,11 +181,9 @@ def test_no_gradient_goes_into_what_it_learns_from(lesson):
         ours, theirs = stale.clone().requires_grad_(), target.clone().requires_grad_()
         found = make_corrector(name)
         found.fit(ours, age, theirs)
-        assert (
-            ours.grad is None
-            and theirs.grad is None
-            and not any(v.requires_grad for v in found.state_dict().values())
-        )
+        assert ours.grad is None
+        assert theirs.grad is None
+        assert not any(v.requires_grad for v in found.state_dict().values())
 
 
 @pytest.mark.parametrize("name", CORRECTORS)
@@ -265,14 +262,10 @@ def test_kl_is_at_most_half_the_square_of_the_errors_half_range(n, size, seed):
     )
     gap = softmax_gap(fresh, fresh + error)
     p, q = fresh[0].softmax(0), (fresh + error)[0].softmax(0)
-    assert (
-        abs(gap["kl"] - sum(float(a * math.log(a / b)) for a, b in zip(p, q))) < 1e-9
-        and abs(gap["tv"] - float((p - q).abs().sum() / 2)) < 1e-12
-    )
-    assert (
-        -1e-12 <= gap["kl"] <= gap["bound"] + 1e-12
-        and abs(gap["bound"] - float(error.max() - error.min()) ** 2 / 8) < 1e-9
-    )
+    assert abs(gap["kl"] - sum(float(a * math.log(a / b)) for a, b in zip(p, q))) < 1e-9
+    assert abs(gap["tv"] - float((p - q).abs().sum() / 2)) < 1e-12
+    assert -1e-12 <= gap["kl"] <= gap["bound"] + 1e-12
+    assert abs(gap["bound"] - float(error.max() - error.min()) ** 2 / 8) < 1e-9
 
 
 def test_the_bound_is_reached_in_the_limit():
@@ -323,11 +316,9 @@ def test_no_corrector_goes_below_the_floor():
         errors[name] = float(((found(stale[test], age[test]) - fresh[test]) ** 2).sum(1).mean())
     floor = float(((0.6 * stale[test][:, 2] - fresh[test][:, 2]) ** 2).mean())
     assert abs(floor - 0.64) < 0.02 and all(error > floor - 0.005 for error in errors.values())
-    assert (
-        errors["ridge"] < floor + 0.02
-        and errors["mlp"] < floor + 0.02
-        and errors["identity"] > floor + 0.1
-    )
+    assert errors["ridge"] < floor + 0.02
+    assert errors["mlp"] < floor + 0.02
+    assert errors["identity"] > floor + 0.1
 
 
 def test_overlap_and_mass_by_hand():

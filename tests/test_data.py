@@ -25,7 +25,9 @@ from contaccum_lite.utils.text import truncated_repr
 def test_toy_is_seeded_and_has_hard_negatives():
     a, b = toy_pairs(), toy_pairs(seed=1)
     assert (a.train, a.passages) == (toy_pairs().train, toy_pairs().passages) and a.train != b.train
-    assert len(a.train) == 512 and len(a.test) == 128 and len(a.passages) == 640
+    assert len(a.train) == 512
+    assert len(a.test) == 128
+    assert len(a.passages) == 640
     for pair in a.train:
         assert pair.hard_negatives and all(h.text != pair.passage for h in pair.hard_negatives)
         assert a.passages[a.row_of[pair.passage_id]].text == pair.passage
@@ -38,7 +40,9 @@ def test_toy_is_seeded_and_has_hard_negatives():
 
 
 def test_python_docs(docs):
-    assert len(docs.train) >= 4000 and len(docs.test) == 1000 and len(docs.passages) >= 5000
+    assert len(docs.train) >= 4000
+    assert len(docs.test) == 1000
+    assert len(docs.passages) >= 5000
     every = [*docs.train, *docs.test, *docs.dev]
     assert len(every) == len(docs.passages)
     for texts in (
@@ -84,11 +88,9 @@ def test_mined_negatives_are_never_the_positive_or_its_copy(docs):
     for pair in docs.train:
         with_any += bool(pair.hard_negatives)
         for h in pair.hard_negatives:
-            assert (
-                h.id in train
-                and h.id != pair.passage_id
-                and pydocs.normalize_text(h.text) != pydocs.normalize_text(pair.passage)
-            )
+            assert h.id in train
+            assert h.id != pair.passage_id
+            assert pydocs.normalize_text(h.text) != pydocs.normalize_text(pair.passage)
     assert with_any > 0.99 * len(docs.train)
 
 
@@ -194,9 +196,8 @@ def test_cache_keeps_rebuilds_and_does_without(tmp_path, monkeypatch):
     monkeypatch.setenv("CONTACCUM_LITE_CACHE", str(tmp_path / "c"))
     built = []
     build = lambda: built.append(1) or [1, "ü"]
-    assert (
-        cached_json("x.json", build) == cached_json("x.json", build) == [1, "ü"] and len(built) == 1
-    )
+    assert cached_json("x.json", build) == cached_json("x.json", build) == [1, "ü"]
+    assert len(built) == 1
     (tmp_path / "c" / "x.json").write_bytes(b"[1, \xff")
     assert cached_json("x.json", build) == [1, "ü"] and len(built) == 2
     blocked = tmp_path / "file"
@@ -287,19 +288,16 @@ def test_dpr(tmp_path, name):
     records = [question(n) for n in range(20)] + [question(20, positive_ctxs=[])]
     records[3]["positive_ctxs"].append(context("number three, again"))
     pairs = cl.load_pairs(write_dpr(tmp_path, records, name))
-    assert (
-        len(pairs.train) == 16
-        and len(pairs.test) == 4
-        and "1 questions have no positive" in pairs.notes[0]
-    )
+    assert len(pairs.train) == 16
+    assert len(pairs.test) == 4
+    assert "1 questions have no positive" in pairs.notes[0]
     every = {p.query: p for p in (*pairs.train, *pairs.test)}
     three = every["who is number 3?"]
-    assert (
-        three.passage == "this is number 3"
-        and three.title == "t"
-        and three.answers == ("number 3",)
-    )
-    assert len(three.relevant) == 2 and [h.text for h in three.hard_negatives] == [
+    assert three.passage == "this is number 3"
+    assert three.title == "t"
+    assert three.answers == ("number 3",)
+    assert len(three.relevant) == 2
+    assert [h.text for h in three.hard_negatives] == [
         "not 3",
         "a stone",
     ]
@@ -364,10 +362,11 @@ def test_jsonl(jsonl):
         for n in range(10)
     ]
     pairs = cl.load_pairs(f"jsonl:{jsonl(rows)}")
-    assert len(pairs.train) == 8 and len(pairs.test) == 2 and len(pairs.passages) == 13
-    assert [h.text for h in pairs.train[0].hard_negatives] == ["plain", "far"] and pairs.train[
-        0
-    ].title == "T"
+    assert len(pairs.train) == 8
+    assert len(pairs.test) == 2
+    assert len(pairs.passages) == 13
+    assert [h.text for h in pairs.train[0].hard_negatives] == ["plain", "far"]
+    assert pairs.train[0].title == "T"
     gz = jsonl([], "again.jsonl.gz")
     gz.write_bytes(gzip.compress("\n\n".join(json.dumps(r) for r in rows).encode("utf-8-sig")))
     assert (
@@ -381,7 +380,8 @@ def test_a_test_file_may_have_the_same_name_and_the_same_ids(jsonl, tmp_path):
     rows = [dict(query=f"q {n}", passage=f"p {n}") for n in range(4)]
     train, test = jsonl(rows[:2], "train/pairs.jsonl"), jsonl(rows[2:], "test/pairs.jsonl")
     pairs = cl.load_pairs(f"jsonl:{train}", test=test)
-    assert [p.query for p in pairs.train] == ["q 0", "q 1"] and [p.query for p in pairs.test] == [
+    assert [p.query for p in pairs.train] == ["q 0", "q 1"]
+    assert [p.query for p in pairs.test] == [
         "q 2",
         "q 3",
     ]
@@ -543,9 +543,8 @@ def test_beir(tmp_path):
     assert [h.id for h in pairs.train[0].hard_negatives] == [
         "d7"
     ]  # d1 is a positive, d8 only 1 below d0
-    assert [p.relevant for p in pairs.test] == [{"d4": 1, "d5": 3}, {"d6": 1}] and pairs.test[
-        0
-    ].passage_id == "d5"
+    assert [p.relevant for p in pairs.test] == [{"d4": 1, "d5": 3}, {"d6": 1}]
+    assert pairs.test[0].passage_id == "d5"
     assert len(pairs.passages) == 9
     run = cl.Run(pairs, local_batch=2, accumulation_steps=1, memory_size=4, updates=2, dim=8)
     list(run)
@@ -641,10 +640,8 @@ def test_an_error_looks_at_no_more_of_a_value_than_it_shows():
     for value in (record, [record], {"key": deep}, deep, [0] * 100 + [Last()]):
         assert len(truncated_repr(value)) <= 61
     assert truncated_repr({"b": 1, "a": [None, 0.5, "x"]}) == "{'b': 1, 'a': [None, 0.5, 'x']}"
-    assert (
-        truncated_repr("x" * 100) == "'" + "x" * 59 + "…"
-        and truncated_repr("x" * 58) == "'" + "x" * 58 + "'"
-    )
+    assert truncated_repr("x" * 100) == "'" + "x" * 59 + "…"
+    assert truncated_repr("x" * 58) == "'" + "x" * 58 + "'"
 
 
 def test_beir_without_training_pairs_says_so(tmp_path):
@@ -1122,4 +1119,6 @@ def test_large_files_are_streamed(tmp_path):
     pairs = cl.load_pairs(f"dpr:{tmp_path / 'big.json'}")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert size > 40e6 and peak < size / 5 and len(pairs.passages) == 1
+    assert size > 40e6
+    assert peak < size / 5
+    assert len(pairs.passages) == 1

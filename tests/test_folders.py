@@ -71,7 +71,9 @@ def contents(folder):
 def test_a_folder_with_a_file_of_the_users_is_refused(capsys, tmp_path, name):
     before = users_files(tmp_path / "mine", [name])
     status, _, err = call(capsys, "train", "toy", *OPTIONS, "--out", tmp_path / "mine")
-    assert status == 2 and "holds something else" in err and err.count("\n") == 1
+    assert status == 2
+    assert "holds something else" in err
+    assert err.count("\n") == 1
     assert contents(tmp_path / "mine") == before
 
 
@@ -94,7 +96,9 @@ def test_a_file_of_the_users_with_a_name_of_ours_is_refused(capsys, toy, tmp_pat
         (out / name).write_text(text)
         before = contents(out)
         status, _, err = call(capsys, "train", "toy", *OPTIONS, "--out", out)
-        assert status == 2 and err.count("\n") == 1 and "Traceback" not in err
+        assert status == 2
+        assert err.count("\n") == 1
+        assert "Traceback" not in err
         assert any(words in err for words in REFUSALS)
         assert contents(out) == before
 
@@ -188,7 +192,9 @@ def test_a_second_process_in_a_folder_is_refused_and_the_log_is_whole(
     first.start()
     wait_for(lambda: log.is_file() and log.stat().st_size > 500, first)
     status, _, err = call(capsys, "train", "toy", *OPTIONS, "--out", out, *words)
-    assert status == 2 and "is in use" in err and err.count("\n") == 1
+    assert status == 2
+    assert "is in use" in err
+    assert err.count("\n") == 1
     with pytest.raises(ValueError, match="is in use"):
         cl.Run(toy, cl.Settings(**SMALL)).save(out)
     assert 0 <= cl.Run.load(out, toy).step_count <= 400  # a reader is let in

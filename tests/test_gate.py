@@ -324,9 +324,8 @@ def test_times_in_headers_are_those_measured():
         for fault in times(book, record)
     ] == []
     book, record = measured()["02_accumulate"]
-    assert times(book, record | {"seconds": 1.4 * lesson.header_seconds(book)}) and times(
-        changed("02", 0, "45 minutes", "15 minutes"), record
-    )
+    assert times(book, record | {"seconds": 1.4 * lesson.header_seconds(book)})
+    assert times(changed("02", 0, "45 minutes", "15 minutes"), record)
     assert times(changed("02", 0, "45 minutes", "90 minutes"), record)
 
 
@@ -423,7 +422,9 @@ def test_share_lines_can_be_loaded(toy):
     texts = [*TEXTS.values(), *("\n".join(c.source for c in book.cells) for book in BOOKS.values())]
     lines = [line for text in texts for line in lines_of(text)]
     table = GUIDE.split("| experiment | line |")[1].split("\n\n")[0].splitlines()[2:]
-    assert len(table) >= 20 and all(len(lines_of(row)) == 1 for row in table) and len(lines) > 40
+    assert len(table) >= 20
+    assert all(len(lines_of(row)) == 1 for row in table)
+    assert len(lines) > 40
     assert unreadable(lines, toy) == []
     assert (
         unreadable(
@@ -580,9 +581,8 @@ def test_a_notebook_runs_without_a_network(tmp_path):
     """The fastest one, by the sweep's own means; and one that asks for a host is caught."""
     path = ROOT / "notebooks" / "06_ledger.ipynb"
     found = gate.run(path, threads=2, seed=11)
-    assert (found["error"], found["asked"], found["differs"]) == ("", [], []) and found[
-        "memory"
-    ] < gate.LIMITS["memory"]
+    assert (found["error"], found["asked"], found["differs"]) == ("", [], [])
+    assert found["memory"] < gate.LIMITS["memory"]
     asks = [
         "import contaccum_lite as cl",
         "import urllib.request\ntry:\n    urllib.request.urlopen('http://example.org')\nexcept OSError:\n    print('none')",

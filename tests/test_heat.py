@@ -21,17 +21,16 @@ def test_filling_runs_each_cell_with_the_same_pairs(figure3):
     assert not np.isnan(data).any() and len(lab.ghosts) == 3
     for track in (*lab.ghosts, lab.track):
         s = track.run.settings
-        assert s.updates * s.total_batch == 64 and (s.method == "grad_accum") == (
-            s.memory_size == 0
-        )
+        assert s.updates * s.total_batch == 64
+        assert (s.method == "grad_accum") == (s.memory_size == 0)
         at = figure3.steps.index(s.accumulation_steps), figure3.sizes.index(s.memory_size)
         assert data[at] == pytest.approx(100 * track.top20[-1][1], abs=0.01)
     best = np.unravel_index(data.argmax(), data.shape)
     assert (
         f"Best: K {figure3.steps[best[0]]}, N_memory {figure3.sizes[best[1]]}, {data.max():.1f}%"
         in figure3.sentence
-        and "4 of 4 cells" in figure3.sentence
     )
+    assert "4 of 4 cells" in figure3.sentence
     assert {b.description for b in figure3.buttons.values()} == {f"{v:.1f}" for v in data.ravel()}
     output = figure3._repr_mimebundle_()
     assert output[1]["image/png"]["alt"] == figure3.sentence == output[0]["text/plain"]
@@ -42,10 +41,8 @@ def test_lines_of_others_merge(figure3):
     mine, before = figure3.line, figure3.data()
     assert figure3.merge(mine) == 0
     assert figure3.merge("1,0,7=50.5;2,8,7=60\n1,0,8=70") == 3 and figure3.merge("2,8,7=60") == 0
-    assert (
-        figure3.data()[0, 0] == pytest.approx((before[0, 0] + 50.5 + 70) / 3)
-        and "(3)" in figure3.buttons[1, 0].description
-    )
+    assert figure3.data()[0, 0] == pytest.approx((before[0, 0] + 50.5 + 70) / 3)
+    assert "(3)" in figure3.buttons[1, 0].description
     again = cl.HeatMap(figure3.lab, steps=(1, 2), sizes=(0, 8), pairs_seen=64)
     again.merge(figure3.line)
     assert again.line == figure3.line and np.array_equal(again.data(), figure3.data())
@@ -116,11 +113,9 @@ def test_again_runs_shows_and_stops():
         button.button.click()
         assert button.button.description == "Stop"
         await asyncio.wait_for(button.task, 60)
-        assert (
-            "done" in button.words.value
-            and "loop" in button.words.value
-            and button.button.description == "Time nothing"
-        )
+        assert "done" in button.words.value
+        assert "loop" in button.words.value
+        assert button.button.description == "Time nothing"
         slow = cl.Again(
             r"timeit -n 1 -r 1 __import__('os').system('echo\tbegun;sleep\t60')", "Sleep"
         )  # it starts another, as a pool does
@@ -136,11 +131,9 @@ def test_again_runs_shows_and_stops():
         many = cl.Again("timeit -n 1 -r 1 [print(n,'and',end='\\n')for(n)in(range(30))]", "Many")
         many.start()
         await asyncio.wait_for(many.task, 60)
-        assert (
-            "29 and\n" in many.words.value
-            and "25 and\n" in many.words.value
-            and "3 and\n" not in many.words.value.replace("23 and", "")
-        )
+        assert "29 and\n" in many.words.value
+        assert "25 and\n" in many.words.value
+        assert "3 and\n" not in many.words.value.replace("23 and", "")
 
     asyncio.run(main())
     assert "python -m timeit" in cl.Again("timeit", "x")._repr_mimebundle_()["text/plain"]

@@ -306,15 +306,14 @@ def test_runs_are_those_of_the_whole_matrix(toy, method, extra):
     for _ in range(12):
         for a, b in zip(fast.micro_steps(), whole.micro_steps(), strict=True):
             assert abs(a.loss - b.loss) < 1e-9
-            assert (
-                a.scores.shape == b.scores.shape
-                and torch.equal(a.column_ids, b.column_ids)
-                and torch.equal(a.row_ids, b.row_ids)
-            )
+            assert a.scores.shape == b.scores.shape
+            assert torch.equal(a.column_ids, b.column_ids)
+            assert torch.equal(a.row_ids, b.row_ids)
             assert torch.equal(a.scores.isinf(), b.scores.isinf())
             assert torch.allclose(
                 a.scores.nan_to_num(neginf=0), b.scores.nan_to_num(neginf=0), atol=1e-8
-            ) and torch.allclose(a.grad_scores, b.grad_scores, atol=1e-9)
+            )
+            assert torch.allclose(a.grad_scores, b.grad_scores, atol=1e-9)
         assert abs(fast.history[-1].grad_norm_ratio - whole.history[-1].grad_norm_ratio) < 1e-6
         assert fast.history[-1].negatives == whole.history[-1].negatives
 
@@ -367,10 +366,8 @@ def test_the_usual_way_follows_the_size():
     small, large = cl.Settings(memory_size=128), cl.Settings(memory_size=1024)
     assert (small.similarity, large.similarity) == ("full", "incremental")
     assert small.replace(memory_size=1024) == large and large.replace(memory_size=128) == small
-    assert (
-        large.share() == "method=contaccum&memory_size=1024"
-        and "similarity=full" in large.replace(similarity="full").share()
-    )
+    assert large.share() == "method=contaccum&memory_size=1024"
+    assert "similarity=full" in large.replace(similarity="full").share()
     assert large.replace(similarity="full").replace(seed=1).similarity == "full"
     for settings_ in (
         small,
@@ -409,10 +406,8 @@ def test_a_lab_changes_over_and_shows_the_same(toy):
     assert lab.training.similarity == "full"
     lab.memory_size = 512
     lab.run(3)
-    assert (
-        lab.training.similarity == lab.similarity == "incremental"
-        and lab.training.settings.memory_size == 512
-    )
+    assert lab.training.similarity == lab.similarity == "incremental"
+    assert lab.training.settings.memory_size == 512
     line, sentence = lab.share(), lab.views.matrix.sentence
     again = cl.Lab(toy)
     again.load(line)
@@ -421,11 +416,9 @@ def test_a_lab_changes_over_and_shows_the_same(toy):
     lab.step("micro-batch")
     micro = lab.micro
     lab.stop()
-    assert (
-        lab.micro is micro
-        and micro.has_matrix
-        and lab.views.matrix.data()["values"].shape == micro.scores.shape
-    )
+    assert lab.micro is micro
+    assert micro.has_matrix
+    assert lab.views.matrix.data()["values"].shape == micro.scores.shape
     lab.memory_size = 64
     lab.run(1)
     assert lab.training.similarity == lab.similarity == "full"

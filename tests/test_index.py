@@ -53,9 +53,8 @@ def test_any_cut_into_shards_finds_the_same(monkeypatch, sizes, block, dtype):
     scores, rows = search_shards(queries, np.split(passages, np.cumsum(sizes)[:-1]), 100)
     exact = queries.astype("f8") @ passages.astype("f8").T
     expected = np.argsort(-exact, axis=1)[:, :100]
-    assert (rows == expected).all() and np.allclose(
-        scores, np.take_along_axis(exact, expected, 1), atol=1e-4
-    )
+    assert (rows == expected).all()
+    assert np.allclose(scores, np.take_along_axis(exact, expected, 1), atol=1e-4)
 
 
 def test_of_equal_scores_the_lower_row_comes_first():
@@ -71,17 +70,14 @@ def test_of_equal_scores_the_lower_row_comes_first():
 def test_an_index_finds_what_the_run_finds(trained, toy, tmp_path):
     folder, run = trained
     made = build(folder, toy.passages, tmp_path / "index", shard=100)
-    assert (
-        len(made) == 640
-        and [len(v) for v in made.vectors()] == [100] * 6 + [40]
-        and "640 passages of 16" in repr(made)
-    )
+    assert len(made) == 640
+    assert [len(v) for v in made.vectors()] == [100] * 6 + [40]
+    assert "640 passages of 16" in repr(made)
     again = Index(tmp_path / "index")
     for pair in toy.test[:10]:
         ours, theirs = again.search(pair.query, 7), run.search(pair.query, 7)
-        assert [h[1:] for h in ours] == [h[1:] for h in theirs] and np.allclose(
-            [h.score for h in ours], [h.score for h in theirs], atol=1e-4
-        )
+        assert [h[1:] for h in ours] == [h[1:] for h in theirs]
+        assert np.allclose([h.score for h in ours], [h.score for h in theirs], atol=1e-4)
     assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {
         ".json",
         ".jsonl",
@@ -142,11 +138,9 @@ def test_twenty_thousand_passages_killed_and_gone_on_with(trained, tmp_path):
     assert kills >= 3 and kept
     made = build(folder, passages, out, shard=4000)
     assert all(np.array_equal(a, b) for a, b in zip(made.vectors(), whole.vectors(), strict=True))
-    assert (
-        not list(out.glob(".*"))
-        and made.passage(19_999) == passages[-1]
-        and made.passage(4000) == passages[4000]
-    )
+    assert not list(out.glob(".*"))
+    assert made.passage(19_999) == passages[-1]
+    assert made.passage(4000) == passages[4000]
     queries = whole.retriever.encode_queries([p.text for p in passages[:20]])
     _, rows = exact_search(queries, np.concatenate(list(whole.vectors())), 50)
     found = made.rank(queries, 50)[1]

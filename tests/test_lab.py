@@ -122,9 +122,8 @@ def test_every_method_can_be_chosen_whatever_was_chosen_before(toy):
             before = lab.settings
             lab.method = method
             chosen = lab.settings
-            assert chosen.method == method and all(
-                getattr(chosen, n) == value for n, value in PRESETS[method]["fixed"].items()
-            )
+            assert chosen.method == method
+            assert all(getattr(chosen, n) == value for n, value in PRESETS[method]["fixed"].items())
             if method != before.method:
                 assert "method = " in lab.message and "Press Reset" in lab.message
             for name in ("seed", "temperature", "updates"):
@@ -265,9 +264,9 @@ def test_random_choices_of_all_settings_leave_a_whole(toy):
             sentence = str(error)
             refused += 1
         if sentence:
-            assert (
-                everything(lab) == before and "\n" not in sentence and 20 < len(sentence) < 1000
-            ), (name, value, sentence)
+            assert everything(lab) == before, (name, value, sentence)
+            assert "\n" not in sentence, (name, value, sentence)
+            assert 20 < len(sentence) < 1000, (name, value, sentence)
         else:
             settings = lab.settings
             assert value is None or getattr(settings, name) == value, (name, value)
@@ -293,13 +292,10 @@ def test_run_is_the_run(toy):
     lab.run()
     alone = cl.Run(toy, lab.settings)
     assert losses(lab) == [u.loss for u in alone] and lab.done
-    assert [u for u, _ in lab.track.top20] == [0, 4, 8, 12] and lab.track.top20[-1][
-        1
-    ] == alone.evaluate()["top@20"]
-    assert (
-        f"{alone.evaluate()['top@20']:.1%}" in lab.summary
-        and f"{alone.history[-1].grad_norm_ratio:.2f}" in lab.summary
-    )
+    assert [u for u, _ in lab.track.top20] == [0, 4, 8, 12]
+    assert lab.track.top20[-1][1] == alone.evaluate()["top@20"]
+    assert f"{alone.evaluate()['top@20']:.1%}" in lab.summary
+    assert f"{alone.history[-1].grad_norm_ratio:.2f}" in lab.summary
 
 
 def test_steps_of_both_sizes_go_on_from_each_other(toy):
@@ -333,10 +329,8 @@ def test_stop_undoes_the_half_made_update(toy):
     lab.step("micro-batch")
     assert not torch.equal(before[1], lab.training.passage_bank.vectors)
     lab.stop()
-    assert (
-        all(torch.equal(a, bank.vectors) for a, bank in zip(before, lab.training.learner.banks))
-        and lab.training.step_count == 2
-    )
+    assert all(torch.equal(a, bank.vectors) for a, bank in zip(before, lab.training.learner.banks))
+    assert lab.training.step_count == 2
     lab.run()
     assert losses(lab) == losses(whole)
 
@@ -365,10 +359,8 @@ def test_an_exception_is_a_sentence(toy, monkeypatch):
     )
     with pytest.raises(MemoryError):
         lab.run(1)
-    assert (
-        lab.message == "Training stopped at update 3: no memory left for <b>this</b>"
-        and not lab.playing
-    )
+    assert lab.message == "Training stopped at update 3: no memory left for <b>this</b>"
+    assert not lab.playing
     monkeypatch.undo()
     lab.run()
     assert lab.training.step_count == 12
@@ -383,19 +375,15 @@ def test_learning_rate_and_memory_size_hold_from_the_next_update(toy):
     lab.run(2)
     lab.step("micro-batch")
     lab.memory_size, lab.learning_rate = 8, 0.001
-    assert (
-        lab.training.passage_bank.size == 16
-        and lab.training.settings.learning_rate != 0.001
-        and not lab.pending
-    )
+    assert lab.training.passage_bank.size == 16
+    assert lab.training.settings.learning_rate != 0.001
+    assert not lab.pending
     newest = lab.training.passage_bank.ids[lab.training.passage_bank.order()][-8:]
     lab.step()
     lab._apply_changes()
-    assert (
-        lab.training.passage_bank.size == 8
-        and lab.training.query_bank.size == 8
-        and lab.training.settings.learning_rate == 0.001
-    )
+    assert lab.training.passage_bank.size == 8
+    assert lab.training.query_bank.size == 8
+    assert lab.training.settings.learning_rate == 0.001
     assert lab.training.learning_rate(3) < 0.001 and len(newest) == 8
     assert lab.share().endswith("&then=3:learning_rate:0.001,3:memory_size:8")
 
@@ -436,9 +424,9 @@ def test_other_changes_ask_for_a_reset_in_words(toy):
     lab.method = "pre_batch"
     assert "method = pre-batch" in lab.message and "M_q = False" in lab.message
     lab.reset()
-    assert (
-        lab.training.settings.method == "pre_batch" and lab.message == "" and len(lab.ghosts) == 1
-    )
+    assert lab.training.settings.method == "pre_batch"
+    assert lab.message == ""
+    assert len(lab.ghosts) == 1
 
 
 def test_a_slider_dragged_wildly_leaves_all_consistent(toy):
@@ -566,9 +554,9 @@ def test_a_line_of_which_no_run_can_be_made_changes_nothing(toy, line, under_way
     before, shown = everything(lab), lab.views.line.value
     with pytest.raises(ValueError) as refusal:
         lab.load(line)
-    assert (
-        everything(lab) == before and lab.mid_update == under_way and lab.views.line.value == shown
-    )
+    assert everything(lab) == before
+    assert lab.mid_update == under_way
+    assert lab.views.line.value == shown
     assert "\n" not in str(refusal.value)
     lab.seed = 0
     lab.run()
@@ -618,11 +606,8 @@ def test_a_bank_without_memory_leaves_the_slider_and_the_run(toy, monkeypatch):
         lab.memory_size = 1_000_000
     assert everything(lab) == before
     lab.views.controls["memory_size"].value = 512  # by hand: said, and the slider goes back
-    assert lab.views.controls[
-        "memory_size"
-    ].value == 16 == lab.memory_size and lab.message.startswith(
-        "memory_size is 512, and there is no memory"
-    )
+    assert lab.views.controls["memory_size"].value == 16 == lab.memory_size
+    assert lab.message.startswith("memory_size is 512, and there is no memory")
     lab.views.controls["learning_rate"].value = 0.001
     assert lab.training.settings.learning_rate == 0.001 and lab.message == ""
     lab.learning_rate = 0.005
@@ -630,9 +615,8 @@ def test_a_bank_without_memory_leaves_the_slider_and_the_run(toy, monkeypatch):
     lab.memory_size = 64
     with pytest.raises(MemoryError):
         lab.run()
-    assert lab.memory_size == 16 and lab.message.startswith(
-        "Training stopped at update 5: memory_size is 64"
-    )
+    assert lab.memory_size == 16
+    assert lab.message.startswith("Training stopped at update 5: memory_size is 64")
     lab.run()
     assert losses(lab) == losses(whole)
 
@@ -649,10 +633,8 @@ def test_a_line_whose_bank_has_no_memory_changes_nothing(toy, monkeypatch):
     assert everything(lab) == before
     monkeypatch.setattr(cl.Run, "change", change)
     lab.load("seed=3&then=0:memory_size:64&hide=seed")
-    assert (
-        lab.memory_size == lab.training.passage_bank.size == 64
-        and lab.share() == "method=contaccum&seed=3&then=0:memory_size:64&hide=seed"
-    )
+    assert lab.memory_size == lab.training.passage_bank.size == 64
+    assert lab.share() == "method=contaccum&seed=3&then=0:memory_size:64&hide=seed"
 
 
 def test_the_next_of_a_row_that_cannot_be_made_is_tried_again(toy, monkeypatch):
@@ -663,11 +645,9 @@ def test_the_next_of_a_row_that_cannot_be_made_is_tried_again(toy, monkeypatch):
     monkeypatch.setattr(player, "Run", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
     with pytest.raises(MemoryError):
         lab.run()
-    assert (
-        lab.training.settings.method == lab.method == "grad_accum"
-        and "no room" in lab.message
-        and not lab.done
-    )
+    assert lab.training.settings.method == lab.method == "grad_accum"
+    assert "no room" in lab.message
+    assert not lab.done
     monkeypatch.setattr(player, "Run", make)
     lab.run()
     assert [[u.loss for u in t.run.history] for _, t in lab.tracks()] == [
@@ -683,7 +663,9 @@ def test_a_loaded_lines_changes_reach_its_run_whatever_the_sliders_say(toy):
     lab.run(1)
     lab.method = "grad_accum"  # waits for a reset, and has no bank
     lab.run()
-    assert losses(lab) == losses(whole) and lab.method == "grad_accum" and lab.memory_size == 0
+    assert losses(lab) == losses(whole)
+    assert lab.method == "grad_accum"
+    assert lab.memory_size == 0
 
 
 def test_a_run_keeps_what_it_cannot_take_until_a_reset(toy):
@@ -710,9 +692,8 @@ def test_similarity_follows_the_memory_after_a_line_as_before_it(toy):
     lab.memory_size = 16
     assert lab.settings.similarity == "full" and "similarity" not in lab.settings.share()
     lab.load("dim=8&memory_size=512&similarity=full")
-    assert lab.similarity == lab.training.settings.similarity == "full" and lab.share().endswith(
-        "similarity=full"
-    )
+    assert lab.similarity == lab.training.settings.similarity == "full"
+    assert lab.share().endswith("similarity=full")
 
 
 def test_dprs_batch_stays_when_something_else_is_chosen(toy):
@@ -757,18 +738,14 @@ def test_a_race_is_fair_and_tells_its_lessons(toy):
     ] == ["DPR", "GradAccum", "pre-batch", "ContAccum"]
     for track in found.values():
         assert track.run.settings.total_batch == 24 and track.run.step_count == 12
-        assert (
-            f"{track.top20[-1][1]:.1%}" in lab.table()
-            and f"{track.top20[-1][1]:.1%}" in lab.what_we_saw()
-        )
+        assert f"{track.top20[-1][1]:.1%}" in lab.table()
+        assert f"{track.top20[-1][1]:.1%}" in lab.what_we_saw()
     first = [
         next(iter(cl.Run(toy, t.run.settings).query_tower.parameters())) for t in found.values()
     ]
     assert all(torch.equal(first[0], other) for other in first)
-    assert (
-        "7 negatives per query in place of 23" in lab.what_we_saw()
-        and "had 23 negatives with 8 pairs" in lab.what_we_saw()
-    )
+    assert "7 negatives per query in place of 23" in lab.what_we_saw()
+    assert "had 23 negatives with 8 pairs" in lab.what_we_saw()
 
 
 @pytest.mark.parametrize(
@@ -826,9 +803,8 @@ def test_an_interrupt_stops_and_run_goes_on(toy, monkeypatch):
     lab.race()
     assert "Interrupted" in lab.message and not lab.done
     lab.run()
-    assert lab.done and [(n, t.top20) for n, t in lab.tracks()] == [
-        (n, t.top20) for n, t in whole.tracks()
-    ]
+    assert lab.done
+    assert [(n, t.top20) for n, t in lab.tracks()] == [(n, t.top20) for n, t in whole.tracks()]
 
 
 # --- the player --------------------------------------------------------------------------------------------------------
@@ -879,13 +855,17 @@ def test_play_pause_step_stop(toy):
         lab.pause()
         made = lab.training.step_count
         await asyncio.sleep(0.05)
-        assert lab.training.step_count == made and not lab.playing and players() == 0
+        assert lab.training.step_count == made
+        assert not lab.playing
+        assert players() == 0
         lab.step("micro-batch")
         lab.play()
         await asyncio.sleep(0)
         lab.stop()
         await asyncio.sleep(0.05)
-        assert not lab.playing and not lab.mid_update and players() == 0
+        assert not lab.playing
+        assert not lab.mid_update
+        assert players() == 0
         lab.play()
         while lab.playing:
             await asyncio.sleep(0)
@@ -983,7 +963,9 @@ def test_a_cell_run_again_ends_its_earlier_lab(toy, monkeypatch):
         await asyncio.sleep(0)
         monkeypatch.setattr(cell_registry, "current_cell", lambda: ("cell-1", "second"))
         again = small(toy)
-        assert not one.playing and not two.playing and other.playing
+        assert not one.playing
+        assert not two.playing
+        assert other.playing
         again.play(), other.close()
         await asyncio.sleep(0)
         assert again.playing and players() == 1

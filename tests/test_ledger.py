@@ -19,10 +19,13 @@ BOOK, CLAIMS = records.RunRecords(RECORDS), ledger.claims(COST)
 def test_every_planned_run_is_recorded_as_planned():
     assert {(r["name"], r["seed"]) for r in RECORDS} == {
         job[:2] for job in command.planned_ledger()
-    } and len(RECORDS) == len(command.known_ledger())
+    }
+    assert len(RECORDS) == len(command.known_ledger())
     for r in RECORDS:
         settings = cl.Settings.parse(r["settings"])
-        assert settings.seed == r["seed"] and r["updates"] == settings.updates and r["shorter"] == 1
+        assert settings.seed == r["seed"]
+        assert r["updates"] == settings.updates
+        assert r["shorter"] == 1
         if "0 updates" not in r["name"]:
             assert settings.updates * settings.total_batch == runs.PAIRS_SEEN, r[
                 "name"
@@ -154,18 +157,14 @@ def test_verdicts_are_counted_in_the_ledgers():
 
 def test_crops_come_from_their_passages(toy):
     crops = crop_pairs(toy, seed=1)
-    assert (
-        len(crops.train) == len(toy.train)
-        and crops.test == toy.test
-        and crops.fingerprint != toy.fingerprint
-    )
+    assert len(crops.train) == len(toy.train)
+    assert crops.test == toy.test
+    assert crops.fingerprint != toy.fingerprint
     for crop, pair in zip(crops.train, toy.train):
         whole = f"{pair.title} {pair.passage}"
-        assert (
-            crop.query in whole
-            and crop.passage in whole
-            and 3 <= len(crop.query.split()) <= len(whole.split()) / 2 + 1
-        )
+        assert crop.query in whole
+        assert crop.passage in whole
+        assert 3 <= len(crop.query.split()) <= len(whole.split()) / 2 + 1
     assert (
         crop_pairs(toy, seed=1).fingerprint
         == crops.fingerprint
@@ -193,14 +192,12 @@ def test_the_quick_version_shows_the_signs(docs):
     found = {name: runs.train(name, 0, docs, step_divisor=4) for name in command.QUICK}
     top20 = {name: r["top@20"] for name, r in found.items()}
     ratio = {name: median(r["trace"][5:-5]) for name, r in found.items()}
-    assert (
-        top20["ContAccum 8"] > top20["GradAccum 8"] + 0.02
-        and top20["DPR 128"] > top20["GradAccum 8"] + 0.02
-    )
+    assert top20["ContAccum 8"] > top20["GradAccum 8"] + 0.02
+    assert top20["DPR 128"] > top20["GradAccum 8"] + 0.02
     assert top20["w/o M_q"] < top20["GradAccum 8"] / 2
+    assert ratio["w/o M_q"] > 5
     assert (
-        ratio["w/o M_q"] > 5
-        and max(
+        max(
             ratio[name]
             for name in ("DPR 128", "GradAccum 8", "ContAccum 8", "w/o M_q, common part removed")
         )

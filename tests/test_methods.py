@@ -184,9 +184,9 @@ def test_sixty_micro_batches_equal_the_loop(method, extra):
             masked += int(micro.scores.isinf().sum())
         assert max(abs(a - b) for a, b in zip(losses, reference.losses)) < TIGHT
         assert close(weights(run), reference.weights())
-    assert (
-        len(losses) == len(reference.losses) and len({rows for rows, _ in sizes}) >= 2
-    )  # it was ragged, or filled up
+    assert len(losses) == len(reference.losses)
+    # it was ragged, or filled up
+    assert len({rows for rows, _ in sizes}) >= 2
     assert masked > 0 if run.settings.mask_duplicates else masked == 0
     if run.settings.past_encoder:
         assert len(run.passage_bank) == 12
@@ -316,11 +316,9 @@ def test_a_dropped_query_bank_leaves_pre_batch(toy):
     rows = []
     for _ in range(6):
         rows.append([tuple(m.scores.shape) for m in run.micro_steps()])
-    assert (
-        rows[2] == [(12, 12), (12, 12)]
-        and rows[3] == [(4, 12), (4, 12)]
-        and len(run.query_bank) == 0
-    )
+    assert rows[2] == [(12, 12), (12, 12)]
+    assert rows[3] == [(4, 12), (4, 12)]
+    assert len(run.query_bank) == 0
 
 
 def test_bank_warmup_waits(toy):
@@ -349,12 +347,10 @@ def test_columns_and_banks_with_hard_negatives(toy):
     shapes = [tuple(m.scores.shape) for m in run.micro_steps()]
     assert shapes == [(4, 12), (8, 24), (12, 36), (12, 36)]
     *_, micro = run.micro_steps()
-    assert (
-        micro.local == 4
-        and micro.hard_from == 12
-        and len(micro.row_ids) == 12
-        and len(micro.column_ids) == 36
-    )
+    assert micro.local == 4
+    assert micro.hard_from == 12
+    assert len(micro.row_ids) == 12
+    assert len(micro.column_ids) == 36
     assert len(run.learner.banks.hard_bank) == 16
 
 
@@ -425,7 +421,8 @@ def test_one_forward_per_update_is_the_same_gradient(toy, method, hard):
     one, many = cl.Run(toy, **fields, one_forward=True), cl.Run(toy, **fields)
     for _ in range(8):
         for a, b in zip(one.micro_steps(), many.micro_steps(), strict=True):
-            assert abs(a.loss - b.loss) < 1e-10 and torch.allclose(
+            assert abs(a.loss - b.loss) < 1e-10
+            assert torch.allclose(
                 a.scores.nan_to_num(neginf=0), b.scores.nan_to_num(neginf=0), atol=1e-9
             )
         assert abs(one.history[-1].grad_norm_ratio - many.history[-1].grad_norm_ratio) < 1e-8

@@ -60,42 +60,35 @@ def test_frames_are_those_of_the_runs(recorded, harmful):
     assert frame["says"] == dict(
         matrix=view.matrix.sentence, banks=view.banks.sentence, curves=view.curves.sentence
     )
-    assert (
-        base64.b64decode(frame["cells"]["softmax weight"]) == view.matrix.grid.cells
-        and frame["shape"] == [40, 40]
-        and frame["local"] == 8
-    )
-    assert (
-        frame["banks"]["passage"]["ages"] == view.banks.data()["passage"]["ages"]
-        and base64.b64decode(frame["banks"]["query"]["cells"]) == view.banks.grids["query"].cells
-    )
+    assert base64.b64decode(frame["cells"]["softmax weight"]) == view.matrix.grid.cells
+    assert frame["shape"] == [40, 40]
+    assert frame["local"] == 8
+    assert frame["banks"]["passage"]["ages"] == view.banks.data()["passage"]["ages"]
+    assert base64.b64decode(frame["banks"]["query"]["cells"]) == view.banks.grids["query"].cells
     curve = recorded["methods"][3]["curves"]
-    assert (
-        curve["loss"][1][:5] == [round(u.loss, 4) for u in lab.training.history]
-        and len(curve["ratio"][0]) == 10
-        and curve["top20"][0][-1] == 10
-    )
-    assert (
-        pages.moments(150)[-1] == 150
-        and len(pages.moments(150)) == 16
-        and pages.moments(3) == [1, 2, 3]
-    )
+    assert curve["loss"][1][:5] == [round(u.loss, 4) for u in lab.training.history]
+    assert len(curve["ratio"][0]) == 10
+    assert curve["top20"][0][-1] == 10
+    assert pages.moments(150)[-1] == 150
+    assert len(pages.moments(150)) == 16
+    assert pages.moments(3) == [1, 2, 3]
 
 
 def test_the_page_is_one_small_file(recorded, toy):
     page = pages.lab_page(recorded)
-    assert len(page.encode()) < pages.LARGEST and not re.search(
+    assert len(page.encode()) < pages.LARGEST
+    assert not re.search(
         r"(?:src|href)=[\"']?(?!data:)",
         re.sub(r'<script type="text/plain".*?</script>', "", page, flags=re.S),
     )
     assert (
         json.loads(unpacked(page, "recorded"))["methods"][0]["frames"]
         == recorded["methods"][0]["frames"]
-        and "plotly.js v" in unpacked(page, "plotly")[:300]
     )
-    assert "onerror" not in page and "\x1b" not in unpacked(
-        page, "recorded"
-    )  # names are packed, and tame
+    assert "plotly.js v" in unpacked(page, "plotly")[:300]
+    # names are packed, and tame
+    assert "onerror" not in page
+    assert "\x1b" not in unpacked(page, "recorded")
     texts = {pair.query for pair in toy.train} | {pair.passage for pair in toy.train}
     assert not any(text in unpacked(page, "recorded") for text in texts)
     with pytest.raises(ValueError, match="record fewer frames"):
@@ -108,19 +101,17 @@ def test_the_page_is_one_small_file(recorded, toy):
 
 def test_the_course_links_to_itself(tmp_path):
     titles = pages.course(tmp_path, "0[01]_*.ipynb")
-    assert len(titles) == len(list(tmp_path.glob("*.html"))) == 2 and titles[0] == (
+    assert len(titles) == len(list(tmp_path.glob("*.html"))) == 2
+    assert titles[0] == (
         "00_start_here",
         "00 · Start here",
     )
     first = (tmp_path / "00_start_here.html").read_text()
-    assert (
-        first.count("data:image/png;base64") >= 2
-        and "images/methods.png" not in first
-        and "require.min.js" not in first
-    )
-    assert all(
-        f'href="{stem}.html"' in pages.index(titles) for stem, _ in titles
-    ) and "&lt;b&gt;" in pages.index([("x", "<b>")])
+    assert first.count("data:image/png;base64") >= 2
+    assert "images/methods.png" not in first
+    assert "require.min.js" not in first
+    assert all(f'href="{stem}.html"' in pages.index(titles) for stem, _ in titles)
+    assert "&lt;b&gt;" in pages.index([("x", "<b>")])
 
 
 @pytest.mark.skipif(
@@ -139,9 +130,8 @@ def test_formulas_are_set_without_a_network(tmp_path):
             formulas = page.page.locator("math")
             assert formulas.count() >= 5 and "∂" in formulas.first.text_content()
             page.page.wait_for_timeout(300)
-            assert [
-                url for url in asked if not url.startswith(("file:", "data:"))
-            ] == [] and page.errors == []
+            assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+            assert page.errors == []
             assert not re.search(
                 r"\\(frac|sum|partial|tau)", page.page.locator("body").inner_text()
             )
@@ -168,12 +158,10 @@ def test_slides_are_cut_from_the_cells():
         line for line in sections if line != "## References"
     ]
     page = slides.slides(book)
-    assert (
-        page.count("<section") == len(found) > 10
-        and "<details>" not in page
-        and "1807.03748" not in page
-        and page.count("data:image/png") == 4
-    )
+    assert page.count("<section") == len(found) > 10
+    assert "<details>" not in page
+    assert "1807.03748" not in page
+    assert page.count("data:image/png") == 4
 
 
 @pytest.mark.skipif(
@@ -195,12 +183,10 @@ def test_the_recorded_lab_plays_from_the_disk(recorded, tmp_path):
         for _ in range(4):
             page.page.keyboard.press("ArrowRight")
         page.page.wait_for_timeout(300)
-        assert (
-            said() != first
-            and "Update 5," in said()[0]
-            and look("matrix") != matrix
-            and look("lines") != line
-        )
+        assert said() != first
+        assert "Update 5," in said()[0]
+        assert look("matrix") != matrix
+        assert look("lines") != line
         assert page.page.locator("#matrix").get_attribute("aria-label").endswith(said()[0])
         assert "after update 5 of 10, ContAccum" == page.page.locator("#update").get_attribute(
             "aria-valuetext"
@@ -208,9 +194,8 @@ def test_the_recorded_lab_plays_from_the_disk(recorded, tmp_path):
         page.page.locator("#method").select_option("pre-batch")
         page.page.locator("#kind").select_option("gradient weight")
         page.page.wait_for_timeout(200)
-        assert "No query bank" in said()[1] and "gradient weight" in page.page.locator(
-            "#matrix"
-        ).get_attribute("aria-label")
+        assert "No query bank" in said()[1]
+        assert "gradient weight" in page.page.locator("#matrix").get_attribute("aria-label")
         box = page.page.locator("#matrix .plot, #matrix .nsewdrag").first.bounding_box()
         page.page.mouse.move(box["x"] + 60, box["y"] + 60)
         page.page.mouse.move(box["x"] + 64, box["y"] + 64)

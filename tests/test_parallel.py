@@ -119,9 +119,8 @@ def test_saved_by_one_and_resumed_by_all(found, world):
 
 def test_the_loss_for_sentence_transformers_gathers_with_gradients(found):
     assert furthest(found[1], found[2, 0], "sentences") < TIGHT
-    assert found[1]["sentences/5.gradient"].norm() > 1e-3 and found[1][
-        "sentences/bank.position"
-    ].tolist() == [8, 20]
+    assert found[1]["sentences/5.gradient"].norm() > 1e-3
+    assert found[1]["sentences/bank.position"].tolist() == [8, 20]
 
 
 def test_the_trainer_of_sentence_transformers_takes_the_same_steps_on_two(found):
@@ -173,10 +172,8 @@ def test_the_mistake_costs_what_the_loss_says():
     parts = [
         Embeddings(passages[n : n + 4], passages[n : n + 4], hard[n : n + 4]) for n in (0, 4)
     ]  # perfect vectors
-    assert (
-        parallel.gathered_info_nce(parts) < 1e-3
-        and parallel.gathered_info_nce(parts, by_role=False) > 10
-    )
+    assert parallel.gathered_info_nce(parts) < 1e-3
+    assert parallel.gathered_info_nce(parts, by_role=False) > 10
     assert parallel.gathered_info_nce(parts[:1]) == parallel.gathered_info_nce(
         parts[:1], by_role=False
     )  # on one process it is right
@@ -222,7 +219,8 @@ def test_parts_are_even_and_whole(toy):
     assert torch.equal(torch.cat([part.hard_ids for part in parts]), batch.hard_ids)
     for part in parts:
         again = run.sampler.micro_batch(part.pair_ids.numpy())
-        assert torch.equal(again.hard_ids, part.hard_ids) and torch.equal(
+        assert torch.equal(again.hard_ids, part.hard_ids)
+        assert torch.equal(
             part.passage_tokens[:, : again.passage_tokens.shape[1]], again.passage_tokens
         )
 
@@ -267,10 +265,8 @@ def test_the_command_line_trains_on_two_processes_what_one_does(tmp_path):
         ]
         for out in ("one", "two")
     }
-    assert (
-        len(losses["one"]) == len(losses["two"]) == 6
-        and max(abs(a - b) for a, b in zip(*losses.values())) < TIGHT
-    )
+    assert len(losses["one"]) == len(losses["two"]) == 6
+    assert max(abs(a - b) for a, b in zip(*losses.values())) < TIGHT
     weights = [
         load_file(next((tmp_path / out).glob("update-*")) / "passage_tower" / "model.safetensors")
         for out in ("one", "two")

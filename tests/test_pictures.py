@@ -14,12 +14,12 @@ from contaccum_lite.course.equations import TERMS
 def test_a_matrix_picture_says_its_numbers():
     values = torch.tensor([[1.0, -2.0, 0.5], [0.0, 4.0, 1.0]])
     picture = cl.MatrixPicture(values, "m", "a matrix")
-    assert (
-        picture.sentence == "a matrix: 2 queries by 3 passages, from -2 to 4, mean 0.75."
-        and picture.grid.sentence == picture.sentence
-    )
+    assert picture.sentence == "a matrix: 2 queries by 3 passages, from -2 to 4, mean 0.75."
+    assert picture.grid.sentence == picture.sentence
     cells = np.frombuffer(picture.grid.cells, dtype=np.uint8).reshape(2, 3)
-    assert cells[1, 1] == 255 and cells[1, 0] == 128 and cells[0, 1] == round(128 - 127 / 2)
+    assert cells[1, 1] == 255
+    assert cells[1, 0] == 128
+    assert cells[0, 1] == round(128 - 127 / 2)
     picture.grid.at = [0, 1]
     assert picture.grid.told == "row 0, column 1: -2"
     data, metadata = picture._repr_mimebundle_()
@@ -38,8 +38,8 @@ def test_lines_say_their_ends():
     assert (
         picture.sentence
         == "share over x 1 to 4: a from 0.5 to 0.25 (at 1 and 4), highest 0.7 at 2; b from 3 to 1 (at 1 and 3)."
-        and len(picture.png()) > 3000
     )
+    assert len(picture.png()) > 3000
     with pytest.raises(ValueError, match="lines is empty"):
         cl.LinesPicture({}, "", "", "")
 
@@ -50,7 +50,9 @@ def test_numbers_of_points_do_not_overlap():
     near = np.array([[100.0, 50.0], [101.0, 50.5], [99.0, 51.0], [100.0, 90.0], [300.0, 50.0]])
     up = near[:, 1] + stills.apart(near)
     ends = np.sort(up[:4])
-    assert np.diff(ends).min() > 9.9 and up[4] == 50 and list(np.argsort(up[:4])) == [0, 1, 2, 3]
+    assert np.diff(ends).min() > 9.9
+    assert up[4] == 50
+    assert list(np.argsort(up[:4])) == [0, 1, 2, 3]
     axis = stills.new(5, 3).add_subplot()
     stills.points(
         axis,
@@ -62,9 +64,8 @@ def test_numbers_of_points_do_not_overlap():
     )
     axis.figure.canvas.draw()
     boxes = [Text.get_window_extent(text) for text in axis.texts]
-    assert len(boxes) == 7 and not any(
-        a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n]
-    )
+    assert len(boxes) == 7
+    assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
     assert {"1", "100"} <= {label.get_text() for label in axis.get_xticklabels()}
 
 
@@ -94,11 +95,9 @@ def test_a_slide_makes_its_picture_anew():
     canvas = slide.place.children[0]
     assert slide.sentence.startswith("temperature 1. 2 queries")
     slide.slider.value = 2.0
-    assert (
-        slide.place.children[0] is canvas
-        and canvas.title == "at 2"
-        and "to 0.5" in canvas.sentence == slide.picture.sentence
-    )
+    assert slide.place.children[0] is canvas
+    assert canvas.title == "at 2"
+    assert "to 0.5" in canvas.sentence == slide.picture.sentence
     lines = cl.Slide(lambda n: cl.LinesPicture({"a": ([0, n], [0, 1])}, "", "x", "y"), n=[1, 2, 3])
     before = lines.place.children[0].value
     lines.slider.value = 3
@@ -149,10 +148,8 @@ def test_a_term_lights_what_it_sums_over(term, bank):
     number, line = view.line()
     import contaccum_lite.core.loss as loss
 
-    assert (
-        open(loss.__file__).read().splitlines()[number - 1].strip() == line
-        and TERMS[term].code in line
-    )
+    assert open(loss.__file__).read().splitlines()[number - 1].strip() == line
+    assert TERMS[term].code in line
     assert (f"{int(lit.sum())} of {lit.size}" in view.sentence) or not lit.any()
 
 
@@ -190,9 +187,8 @@ def test_an_intervention_changes_only_what_it_says(toy):
         == [u.loss for u in same.history]
         != [u.loss for u in without.history]
     )
-    assert (
-        plain.history[0].grad_norm_query == without.history[0].grad_norm_query and max(seen) > 1e-3
-    )
+    assert plain.history[0].grad_norm_query == without.history[0].grad_norm_query
+    assert max(seen) > 1e-3
 
 
 @pytest.mark.parametrize("ending", ["layernorm", "none", "unit", "pooled"])

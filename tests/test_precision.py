@@ -62,10 +62,8 @@ def test_bf16_is_near_and_banks_loss_and_gradients_are_float32(toy, tower):
         1e-6 < distance(found["bf16"], found["fp32"]) < 0.3
     )  # other arithmetic, the same direction
     assert all(g is None or g.dtype == torch.float32 for g in found["bf16"])
-    assert (
-        all(bank.vectors.dtype == torch.float32 for bank in run.learner.banks)
-        and len(run.passage_bank) == 12
-    )
+    assert all(bank.vectors.dtype == torch.float32 for bank in run.learner.banks)
+    assert len(run.passage_bank) == 12
     assert abs(run.history[0].loss - runs["fp32"].history[0].loss) < 0.05
     assert all(p.dtype == torch.float32 for p in run.query_tower.parameters())
 
@@ -75,9 +73,8 @@ def test_what_is_inside_a_tower_is_bf16_and_what_comes_out_is_not(toy):
     layer = run.query_tower.model.encoder.layer[0].attention.self.query
     layer.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
     vectors = run.learner.encode(run.sampler.batches(0)[0])
-    assert seen == {torch.bfloat16} and {part.dtype for part in vectors if part is not None} == {
-        torch.float32
-    }
+    assert seen == {torch.bfloat16}
+    assert {part.dtype for part in vectors if part is not None} == {torch.float32}
     run.evaluate()
     assert seen == {torch.bfloat16}  # evaluation measures what is trained
 
@@ -101,10 +98,8 @@ def test_bf16_learns_resumes_and_is_taken_back(toy, tmp_path):
     )
     full = cl.Run(toy, cl.Settings(**fields))
     list(full)
-    assert (
-        abs(run.evaluate()["top@20"] - full.evaluate()["top@20"]) < 0.1
-        and run.evaluate()["top@20"] > 0.3
-    )
+    assert abs(run.evaluate()["top@20"] - full.evaluate()["top@20"]) < 0.1
+    assert run.evaluate()["top@20"] > 0.3
 
 
 # --- loss scale ---------------------------------------------------------------------------------------------------------
@@ -132,9 +127,8 @@ def test_an_update_that_overflows_is_made_again_with_half_the_scale(toy, method)
     plain.step()
     while run.step_count < 1:
         run.step()
-    assert 1 < scale.value < 2.0**127 and [u[:6] for u in run.history] == [
-        u[:6] for u in plain.history
-    ]
+    assert 1 < scale.value < 2.0**127
+    assert [u[:6] for u in run.history] == [u[:6] for u in plain.history]
     assert all(
         torch.equal(p, q)
         for p, q in zip(plain.passage_tower.parameters(), run.passage_tower.parameters())
@@ -146,9 +140,9 @@ def test_an_update_that_overflows_is_made_again_with_half_the_scale(toy, method)
     before = scale.growth_tracker
     for _ in range(3 - before):
         run.step()
-    assert (
-        scale.value == 2.0**11 and scale.growth_tracker == 0
-    )  # after `patience` updates without overflow it doubles
+    # after `patience` updates without overflow it doubles
+    assert scale.value == 2.0**11
+    assert scale.growth_tracker == 0
 
 
 def test_the_loss_scale_is_saved(toy, tmp_path, monkeypatch):
@@ -188,10 +182,8 @@ def test_fp16_by_autocast(toy, monkeypatch):
     run.learner.loss_scale = LossScale()
     found, expected = gradients(run), gradients(plain)
     scale = run.learner.loss_scale.value
-    assert (
-        scale > 1
-        and 1e-6 < distance([g if g is None else g / scale for g in found], expected) < 0.05
-    )
+    assert scale > 1
+    assert 1e-6 < distance([g if g is None else g / scale for g in found], expected) < 0.05
     assert (
         abs(run.history[0].grad_norm_passage / plain.history[0].grad_norm_passage - 1) < 0.05
     )  # the scale is taken out again
@@ -228,9 +220,8 @@ def test_checkpointed_activations_give_the_same_gradient(toy, method):
         )
         for on in (False, True)
     ]
-    assert runs[0].learner.has_dropout and any(
-        getattr(m, "gradient_checkpointing", False) for m in runs[1].query_tower.modules()
-    )
+    assert runs[0].learner.has_dropout
+    assert any(getattr(m, "gradient_checkpointing", False) for m in runs[1].query_tower.modules())
     plain, checkpointed = (gradients(run) for run in runs)
     assert distance(checkpointed, plain) < 1e-12
     assert cl.activation_memory(runs[1], 32) < 0.7 * cl.activation_memory(runs[0], 32)
@@ -280,11 +271,9 @@ def test_evaluation_takes_texts_of_like_length_together(toy):
 
 
 def test_sizes():
-    assert (
-        measure._bytes("11GB") == 11_000_000_000
-        and measure._bytes("1.5 GiB") == 3 * 2**29
-        and measure._bytes("512mb") == 512_000_000
-    )
+    assert measure._bytes("11GB") == 11_000_000_000
+    assert measure._bytes("1.5 GiB") == 3 * 2**29
+    assert measure._bytes("512mb") == 512_000_000
     for wrong in ("11", "GB", "-1GB", "11 potatoes", 0, None):
         with pytest.raises(ValueError, match="write a number and a unit"):
             measure._bytes(wrong)

@@ -36,21 +36,15 @@ def test_an_answer_stands_once_committed():
     assert "Choose first" in question.said.value and not question.committed
     question.field.value = "127"
     question.button.click()
-    assert (
-        question.committed
-        and question.sentence == "You said “127”; it is “7”. The commonest belief."
-    )
-    assert (
-        question.field.disabled
-        and question.button.disabled
-        and "The commonest belief." in question.said.value
-    )
+    assert question.committed
+    assert question.sentence == "You said “127”; it is “7”. The commonest belief."
+    assert question.field.disabled
+    assert question.button.disabled
+    assert "The commonest belief." in question.said.value
     question.commit("7")
     assert question.sentence.startswith("You said “127”")
-    assert (
-        "<b>negatives" not in question.widget.children[0].value
-        and "&lt;b&gt;" in question.widget.children[0].value
-    )
+    assert "<b>negatives" not in question.widget.children[0].value
+    assert "&lt;b&gt;" in question.widget.children[0].value
 
 
 def test_what_comes_next_is_hidden_until_then(toy):
@@ -58,9 +52,8 @@ def test_what_comes_next_is_hidden_until_then(toy):
     question = make(then=lab)
     assert question.below.children == ()
     question.commit("7")
-    assert question.below.children == (lab.views.widget,) and question.said.value.startswith(
-        "<p role='status'>✓"
-    )
+    assert question.below.children == (lab.views.widget,)
+    assert question.said.value.startswith("<p role='status'>✓")
 
 
 def test_a_number_leaves_a_mark():
@@ -72,11 +65,9 @@ def test_a_number_leaves_a_mark():
         reply=lambda yours, truth: f"off by {abs(yours - truth):.1f}.",
     )
     question.commit(6.5)
-    assert (
-        question.sentence == "You said “6.5”; it is “4”. off by 2.5."
-        and "left:65.0%" in question.said.value
-        and "left:40.0%" in question.said.value
-    )
+    assert question.sentence == "You said “6.5”; it is “4”. off by 2.5."
+    assert "left:65.0%" in question.said.value
+    assert "left:40.0%" in question.said.value
 
 
 def test_a_curve_stays_beside_what_it_was():
@@ -91,11 +82,9 @@ def test_a_curve_stays_beside_what_it_was():
     assert "Choose first" in question.said.value
     question.field.points = [[0.0, 0.5], [1.0, 1.5]]
     question.commit()
-    assert (
-        question.field.locked
-        and question.field.truth == [[0.0, 1.0], [1.0, 2.0]]
-        and question.sentence.endswith("2 points.")
-    )
+    assert question.field.locked
+    assert question.field.truth == [[0.0, 1.0], [1.0, 2.0]]
+    assert question.sentence.endswith("2 points.")
 
 
 def test_answers_are_a_line_that_brings_them_back(monkeypatch):
@@ -327,10 +316,8 @@ def test_a_line_of_no_answers_changes_nothing(line):
 def test_an_answer_that_is_no_json_still_gives_a_line():
     for number, option in enumerate([("one", np.int64(1)), ("half", "\ud800"), ("both", (1, 2))]):
         cl.Predict(f"x{number}", "?", options=[option]).commit(option[1])
-    assert (
-        json.loads(cl.answers()) == {"x0": "1", "x1": "\ud800", "x2": [1, 2]}
-        and cl.answers().encode()
-    )
+    assert json.loads(cl.answers()) == {"x0": "1", "x1": "\ud800", "x2": [1, 2]}
+    assert cl.answers().encode()
 
 
 # --- drawn questions -----------------------------------------------------------------------------
@@ -410,7 +397,9 @@ def test_two_thousand_drawn_questions_are_answered_in_sentences(monkeypatch):
         else:
             assert all(len(point) == 2 and all(map(math.isfinite, point)) for point in answer)
         said = question.said.value
-        assert said.encode() and "<b>" not in said and "Traceback" not in said
+        assert said.encode()
+        assert "<b>" not in said
+        assert "Traceback" not in said
         assert json.loads(cl.answers()) == {"x": answer}
         ticked = said.startswith("<p role='status'>✓")
         known = question._truth

@@ -67,9 +67,8 @@ def test_a_notebook_keeps_pictures_and_no_state(path, docs):
     notebook = nbformat.read(path, 4)
     assert "widgets" not in notebook.metadata and len(raw) < 300_000
     code = [c for c in notebook.cells if c.cell_type == "code"]
-    assert any(c.outputs for c in code) and not any(
-        o.output_type == "error" for c in code for o in c.outputs
-    )
+    assert any(c.outputs for c in code)
+    assert not any(o.output_type == "error" for c in code for o in c.outputs)
     assert not any(
         o.output_type == "stream" and o.name == "stderr" for c in code for o in c.outputs
     )

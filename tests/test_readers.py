@@ -87,9 +87,9 @@ def read(path, reading):
     try:
         return reading()
     except ValueError as error:
-        assert type(error) is ValueError and str(path) in str(error) and str(error).endswith("."), (
-            error
-        )
+        assert type(error) is ValueError, error
+        assert str(path) in str(error)
+        assert str(error).endswith(".")
         assert len(str(error)) < 500 and str(error).isprintable()
         return None
 

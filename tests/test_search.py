@@ -32,9 +32,8 @@ def test_measures_equal_trec_eval(seed, queries, passages):
     names = {"ndcg_cut_10", "recall_100", "success_1", "success_5", "success_20", "success_100"}
     theirs = pytrec_eval.RelevanceEvaluator(qrels, names | {"recip_rank"}).evaluate(found)
     mean = {name: np.mean([t[name] for t in theirs.values()]) for name in names}
-    assert np.isclose(ours["ndcg@10"], mean["ndcg_cut_10"]) and np.isclose(
-        ours["recall@100"], mean["recall_100"]
-    )
+    assert np.isclose(ours["ndcg@10"], mean["ndcg_cut_10"])
+    assert np.isclose(ours["recall@100"], mean["recall_100"])
     for k in (1, 5, 20, 100):
         if f"success_{k}" in mean:
             assert np.isclose(ours[f"top@{k}"], mean[f"success_{k}"])
@@ -47,11 +46,9 @@ def test_measures_equal_trec_eval(seed, queries, passages):
 def test_measures_by_hand():
     rows = np.array([[4, 2, 7], [1, 0, 3]])
     measures = retrieval_metrics(rows, [{7: 1}, {9: 1}])
-    assert (
-        measures["top@1"] == 0
-        and measures["top@5"] == 0.5
-        and measures["mrr@10"] == pytest.approx(1 / 6)
-    )
+    assert measures["top@1"] == 0
+    assert measures["top@5"] == 0.5
+    assert measures["mrr@10"] == pytest.approx(1 / 6)
 
 
 def test_rank_is_exact():
@@ -59,9 +56,8 @@ def test_rank_is_exact():
     q, p = draw.normal(size=(7, 12)), draw.normal(size=(300, 12))
     scores, rows = exact_search(q, p, 20)
     expected = np.argsort(-(q.astype("f4") @ p.astype("f4").T), axis=1)[:, :20]
-    assert (rows == expected).all() and np.allclose(
-        scores, np.take_along_axis(q @ p.T, expected, 1), atol=1e-4
-    )
+    assert (rows == expected).all()
+    assert np.allclose(scores, np.take_along_axis(q @ p.T, expected, 1), atol=1e-4)
     assert exact_search(q, p[:3], 20)[1].shape == (7, 3)
 
 
@@ -128,10 +124,8 @@ def test_what_a_reader_needs_is_shown():
         "a\u00a0b",
     ):
         assert plain(text) == text
-    assert (
-        plain("one\u2028two\u2029three") == "one\ntwo\nthree"
-        and one_line("one\u2028two\n three") == "one two three"
-    )
+    assert plain("one\u2028two\u2029three") == "one\ntwo\nthree"
+    assert one_line("one\u2028two\n three") == "one two three"
     assert plain("\x1b[31mred\x1b[0m \u200fabc\u061c \ud800 \U000e0041tag") == "red abc \ufffd tag"
 
 
@@ -161,7 +155,9 @@ def test_the_search_box_says_what_is_wrong_with_a_query(toy):
     )
     box = cl.SearchBox({"run": run}, query=toy.test[0].query)
     box.box.value = "caf\ud800"
-    assert "is no character" in box.found.value and "alert" in box.found.value and not box.hits
+    assert "is no character" in box.found.value
+    assert "alert" in box.found.value
+    assert not box.hits
     box.box.value = toy.test[1].query
     assert "toy." in box.found.value and box.hits["run"]
 

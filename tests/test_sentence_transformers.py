@@ -166,10 +166,8 @@ def test_with_banks_it_is_info_nce(columns, fields):
         )
         wanted.backward()
         assert abs(value.item() - wanted.item()) < TIGHT
-        assert (
-            model.table.weight.grad.norm() > 1e-3
-            and (model.table.weight.grad - other.table.weight.grad).abs().max() < TIGHT
-        )
+        assert model.table.weight.grad.norm() > 1e-3
+        assert (model.table.weight.grad - other.table.weight.grad).abs().max() < TIGHT
         if keep["passage_bank"]:
             bank += [
                 (
@@ -219,7 +217,9 @@ def test_banks_stay_float32_under_autocast():
             ]
             assert model(features[0])["sentence_embedding"].dtype == torch.bfloat16
             value = loss(features, None)
-    assert loss.vectors.dtype == torch.float32 and value.dtype == torch.float32 and len(loss) == 6
+    assert loss.vectors.dtype == torch.float32
+    assert value.dtype == torch.float32
+    assert len(loss) == 6
     value.backward()
     assert model.weight.weight.grad.norm() > 0
 
@@ -268,11 +268,9 @@ def refuses(loss, folder, content, says):
     file.write_bytes(content)
     with pytest.raises(ValueError, match=says) as raised:
         loss.load_banks(folder)
-    assert (
-        str(file) in str(raised.value)
-        and str(raised.value).isprintable()
-        and len(str(raised.value)) < 600
-    )
+    assert str(file) in str(raised.value)
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 600
     assert vars(loss).keys() == vars(ContAccumLoss(Words(), 6)).keys()
     assert all(torch.equal(value, loss.bank_state()[name]) for name, value in before.items())
 
@@ -404,11 +402,9 @@ def test_damaged_files_are_refused_or_the_same_banks(filled, tmp_path):
             loss.load_banks(tmp_path)
         except ValueError as error:
             assert "contaccum.safetensors" in str(error)
-            assert (
-                len(loss) == 0
-                and same_banks(loss, ContAccumLoss(Words(), 6))
-                and not loss.callback.loaded
-            )
+            assert len(loss) == 0
+            assert same_banks(loss, ContAccumLoss(Words(), 6))
+            assert not loss.callback.loaded
             refused += 1
         else:
             assert same_banks(loss, filled)
@@ -484,7 +480,9 @@ def test_a_micro_batch_that_overflowed_is_not_remembered():
     assert not loss(columns_of(second)).isfinite()
     with torch.no_grad():
         model.table.weight[second[2, 1, 0]] = kept
-    assert len(loss) == 4 and loss(columns_of(second)).isfinite() and len(loss) == 8
+    assert len(loss) == 4
+    assert loss(columns_of(second)).isfinite()
+    assert len(loss) == 8
 
 
 @pytest.mark.parametrize(

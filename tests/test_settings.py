@@ -24,22 +24,22 @@ def test_every_field_says_what_it_is_and_starts_in_its_range():
 
 def test_presets_are_what_they_are_called():
     p = cl.Settings.preset
-    assert (
-        p("dpr").accumulation_steps == 1 and p("dpr").total_batch == 128 and not p("dpr").has_bank
-    )
+    assert p("dpr").accumulation_steps == 1
+    assert p("dpr").total_batch == 128
+    assert not p("dpr").has_bank
     assert not p("grad_accum").has_bank and not p("grad_cache").has_bank
     assert p("pre_batch").passage_bank and not p("pre_batch").query_bank
-    assert p("contaccum").passage_bank and p("contaccum").query_bank and p("contaccum").past_encoder
+    assert p("contaccum").passage_bank
+    assert p("contaccum").query_bank
+    assert p("contaccum").past_encoder
     assert not p("contaccum_no_past").past_encoder and not p("pre_batch_no_past").past_encoder
     assert p("contaccum_no_accum").accumulation_steps == 1 and p("momentum").momentum > 0
     assert all(isinstance(preset["description"], str) for preset in cl.PRESETS.values())
 
 
 def test_tower_brings_its_own_start():
-    assert (
-        cl.Settings(dim=256).temperature == 16
-        and cl.Settings(dim=256, temperature=1.0).temperature == 1
-    )
+    assert cl.Settings(dim=256).temperature == 16
+    assert cl.Settings(dim=256, temperature=1.0).temperature == 1
     assert cl.Settings(tower="bert").learning_rate < cl.Settings().learning_rate
     paper = cl.Settings(tower="some/folder")
     assert (paper.temperature, paper.learning_rate, paper.passage_tokens) == (1.0, 2e-5, 256)

@@ -20,9 +20,8 @@ def test_every_planned_run_is_recorded_as_planned():
     assert {(r["name"], r["seed"]) for r in FOUND["runs"]} == {
         (name, seed) for name in stale.RUNS for seed in stale.SEEDS
     }
-    assert len(command.known_stale()["runs"]) == len(FOUND["runs"]) and {
-        r["seed"] for r in FOUND["curves"]
-    } == set(stale.SEEDS)
+    assert len(command.known_stale()["runs"]) == len(FOUND["runs"])
+    assert {r["seed"] for r in FOUND["curves"]} == set(stale.SEEDS)
     assert {s.settings.updates * s.settings.total_batch for s in stale.RUNS.values()} == {
         400 * 32
     }  # the same pairs for all
@@ -42,7 +41,9 @@ def test_the_docs_have_what_the_records_say():
 def test_a_verdict_comes_from_the_records(claim):
     """Some change of the numbers changes it."""
     before, verdicts = claim.judge(BOOK), set()
-    assert before.verdict in tuple(Outcome)[:4] and before.ours and before.sentence
+    assert before.verdict in tuple(Outcome)[:4]
+    assert before.ours
+    assert before.sentence
     for better in (True, False):
         runs, curves = copy.deepcopy(FOUND["runs"]), copy.deepcopy(FOUND["curves"])
         for r in runs:
@@ -77,10 +78,8 @@ def test_a_short_run_shows_the_sign(docs):
     for _ in run:
         pass
     gap = cl.cache_gap(run)
-    assert (
-        gap["corrected"]["kl"] < 0.9 * gap["stale"]["kl"]
-        and gap["corrected"]["overlap"] > gap["stale"]["overlap"] - 0.01
-    )
+    assert gap["corrected"]["kl"] < 0.9 * gap["stale"]["kl"]
+    assert gap["corrected"]["overlap"] > gap["stale"]["overlap"] - 0.01
     assert run.encodes["refresh"] == len(docs.passages) and set(run.encodes) == {"train", "refresh"}
 
 
@@ -124,10 +123,8 @@ def test_points_are_named_in_the_sentence():
     picture = cl.PointsPicture(
         {"a": (1, 50, 2), "b": (300, 56)}, "title", "passes", "Top@20", log_x=True
     )
-    assert (
-        "highest b, leftmost a" in picture.sentence
-        and "b 56 at 300" in picture.sentence
-        and picture.png()[:4] == b"\x89PNG"
-    )
+    assert "highest b, leftmost a" in picture.sentence
+    assert "b 56 at 300" in picture.sentence
+    assert picture.png()[:4] == b"\x89PNG"
     with pytest.raises(ValueError, match="points is empty"):
         cl.PointsPicture({}, "", "", "")

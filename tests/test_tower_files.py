@@ -461,9 +461,8 @@ def test_no_command_runs_code_of_a_checkpoint_or_asks_on_the_standard_input(dama
         )
         assert os.lseek(answers.fileno(), 0, os.SEEK_CUR) == 0
     assert not marker.exists()
-    assert ended.stderr.count("never run here") == 4 and "Traceback" not in ended.stderr, (
-        ended.stderr
-    )
+    assert ended.stderr.count("never run here") == 4, ended.stderr
+    assert "Traceback" not in ended.stderr
     assert "status 0" not in ended.stderr
 
 

@@ -30,11 +30,9 @@ def towers_of(vocabulary):
 
 def test_tokens_pad_and_pick():
     tokens = Tokens([[5, 6, 7], [], [8]], pad=0)
-    assert (
-        tokens[[2, 0]].tolist() == [[8, 0, 0], [5, 6, 7]]
-        and tokens[[1]].tolist() == [[0]]
-        and len(tokens) == 3
-    )
+    assert tokens[[2, 0]].tolist() == [[8, 0, 0], [5, 6, 7]]
+    assert tokens[[1]].tolist() == [[0]]
+    assert len(tokens) == 3
     assert tokens[[2]].tolist() == [[8]]  # padded to the longest asked for, no further
 
 
@@ -171,11 +169,9 @@ def test_other_kinds_of_dropout_are_seen():
 
 def test_towers_of_a_run_are_separate_unless_shared(toy):
     q, p = make_towers(cl.Settings(dim=8), toy)
-    assert (
-        q is not p
-        and q.tokenizer is p.tokenizer
-        and torch.equal(q.embedding.weight, p.embedding.weight)
-    )
+    assert q is not p
+    assert q.tokenizer is p.tokenizer
+    assert torch.equal(q.embedding.weight, p.embedding.weight)
     assert q.embedding.weight.data_ptr() != clone_encoder(q).embedding.weight.data_ptr()
     q, p = make_towers(cl.Settings(dim=8, shared=True), toy)
     assert q is p

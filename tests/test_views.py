@@ -57,9 +57,8 @@ def test_matrix_is_the_micro_batchs(lab):
         left_out = micro.scores == -torch.inf
         assert torch.equal(data["values"].isnan(), left_out) and data["kind"] == kind
         assert torch.allclose(data["values"][~left_out], expected[~left_out], atol=1e-6)
-        assert (data["local"], data["hard_from"]) == (8, 24) and data[
-            "row_ids"
-        ].tolist() == micro.row_ids.tolist()
+        assert (data["local"], data["hard_from"]) == (8, 24)
+        assert data["row_ids"].tolist() == micro.row_ids.tolist()
         assert (view.grid.rows, view.grid.columns) == (24, 24) and len(view.grid.cells) == 24 * 24
     with pytest.raises(ValueError, match="choose one of score, softmax weight, gradient weight"):
         view.kind = "colour"
@@ -70,11 +69,9 @@ def test_colours_follow_the_values(lab):
     softmax, fine = views.softmax(micro), micro.scores > -torch.inf
     cells = torch.from_numpy(view.cells().astype(int))
     order = softmax[fine].argsort()
-    assert (
-        (cells[fine][order].diff() >= 0).all()
-        and (cells[~fine] == 0).all()
-        and (cells[fine] >= 1).all()
-    )
+    assert (cells[fine][order].diff() >= 0).all()
+    assert (cells[~fine] == 0).all()
+    assert (cells[fine] >= 1).all()
     view.kind = "score"
     cells = torch.from_numpy(view.cells().astype(int))
     assert ((cells > 128) == (micro.scores > 0.004 * micro.scores[fine].abs().max()))[
@@ -83,9 +80,10 @@ def test_colours_follow_the_values(lab):
     assert (cells[fine][micro.scores[fine].argsort()].diff() >= 0).all()
     view.kind = "gradient weight"
     cells = view.cells()
-    assert (cells[8:, 8:] == 0).all() and (
-        cells.diagonal()[:8] < 128
-    ).all()  # memory × memory carries none; positives pull
+    # memory × memory carries none
+    assert (cells[8:, 8:] == 0).all()
+    # positives pull
+    assert (cells.diagonal()[:8] < 128).all()
     assert (cells[:8][~np.eye(24, dtype=bool)[:8] & fine.numpy()[:8]] >= 128).all()
 
 
@@ -107,24 +105,21 @@ def test_blocks_and_gradients_of_every_kind_of_entry(toy):
         for column in (5, 20, 27, 40):
             if micro.scores[row, column] > -torch.inf:
                 told[row, column] = view.carries(row, column)
-    assert (
-        told
-        == {
-            k: v
-            for k, v in {
-                (2, 5): "both towers",
-                (2, 20): "the query tower only",
-                (2, 27): "both towers",
-                (2, 40): "the query tower only",
-                (15, 5): "the passage tower only",
-                (15, 27): "the passage tower only",
-                (15, 20): views.CARRIES[False, False],
-                (15, 40): views.CARRIES[False, False],
-            }.items()
-            if k in told
-        }
-        and len(told) >= 6
-    )
+    assert told == {
+        k: v
+        for k, v in {
+            (2, 5): "both towers",
+            (2, 20): "the query tower only",
+            (2, 27): "both towers",
+            (2, 40): "the query tower only",
+            (15, 5): "the passage tower only",
+            (15, 27): "the passage tower only",
+            (15, 20): views.CARRIES[False, False],
+            (15, 40): views.CARRIES[False, False],
+        }.items()
+        if k in told
+    }
+    assert len(told) >= 6
     # by autograd: an entry carries gradient to a tower exactly if the loss moves with that tower's vector in it
     carrying = sum(
         "neither" not in view.carries(r, c)
@@ -132,10 +127,8 @@ def test_blocks_and_gradients_of_every_kind_of_entry(toy):
         for c in range(48)
         if micro.scores[r, c] > -torch.inf
     )
-    assert (
-        abs(view.carrying() - (1 - 16 * 32 / (24 * 48))) < 1e-9
-        and carrying <= view.carrying() * 24 * 48
-    )
+    assert abs(view.carrying() - (1 - 16 * 32 / (24 * 48))) < 1e-9
+    assert carrying <= view.carrying() * 24 * 48
     left_out = (micro.scores == -torch.inf).nonzero().tolist()
     for row, column in left_out[:3]:
         assert "left out" in view.carries(row, column)
@@ -166,11 +159,11 @@ def test_what_is_under_the_cursor(lab, toy):
     view.grid.at = [3, 10]
     told = view.grid.told
     query, passage = toy.train[int(micro.row_ids[3])].query, toy.train[int(micro.column_ids[10])]
-    assert query[:100] in told and passage.title in told and "the query tower only" in told
-    assert (
-        f"score {float(micro.scores[3, 10]):.2f}" in told
-        and f"softmax {float(micro.scores[3].softmax(0)[10]):.4f}" in told
-    )
+    assert query[:100] in told
+    assert passage.title in told
+    assert "the query tower only" in told
+    assert f"score {float(micro.scores[3, 10]):.2f}" in told
+    assert f"softmax {float(micro.scores[3].softmax(0)[10]):.4f}" in told
     view.grid.at = [3, 3]
     assert "its own passage" in view.grid.told and "both towers" in view.grid.told
     view.grid.at = []
@@ -188,7 +181,9 @@ def test_a_smaller_matrix_lets_the_cursor_go(lab):
     lab.method = "grad_accum"
     lab.reset()
     lab.step()
-    assert (grid.rows, grid.columns) == (8, 8) and grid.at == [] and grid.picked == []
+    assert (grid.rows, grid.columns) == (8, 8)
+    assert grid.at == []
+    assert grid.picked == []
 
 
 # --- the banks ---------------------------------------------------------------------------------------------------------
@@ -203,46 +198,37 @@ def test_banks_fill_and_evict_slot_by_slot(toy):
         lab.step("micro-batch")
         cells = view.cells("passage").ravel()
         bank = lab.training.passage_bank
-        assert (
-            np.count_nonzero(cells) == min(8 * turn, 32) == len(bank) and bytes(cells) == grid.cells
-        )
+        assert np.count_nonzero(cells) == min(8 * turn, 32) == len(bank)
+        assert bytes(cells) == grid.cells
         slot = bank.write_ptr
         assert grid.marks == [divmod(slot, grid.columns)] or grid.marks == [
             (slot // grid.columns, slot % grid.columns)
         ]
         newest = [(slot - 1 - n) % 32 for n in range(8)]
-        assert (cells[newest] == 255).all() and (
-            np.delete(cells, newest) < 255
-        ).all()  # the micro-batch just written is the brightest
+        # the micro-batch just written is the brightest
+        assert (cells[newest] == 255).all()
+        assert (np.delete(cells, newest) < 255).all()
     data = view.data()["query"]
-    assert (
-        data["ages"] == [2 - b for b in bank.written_at.tolist()]
-        and data["ids"] == lab.training.query_bank.ids.tolist()
-    )
+    assert data["ages"] == [2 - b for b in bank.written_at.tolist()]
+    assert data["ids"] == lab.training.query_bank.ids.tolist()
     assert (
         "32 of 32 slots hold a query, 0 to 1 update old; slot 24 is written next, over the oldest"
         in view.sentence
     )
     view.grids["query"].at = [0, 3]
-    assert (
-        "slot 3, " in view.grids["query"].told
-        and toy.train[data["ids"][3]].query[:60] in view.grids["query"].told
-    )
+    assert "slot 3, " in view.grids["query"].told
+    assert toy.train[data["ids"][3]].query[:60] in view.grids["query"].told
 
 
 def test_one_sees_a_missing_query_bank(toy):
     lab = Lab(toy, **SMALL, method="pre_batch")
     lab.run(2)
     view = lab.views.banks
-    assert (
-        view.grids["query"].rows == 0
-        and view.grids["query"].empty == "this method keeps no query bank"
-    )
-    assert (
-        view.grids["passage"].rows > 0
-        and "No query bank." in view.sentence
-        and "no past query as a row" in view.sentence
-    )
+    assert view.grids["query"].rows == 0
+    assert view.grids["query"].empty == "this method keeps no query bank"
+    assert view.grids["passage"].rows > 0
+    assert "No query bank." in view.sentence
+    assert "no past query as a row" in view.sentence
     lab.method = "grad_accum"
     lab.reset()
     assert view.grids["passage"].rows == 0 and "Nothing is remembered" in view.sentence
@@ -253,11 +239,9 @@ def test_a_slot_has_its_cell_at_any_size(toy, size):
     lab = Lab(toy, **{**SMALL, "memory_size": size})
     lab.run(2)
     cells = lab.views.banks.cells("query")
-    assert (
-        cells.size >= size
-        and (cells.ravel()[: len(lab.training.query_bank)] > 0).all()
-        and not cells.ravel()[size:].any()
-    )
+    assert cells.size >= size
+    assert (cells.ravel()[: len(lab.training.query_bank)] > 0).all()
+    assert not cells.ravel()[size:].any()
     assert f"no slot {cells.size}" in lab.views.banks.describe("query", cells.size)
 
 
@@ -308,15 +292,13 @@ def test_ghosts_stay_as_lines(lab):
     assert [(line["name"], line["ghost"]) for line in lines] == [
         ("ContAccum", True),
         ("pre-batch", False),
-    ] and lines[0]["y"] == first
-    assert (
-        "Earlier runs: ContAccum, Top@20" in view.sentence
-        and len({line["dash"] for line in lines}) == 2
-    )
+    ]
+    assert lines[0]["y"] == first
+    assert "Earlier runs: ContAccum, Top@20" in view.sentence
+    assert len({line["dash"] for line in lines}) == 2
     drawn = [t for t in view.figure.data if t.showlegend]
-    assert [t.name for t in drawn] == ["ContAccum", "pre-batch"] and len(view.figure.data) == 3 * (
-        GHOSTS + 1
-    ) + 4
+    assert [t.name for t in drawn] == ["ContAccum", "pre-batch"]
+    assert len(view.figure.data) == 3 * (GHOSTS + 1) + 4
     for turn in range(GHOSTS + 2):
         lab.reset()
         lab.run(1)
@@ -326,7 +308,9 @@ def test_ghosts_stay_as_lines(lab):
 def test_long_curves_are_thinned_by_medians():
     y = [float(n % 7) for n in range(1999)]
     line = curves._line("loss", "x", list(range(1, 2000)), y, "red", "solid", 1)
-    assert len(line["x"]) == 200 and line["x"][-1] == 1999 and set(line["y"]) <= set(y)
+    assert len(line["x"]) == 200
+    assert line["x"][-1] == 1999
+    assert set(line["y"]) <= set(y)
 
 
 def test_after_a_reload_the_figure_is_the_present_one(lab):
@@ -349,17 +333,14 @@ def test_controls_and_lab_follow_each_other(lab):
     lab.accumulation_steps = 9
     assert view.controls["accumulation_steps"].value == 9
     lab.learning_rate = 0.0123  # no choice of the slider: it becomes one
-    assert view.controls["learning_rate"].value == 0.0123 and 0.01 in [
-        v for _, v in view.controls["learning_rate"].options
-    ]
+    assert view.controls["learning_rate"].value == 0.0123
+    assert 0.01 in [v for _, v in view.controls["learning_rate"].options]
     lab.local_batch = 100
     assert view.controls["local_batch"].value == 100
     view.controls["method"].value = "grad_accum"
-    assert (
-        lab.method == "grad_accum"
-        and view.controls["memory_size"].disabled
-        and not view.controls["seed"].disabled
-    )
+    assert lab.method == "grad_accum"
+    assert view.controls["memory_size"].disabled
+    assert not view.controls["seed"].disabled
     assert "Press Reset" in view.message.value
     view.buttons["reset"].click()
     assert lab.training.settings.method == "grad_accum" and view.message.value == ""
@@ -383,10 +364,8 @@ def test_every_slider_reads_its_bounds_from_settings(lab):
 
 def test_a_refused_value_is_said_and_the_control_goes_back(lab):
     lab.views.panel.set("memory_size", -5)
-    assert (
-        "memory_size is -5" in lab.message
-        and lab.views.controls["memory_size"].value == 16 == lab.memory_size
-    )
+    assert "memory_size is -5" in lab.message
+    assert lab.views.controls["memory_size"].value == 16 == lab.memory_size
 
 
 def test_buttons_do_what_they_say(lab):
@@ -432,10 +411,8 @@ def test_dragging_controls_while_it_plays_leaves_all_consistent(toy):
         run = lab.training
         assert run.step_count > 0 and run.passage_bank.size == run.settings.memory_size
         assert bytes(view.banks.cells("passage")) == view.banks.grids["passage"].cells
-        assert (
-            bytes(view.matrix.cells()) == view.matrix.grid.cells
-            and view.matrix.grid.sentence == view.matrix.sentence
-        )
+        assert bytes(view.matrix.cells()) == view.matrix.grid.cells
+        assert view.matrix.grid.sentence == view.matrix.sentence
         lab.close()
 
     asyncio.run(main())
@@ -454,10 +431,9 @@ def test_a_page_that_does_not_answer_gets_no_more_frames(toy, monkeypatch):
         lab.play()
         for _ in range(20):
             await asyncio.sleep(0)
-        assert (
-            lab.ticks > 10
-            and view.matrix.grid.beat == view.matrix.grid.beaten + view.matrix.grid.window
-        )  # so many are out, and no more
+        assert lab.ticks > 10
+        # so many are out, and no more
+        assert view.matrix.grid.beat == view.matrix.grid.beaten + view.matrix.grid.window
         before = view.frames
         view.matrix.grid.beaten = view.matrix.grid.beat
         for _ in range(20):
@@ -472,10 +448,9 @@ def test_a_page_that_does_not_answer_gets_no_more_frames(toy, monkeypatch):
         while lab.playing:
             view.matrix.grid.beaten = view.matrix.grid.beat
             await asyncio.sleep(0)
-        assert (
-            view.matrix.grid.sentence == view.matrix.sentence
-            and "update 100 of 100" in view.progress.value
-        )  # at rest all is drawn
+        # at rest all is drawn
+        assert view.matrix.grid.sentence == view.matrix.sentence
+        assert "update 100 of 100" in view.progress.value
 
     asyncio.run(main())
 
@@ -492,19 +467,16 @@ def test_one_bundle_per_view(lab):
         assert data["text/plain"] == sentence and sentence in metadata["image/png"]["alt"]
         assert "model_id" in data["application/vnd.jupyter.widget-view+json"]
         picture = image(base64.b64decode(data["image/png"]))
-        assert (
-            picture.width > 300
-            and len(data["image/png"]) < 150_000
-            and len(picture.convert("RGB").getcolors(1 << 20)) > 10
-        )
+        assert picture.width > 300
+        assert len(data["image/png"]) < 150_000
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
 
 
 def test_a_lab_at_the_start_can_be_shown(toy):
     lab = Lab(toy, **SMALL)
     data, _ = lab._repr_mimebundle_()
-    assert (
-        "no update made yet" in data["text/plain"] and "No micro-batch yet." in lab.views.sentence
-    )
+    assert "no update made yet" in data["text/plain"]
+    assert "No micro-batch yet." in lab.views.sentence
     assert lab.views.matrix.data() is None
 
 
@@ -520,7 +492,9 @@ def test_closing_lets_the_widgets_go(toy):
     view = lab.views
     lab.run(1)
     lab.close()
-    assert lab._views is None and view.matrix.grid.comm is None and view.curves.figure.comm is None
+    assert lab._views is None
+    assert view.matrix.grid.comm is None
+    assert view.curves.figure.comm is None
     lab.run(1)  # still a lab
 
 
@@ -551,13 +525,11 @@ def hostile():
 def test_hostile_text_is_text(hostile):
     for text in HOSTILE:
         shown = texts.plain_text(text)
-        assert (
-            not re.search(r"<(?!/?em)", shown)
-            and "$" not in shown
-            and "\x1b" not in shown
-            and "\x00" not in shown
-            and len(shown) < 600
-        )
+        assert not re.search(r"<(?!/?em)", shown)
+        assert "$" not in shown
+        assert "\x1b" not in shown
+        assert "\x00" not in shown
+        assert len(shown) < 600
     assert "(100,000 characters)" in texts.plain_text("a" * 100_000)
     lab = Lab(hostile, local_batch=2, accumulation_steps=2, memory_size=4, updates=3, dim=8)
     lab.run(2)
@@ -571,7 +543,9 @@ def test_hostile_text_is_text(hostile):
             + view.matrix.ranking(row)
             + view.banks.describe("passage", row)
         )
-        assert "\x1b" not in told and "\x00" not in told and len(told) < 2000
+        assert "\x1b" not in told
+        assert "\x00" not in told
+        assert len(told) < 2000
     view.search.box.value = HOSTILE[1]
     assert "<img" not in view.search.found.value
 
@@ -639,18 +613,16 @@ def test_half_a_character_can_be_drawn(text, lab):
 def test_half_a_character_in_the_search_box_is_said(query, lab):
     box = lab.views.search
     box.box.value = query
-    assert (
-        "is no character" in box.found.value
-        and "role='alert'" in box.found.value
-        and box.hits == {}
-    )
-    assert (
-        sendable(box.found.value, box.sentence)
-        and "is no character" in box.sentence
-        and "Traceback" not in box.sentence
-    )
+    assert "is no character" in box.found.value
+    assert "role='alert'" in box.found.value
+    assert box.hits == {}
+    assert sendable(box.found.value, box.sentence)
+    assert "is no character" in box.sentence
+    assert "Traceback" not in box.sentence
     box.box.value = "remove whitespace"
-    assert "<ol>" in box.found.value and len(box.hits) == 1 and "finds" in box.sentence
+    assert "<ol>" in box.found.value
+    assert len(box.hits) == 1
+    assert "finds" in box.sentence
 
 
 def test_what_goes_wrong_in_a_search_is_said(lab, monkeypatch):
@@ -659,10 +631,8 @@ def test_what_goes_wrong_in_a_search_is_said(lab, monkeypatch):
         lab.training, "search", lambda *_: (_ for _ in ()).throw(MemoryError("no <b>room</b>"))
     )
     box.box.value = "anything"
-    assert (
-        box.found.value == "<p role='alert'>no &lt;b&gt;room&lt;/b&gt;</p>"
-        and box.sentence == "no <b>room</b>"
-    )
+    assert box.found.value == "<p role='alert'>no &lt;b&gt;room&lt;/b&gt;</p>"
+    assert box.sentence == "no <b>room</b>"
 
 
 @pytest.mark.parametrize("name", ["_x", "__", "_", "$_x$", "\x00_x"])
@@ -691,9 +661,8 @@ def test_search_box_follows_its_text(lab, toy):
     assert [h.id for h in box.hits["ContAccum"]] == [
         h.id for h in lab.training.search(toy.test[1].query, 5)
     ]
-    assert (
-        box.hits["ContAccum"][0].title in box.sentence and toy.test[0].passage not in box.sentence
-    )
+    assert box.hits["ContAccum"][0].title in box.sentence
+    assert toy.test[0].passage not in box.sentence
     two = cl.SearchBox({"a": lab.training, "b": lab.training}, toy.test[0].query)
     assert list(two.hits) == ["a", "b"]
     box.box.value = "   "  # nothing asked: what was found stays
@@ -707,7 +676,9 @@ def test_methods_picture_tells_where_gradients_go():
     from matplotlib.colors import to_rgba
 
     count = lambda axis, name: sum(c == to_rgba(colors[name]) for c in found[axis])
-    assert count(0, "both") == 16 and count(1, "both") == 8 and count(1, "absent") == 8
+    assert count(0, "both") == 16
+    assert count(1, "both") == 8
+    assert count(1, "absent") == 8
     assert (count(2, "both"), count(2, "query"), count(2, "passage")) == (4, 8, 0)
     assert (count(3, "both"), count(3, "query"), count(3, "passage"), count(3, "none")) == (
         4,
@@ -726,7 +697,9 @@ def test_one_update_of_the_figure_is_on_its_way(lab, monkeypatch):
     lab.step()
     assert not sent and figure.stale
     figure.set_state({"_js2py_traceDeltas": {}})  # the page has drawn what it was given at first
-    assert len(sent) == 1 and not figure.stale and not figure.answered
+    assert len(sent) == 1
+    assert not figure.stale
+    assert not figure.answered
     assert list(sent[0][0]["y"][-2]) == [u.grad_norm_passage for u in lab.training.history]
     lab.step()
     assert len(sent) == 1 and figure.stale
@@ -748,7 +721,8 @@ def test_of_more_cells_than_a_canvas_has_room_for_the_strongest_are_sent(monkeyp
     values = torch.zeros(1032, 1031)
     values[5, 7], values[4, 6], values[700, 900], values[1031, 1030] = 1.0, -0.5, -2.0, 0.5
     found = strongest(values, 2)
-    assert found.shape == (516, 516) and (
+    assert found.shape == (516, 516)
+    assert (
         found[2, 3],
         found[350, 450],
         found[515, 515],
@@ -809,10 +783,8 @@ def test_numbers_of_logarithmic_axes_do_not_crowd(toy):
     view.draw()
     assert {"0.1", "0.2", "0.5", "1"} <= set(shown())
     line = dict(panel="norms", y=[0.001, 2.9])
-    assert (
-        len(curves._ticks([line], "norms")["ticktext"]) == 57
-        and len(curves._ticks([line | {"y": [0.001, 3.1]}], "norms")["ticktext"]) == 19
-    )
+    assert len(curves._ticks([line], "norms")["ticktext"]) == 57
+    assert len(curves._ticks([line | {"y": [0.001, 3.1]}], "norms")["ticktext"]) == 19
     assert curves._ticks([line | {"y": [0.0]}], "norms") == curves._ticks(
         [], "norms"
     )  # zero has no place on it
