@@ -18,7 +18,10 @@ from torch.nn.functional import cross_entropy
 
 
 def info_nce(rows, columns, temperature, left_out=None):
-    """The mean over rows of -log softmax at the row's own column (equation 7)."""
+    """The mean over rows of -log softmax at the row's own column (equation 7).
+
+    rows: (n, d). columns: (m, d), m at least n. left_out: (n, m), True for entries not to count.
+    """
     scores = rows @ columns.T / temperature
     if left_out is not None:
         scores = scores.masked_fill(left_out, -torch.inf)
@@ -38,11 +41,12 @@ def contaccum_update(
     keep_past=True,
     duplicates=None,
 ):
-    """One weight update from K micro-batches; returns the loss of each.
+    """One weight update from K micro-batches; returns the K losses.
 
     micro_batches: (ids, queries, passages) each. bank: a list of past (id, query vector, passage
-    vector), the oldest first. duplicates(ids): which pairs share a query or a passage, (n, n).
-    Without a query bank these are pre-batch negatives; with memory_size=0, plain accumulation.
+    vector), the oldest first; keep_past=False empties it after the update. duplicates(ids): which
+    pairs share a query or a passage, (n, n). Without a query bank, the method is pre-batch
+    negatives; with memory_size=0, gradient accumulation.
     """
     losses = []
     optimizer.zero_grad()
@@ -74,7 +78,7 @@ def contaccum_update(
 
 
 def demo(memory_size, updates=60, local_batch=4, accumulation_steps=4, dim=16, seed=0):
-    """Train two linear encoders to undo a random rotation; returns the rate of right passages."""
+    """Train two linear encoders to undo a random rotation; returns the share of queries solved."""
     torch.manual_seed(seed)
     things = torch.randn(256, dim)
     queries = things + 0.3 * torch.randn(256, dim)

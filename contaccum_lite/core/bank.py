@@ -1,5 +1,7 @@
 """Memory banks: the newest vectors of an encoder, kept without their graph.
 
+They get no gradient, and they are stale: the weights that made them have moved since.
+
 Reading path 3 of 9. Before: core/loss.py. After: encoders/bag.py.
 """
 
@@ -73,7 +75,10 @@ class MemoryBank(nn.Module):
         return torch.arange(self.count).roll(-oldest)
 
     def write(self, ids: Tensor, vectors: Tensor, step: int) -> None:
-        """Store detached copies of vectors (B, dim) over the oldest ones; of B > size, the last."""
+        """Store detached copies of vectors (B, dim) with their ids (B,), over the oldest ones.
+
+        step: the update that made them. If B is larger than the bank, only the last ones stay.
+        """
         ids = torch.as_tensor(ids)
         if vectors.ndim != 2 or vectors.shape[1] != self.dim or ids.shape != vectors.shape[:1]:
             raise ValueError(
@@ -101,7 +106,7 @@ class MemoryBank(nn.Module):
         return torch.arange(self.write_ptr, end) % self.size
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Empty the bank."""
         self.write_ptr = self.count = 0
         self.version += 1
 
@@ -117,28 +122,25 @@ class MemoryBank(nn.Module):
         return bank
 
     def adopt(self, other: MemoryBank) -> None:
-        """Hold what another bank holds, in as many slots."""
+        """Take over another bank's vectors and its number of slots."""
         for name in ("slots", "slot_ids", "written_at"):
             setattr(self, name, getattr(other, name))
         self.write_ptr, self.count = other.write_ptr, other.count
         self.version += 1
 
     def resize(self, size: int) -> None:
-        """Change the number of slots; the newest vectors stay. Out of memory, it is as it was."""
+        """Change the number of slots; the newest vectors stay. If it fails, nothing changes."""
         self.adopt(self.resized(size))
 
     def snapshot(self, count: int) -> tuple:
         """What `restore` needs to undo writes of up to `count` vectors."""
         slots = self.next_slots(min(count, self.size))
-        stored = (
-            self.slots[slots].clone(),
-            self.slot_ids[slots].clone(),
-            self.written_at[slots].clone(),
-        )
+        tensors = self.slots, self.slot_ids, self.written_at
+        stored = tuple(tensor[slots].clone() for tensor in tensors)
         return slots, stored, self.write_ptr, self.count
 
     def restore(self, snapshot: tuple) -> None:
-        """Be again as at the snapshot."""
+        """Return to the state of the snapshot."""
         slots, stored, self.write_ptr, self.count = snapshot
         self.slots[slots], self.slot_ids[slots], self.written_at[slots] = stored
         self.version += 1
@@ -178,7 +180,7 @@ class DualBank(nn.Module):
     @staticmethod
     def sizes(settings) -> tuple[int, int, int]:
         """Slots of the query, the passage and the hard-negative bank."""
-        size = settings.memory_size * settings.passage_bank
+        size = settings.memory_size * settings.passage_bank  # 0 slots where the switch is False
         hard = settings.hard_negatives * settings.bank_hard_negatives
         return size * settings.query_bank, size, size * hard
 
@@ -186,7 +188,7 @@ class DualBank(nn.Module):
         return iter((self.query_bank, self.passage_bank, self.hard_bank))
 
     def enqueue(self, embeddings, batch, step: int, with_queries: bool = True) -> None:
-        """Write a micro-batch's queries, passages and hard negatives over the oldest ones."""
+        """Write a micro-batch: its `Embeddings` and its `MicroBatch` (core/gradients.py)."""
         if with_queries:
             self.query_bank.write(batch.pair_ids, embeddings.queries, step)
         self.passage_bank.write(batch.pair_ids, embeddings.passages, step)
@@ -194,19 +196,19 @@ class DualBank(nn.Module):
             self.hard_bank.write(batch.hard_ids, embeddings.hard_negatives, step)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Empty all three banks."""
         for bank in self:
             bank.clear()
 
     def resized(self, settings) -> list[MemoryBank]:
-        """Banks of the sizes that the settings say, with the newest vectors: `adopt` takes them."""
+        """New banks of the settings' sizes with the newest vectors of these, for `adopt`."""
         resized = []
         for bank, size in zip(self, self.sizes(settings), strict=True):
             resized.append(bank if bank.size == size else bank.resized(size))
         return resized
 
     def adopt(self, banks: list[MemoryBank]) -> None:
-        """Hold what these banks hold."""
+        """Take over the vectors and sizes of these three banks."""
         for bank, other in zip(self, banks, strict=True):
             if bank is not other:
                 bank.adopt(other)
@@ -219,6 +221,6 @@ class DualBank(nn.Module):
         return [bank.snapshot(count) for bank, count in zip(self, counts)]
 
     def restore(self, snapshot: list[tuple]) -> None:
-        """Be again as at the snapshot."""
+        """Return to the state of the snapshot."""
         for bank, stored in zip(self, snapshot):
             bank.restore(stored)

@@ -67,7 +67,7 @@ class BatchSampler:
         return math.ceil(len(self.rows) / self.batch_size)
 
     def keys(self, pairs: Pairs) -> DuplicateKeys:
-        """By which duplicates among these pairs are known."""
+        """Numbers by which equal queries and equal passages of these pairs are recognised."""
         queries: dict[str, int] = {}
         texts: dict[str, int] = {}
         text_keys = torch.full((len(pairs.passages),), -1)
@@ -80,7 +80,7 @@ class BatchSampler:
         return DuplicateKeys(torch.tensor(query_keys), passage_keys, text_keys)
 
     def batches(self, update: int) -> list[MicroBatch]:
-        """The micro-batches of this update: up to K of up to N_local pairs (× processes)."""
+        """The micro-batches of this update: up to K, each of up to N_local pairs (× processes)."""
         epoch, index = divmod(update, self.updates_per_epoch)
         self._shuffle(epoch)
         rows = self._order[index * self.batch_size : (index + 1) * self.batch_size]
@@ -96,7 +96,7 @@ class BatchSampler:
             self._epoch = epoch
 
     def micro_batch(self, rows: np.ndarray, hard_negatives: bool = True) -> MicroBatch:
-        """These training pairs as a micro-batch, with the hard negatives that this epoch drew."""
+        """The training pairs of these rows (B,), with this epoch's draw of hard negatives."""
         if self._epoch < 0:
             self._shuffle(0)
         hard = []

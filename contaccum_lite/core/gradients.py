@@ -1,7 +1,8 @@
 """How one weight update gets its gradient: accumulation over micro-batches.
 
 DPR, GradAccum, pre-batch negatives and ContAccum are this one loop. They differ only in how many
-micro-batches there are and in what their banks keep. GradCache is another: core/grad_cache.py.
+micro-batches there are and in what their banks keep. GradCache is another loop; `compute_gradients`
+in core/grad_cache.py chooses between the two.
 
 Reading path 5 of 9. Before: encoders/bag.py. After: core/batches.py.
 """
@@ -52,7 +53,8 @@ class Learner:
 
     Args:
         settings: of the run. query_tower, passage_tower: the encoders, possibly one and the same.
-        keys: by which duplicates are known. group: the processes that make the run together.
+        keys: numbers that are equal for equal texts. group: the processes that share the run; with
+            one process, its methods return what they are given.
     """
 
     def __init__(self, settings: Settings, query_tower, passage_tower, keys, group=None):
@@ -61,14 +63,13 @@ class Learner:
         self.keys: DuplicateKeys = keys
         self.group = group or SingleProcess()
         self.banks = DualBank(settings, query_tower.dim)
-        self.encodes: Counter = (
-            Counter()
-        )  # passages encoded so far, by purpose: "train", "refresh", "probe"
+        # passages encoded so far, by purpose: "train", "refresh", "probe"
+        self.encodes: Counter = Counter()
         self.has_dropout = any(has_dropout(tower) for tower in self.towers)
         self.loss_scale = NoLossScale()
         self.extensions: list[Extension] = []
         self.gradient_hook: Callable | None = None  # changes a LossAndGradients (notebook 04)
-        self.observed = False  # whether every micro-batch keeps what its matrix can be made of
+        self.observed = False  # True: a `MicroStep` has its matrix with incremental softmax too
 
     @property
     def towers(self) -> list[nn.Module]:
@@ -95,12 +96,12 @@ class Learner:
     ) -> Embeddings:
         """The vectors of a micro-batch; its passages are counted under this purpose, if any.
 
-        towers: other encoders than the learner's own.
+        towers: (query, passage) encoders in place of the learner's own.
         """
         num_pairs = len(batch.pair_ids)
-        if not num_pairs:  # this process has no part in a short last micro-batch
-            none = self.banks.passage_bank.vectors[:0]
-            return Embeddings(none, none, none if self.settings.hard_negatives else None)
+        if not num_pairs:  # a short last micro-batch left no pair for this process
+            empty = self.banks.passage_bank.vectors[:0]
+            return Embeddings(empty, empty, empty if self.settings.hard_negatives else None)
         if purpose:
             self.encodes[purpose] += len(batch.passage_tokens)
         towers = towers or self.towers
@@ -115,13 +116,13 @@ class Learner:
 
     @torch.no_grad()
     def encode_without_noise(self, batch: MicroBatch, purpose: str | None = None) -> Embeddings:
-        """As `encode`, without graph and dropout: what the towers make of it in search."""
+        """As `encode`, without graph and dropout, as in search."""
         with without_noise(*self.towers):
             return self.encode(batch, purpose)
 
     @contextmanager
     def replayable_rng(self, step: int, index: int):
-        """Dropout noise from seed, update and micro-batch alone: it can be drawn again."""
+        """Dropout noise from seed, update and micro-batch alone, so that it can be drawn again."""
         if not self.has_dropout:
             yield
             return
@@ -136,8 +137,8 @@ class Learner:
     def compute_loss(
         self, embeddings: Embeddings, batch: MicroBatch, step: int, use_banks: bool = True
     ) -> tuple[LossAndGradients, Layout]:
-        """Loss and gradients of a micro-batch against itself and the banks (equation 7)."""
-        embeddings = embeddings.detach()
+        """(Loss and gradients by equation 7, layout) of a micro-batch with itself and the banks."""
+        embeddings = embeddings.detach()  # the gradients are by hand: no graph is needed
         use_banks = use_banks and step >= self.settings.bank_warmup
         layout = self.layout(batch, step, use_banks)
         if not use_banks:
@@ -150,7 +151,7 @@ class Learner:
         return self.full_matrix_loss(embeddings, memory, layout), layout
 
     def layout(self, batch: MicroBatch, step: int, use_banks: bool) -> Layout:
-        """Whose rows and columns the matrix of this micro-batch has."""
+        """Which pair each row and each column of this micro-batch's matrix belongs to."""
         pair_ids, hard_ids, num_rows = batch.pair_ids, batch.hard_ids, len(batch.pair_ids)
         if use_banks:
             pair_ids = torch.cat([pair_ids, self.banks.passage_bank.ids])
@@ -160,7 +161,7 @@ class Learner:
         return Layout(len(batch.pair_ids), pair_ids[:num_rows], columns, len(pair_ids))
 
     def read_bank(self, bank: MemoryBank, step: int) -> Tensor:
-        """A bank's vectors as they enter the loss: as stored, unless an extension moves them."""
+        """A bank's vectors for the loss, (n, d): stale, unless an extension corrects them."""
         for extension in self.extensions:
             vectors = extension.read_bank(bank, step)
             if vectors is not None:
@@ -171,29 +172,29 @@ class Learner:
         self, embeddings: Embeddings, memory: Embeddings | None, layout: Layout
     ) -> LossAndGradients:
         """Loss and gradients over the full matrix of these vectors and those of the banks."""
-        queries = passages = hard_negatives = None
+        past_queries = past_passages = past_hard = None
         if memory is not None:
-            queries, passages, hard_negatives = (
+            past_queries, past_passages, past_hard = (
                 v if v is not None and len(v) else None for v in memory
             )
+        if len(layout.row_ids) == layout.local:  # no memory rows: no query bank, or it is dropped
+            past_queries = None
         return info_nce_with_gradients(
             embeddings.queries,
             embeddings.passages,
-            queries if len(layout.row_ids) > layout.local else None,
-            passages,
+            past_queries,
+            past_passages,
             embeddings.hard_negatives,
             self.settings.temperature,
-            bank_hard_negatives=hard_negatives,
+            bank_hard_negatives=past_hard,
             mask=self.duplicate_mask(layout),
         )
 
     def duplicate_mask(self, layout: Layout) -> Tensor | None:
-        """Which entries are a row's own stale self or a copy of its passage, if they are masked."""
+        """`loss.duplicate_mask` of this matrix, (rows, columns); None where nothing is masked."""
         if not self.settings.mask_duplicates:
             return None
-        pairs, hard = layout.column_ids.split(
-            [layout.hard_from, len(layout.column_ids) - layout.hard_from]
-        )
+        pairs, hard = layout.column_ids.tensor_split([layout.hard_from])
         query_keys = torch.cat([self.keys.query[pairs], torch.full((len(hard),), -1)])
         passage_keys = torch.cat([self.keys.passage[pairs], self.keys.text[hard]])
         mask = duplicate_mask(query_keys, passage_keys, len(layout.row_ids))
@@ -227,12 +228,13 @@ def accumulate_gradients(
     """Add an update's gradient to the towers: DPR (K = 1), GradAccum, pre-batch, ContAccum.
 
     Each micro-batch is compared with itself and with the banks as they stand, and only then goes
-    into the banks. The update's loss is the mean of its micro-batches' losses (equation 4).
+    into the banks. The update's loss is the mean of its micro-batches' losses (equation 4). Yields
+    a `MicroStep` after each. The weights do not move here: core/trainer.py moves them.
     """
     for index, batch in enumerate(batches):
         with learner.replayable_rng(step, index):
             local = learner.encode(learner.group.shard(batch))  # with its graph
-        embeddings = learner.group.all_gather(local, batch)  # without; of all processes
+        embeddings = learner.group.all_gather(local, batch)  # the vectors of all processes
         result, layout = learner.compute_loss(embeddings, batch, step)
         if learner.gradient_hook is not None:
             result = learner.gradient_hook(result)

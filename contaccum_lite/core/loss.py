@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from contaccum_lite.core.shapes import checked_mask, num_vectors, rows_and_columns
+from contaccum_lite.core import shapes
 
 
 class LossAndGradients(NamedTuple):
@@ -33,7 +33,7 @@ class LossAndGradients(NamedTuple):
     grad_hard_negatives: Tensor | None  # (N_hard, d): equation 9 without its positive term
     scores: Tensor | None  # (rows, columns), masked entries at -inf
     grad_scores: Tensor | None  # (rows, columns): ∂loss/∂scores = (softmax - identity) / rows
-    matrix: Callable | None = None  # makes (scores, grad_scores) later, where they were not made
+    matrix: Callable | None = None  # returns (scores, grad_scores) where both are None above
 
     @property
     def gradients(self) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -59,17 +59,12 @@ def similarity_matrix(
         hard_negatives: (N_hard, d) or None.
         temperature: τ, above 0.
 
-    Returns (N_local + N_q, N_local + N_p (+ hard negatives)). Raises `ValueError` for what does not
-    fit. Equation 7, read as the paper's code does; notebook 01.
+    Returns (N_local + N_q, N_local + N_p (+ hard negatives)). Raises `ValueError` for shapes that
+    do not fit. Equation 7, read as the paper's code does; notebook 01.
     """
-    rows, columns = rows_and_columns(
-        queries,
-        passages,
-        query_bank,
-        passage_bank,
-        hard_negatives,
-        bank_hard_negatives,
-        temperature,
+    shapes.check_temperature(temperature)
+    rows, columns = shapes.rows_and_columns(
+        queries, passages, query_bank, passage_bank, hard_negatives, bank_hard_negatives
     )
     return rows @ columns.T / temperature
 
@@ -88,7 +83,7 @@ def info_nce(
     """The mean over all rows, local and memory, of -log softmax at the row's positive.
 
     Arguments as in `similarity_matrix`; mask (rows, columns) is True where an entry is left out.
-    Returns a scalar that autograd works through. Raises `ValueError` for shapes that do not fit.
+    Returns a scalar, which autograd can differentiate. Raises `ValueError` for wrong shapes.
     Equations 1, 4 and 7; notebook 01.
     """
     scores = similarity_matrix(
@@ -101,7 +96,7 @@ def info_nce(
         temperature=temperature,
     )
     if mask is not None:
-        scores = scores.masked_fill(checked_mask(mask, scores), -torch.inf)
+        scores = scores.masked_fill(shapes.checked_mask(mask, scores), -torch.inf)
     positives = torch.arange(len(scores), device=scores.device)
     return torch.nn.functional.cross_entropy(scores, positives)
 
@@ -109,8 +104,8 @@ def info_nce(
 def info_nce_gradients(*args, **kwargs) -> tuple[Tensor, ...]:
     """(grad_queries, grad_passages) of `info_nce` by equations 8 and 9, without autograd.
 
-    Same arguments as `info_nce`. Each gradient has the shape of what it belongs to; with hard
-    negatives there is a third. Notebook 04.
+    Same arguments as `info_nce`. Each gradient has the shape of its vectors; with hard negatives,
+    theirs is the third. Notebook 04.
     """
     gradients = info_nce_with_gradients(*args, **kwargs).gradients
     return tuple(gradient for gradient in gradients if gradient is not None)
@@ -130,31 +125,28 @@ def info_nce_with_gradients(
 ) -> LossAndGradients:
     """Loss and gradients of `info_nce` in one pass: what every training method calls.
 
-    With S the row-wise softmax and n the number of rows:
+    Same arguments as `info_nce`. Banked vectors get no gradient, but they are in both sums below:
+    banked passages in equation 8, banked queries in equation 9. With S the row-wise softmax and n
+    the number of rows:
         ∂loss/∂q_l = -(p_l - Σ_j S_lj p_j) / nτ     over all columns j      (equation 8)
         ∂loss/∂p_l = -(q_l - Σ_i S_il q_i) / nτ     over all rows i         (equation 9)
     """
-    rows, columns = rows_and_columns(
-        queries,
-        passages,
-        query_bank,
-        passage_bank,
-        hard_negatives,
-        bank_hard_negatives,
-        temperature,
+    shapes.check_temperature(temperature)
+    rows, columns = shapes.rows_and_columns(
+        queries, passages, query_bank, passage_bank, hard_negatives, bank_hard_negatives
     )
     scores = rows @ columns.T / temperature
     if mask is not None:
-        scores.masked_fill_(checked_mask(mask, scores), -torch.inf)
+        scores.masked_fill_(shapes.checked_mask(mask, scores), -torch.inf)
     loss, grad_scores = softmax_loss(scores)
 
     num_local = len(queries)
-    first_hard = num_local + num_vectors(passage_bank)
-    hard = slice(first_hard, first_hard + num_vectors(hard_negatives))
+    first_hard = num_local + shapes.num_vectors(passage_bank)
+    hard = slice(first_hard, first_hard + shapes.num_vectors(hard_negatives))
     return LossAndGradients(
         loss,
-        grad_scores[:num_local] @ columns / temperature,
-        grad_scores[:, :num_local].T @ rows / temperature,
+        grad_scores[:num_local] @ columns / temperature,  # equation 8
+        grad_scores[:, :num_local].T @ rows / temperature,  # equation 9
         None if hard_negatives is None else grad_scores[:, hard].T @ rows / temperature,
         scores,
         grad_scores,
@@ -162,7 +154,7 @@ def info_nce_with_gradients(
 
 
 def softmax_loss(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean of -log softmax at each row's positive, its gradient with respect to the scores).
+    """(loss, ∂loss/∂scores): the mean of -log softmax at each row's positive, and its gradient.
 
     scores: (rows, columns), positives on the diagonal. The gradient is (softmax - identity) / rows.
     """
@@ -178,12 +170,11 @@ def softmax_loss(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def duplicate_mask(query_keys: Tensor, passage_keys: Tensor, rows: int) -> Tensor | None:
-    """True where column j is row i's own stale self or a copy of its passage.
+    """True where column j has row i's query or its passage's text, and is not its positive.
 
-    query_keys, passage_keys: (columns,) numbers that are equal where two columns belong to the same
-    query or hold the same text; a hard negative's query key is -1. rows: how many of the columns'
-    queries are rows. Returns (rows, columns), or None where nothing is masked. Row i's positive,
-    column i, stays.
+    query_keys: (columns,) equal for two columns of the same query; -1 for hard negatives.
+    passage_keys: (columns,) equal for two columns of the same text. rows: the number of rows; row i
+    is the query of column i. Returns (rows, columns), or None where nothing is masked.
     """
     if not (_has_repeats(query_keys[query_keys >= 0]) or _has_repeats(passage_keys)):
         return None

@@ -16,13 +16,12 @@ def num_vectors(vectors) -> int:
 
 
 def rows_and_columns(
-    queries, passages, query_bank, passage_bank, hard_negatives, bank_hard_negatives, temperature
+    queries, passages, query_bank, passage_bank, hard_negatives, bank_hard_negatives
 ) -> tuple[Tensor, Tensor]:
     """All queries and all passages, each under the other.
 
     Raises `ValueError` for what does not fit.
     """
-    check_temperature(temperature)
     vectors = {
         "queries": queries,
         "query_bank": query_bank,

@@ -29,7 +29,7 @@ class Pair(NamedTuple):
     passage: str
     title: str = ""
     hard_negatives: tuple[Passage, ...] = ()
-    answers: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()  # strings, any of which makes a passage right (as in DPR's files)
     passage_id: str = ""
     relevant: dict[str, int] | None = None  # {passage id: grade}, where several passages answer
 

@@ -46,7 +46,7 @@ class BagTower(nn.Module):
         self.tokenizer, self.dim, self.ending = tokenizer, dim, ending
         self.tokenizer_hash = tokenizer_hash(tokenizer)
         self.embedding = nn.Embedding(tokenizer.get_vocab_size(), dim)
-        # small against a step of Adam: words move, and rare ones too
+        # small compared with a step of Adam, so that even rare words move
         nn.init.normal_(self.embedding.weight, std=0.25)
         self.attention = nn.Parameter(torch.randn(dim) / dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim))
@@ -68,7 +68,7 @@ class BagTower(nn.Module):
     def tokenize(
         self, texts: Sequence[str], titles: Sequence[str] | None = None, length: int = 64
     ) -> Tokens:
-        """The token ids of each text, its title first, cut to `length`."""
+        """The token ids of each text, its title first, cut to `length` tokens."""
         if titles is not None:
             texts = [f"{title} {text}" for title, text in zip(titles, texts)]
 
