@@ -60,26 +60,34 @@ def checked(field, value):
 
     Raises `ValueError`: what was given, what is allowed.
     """
-    wanted, choices = type_name(field), field.metadata["choices"]
+    kind, choices = type_name(field), field.metadata["choices"]
     if value is None and is_optional(field):
         return None
-    is_number = isinstance(value, _NUMBERS.get(wanted, ())) and not isinstance(value, bool)
-    if not is_number and type(value).__name__ != wanted:
+    is_number = isinstance(value, _NUMBERS.get(kind, ())) and not isinstance(value, bool)
+    if not is_number and type(value).__name__ != kind:
         raise ValueError(
             f"{field.name} is {shown(value)}, a {type(value).__name__}: "
-            f"it must be {_KINDS[wanted]}, {range_of(field)}."
+            f"it must be {_KINDS[kind]}, {range_of(field)}."
         )
     if choices and value not in choices:
         raise ValueError(f"{field.name} is {shown(value)}: choose one of {', '.join(choices)}.")
     if is_number:
-        if not field.metadata["low"] <= value <= field.metadata["high"]:
-            raise ValueError(f"{field.name} is {shown(value)}: it must be {range_of(field)}.")
-        return int(value) if wanted == "int" else float(value)
-    if wanted == "str":
-        if not value:
-            raise ValueError(f"{field.name} is empty: {field.metadata['help']}.")
+        return _checked_number(field, value)
+    if kind == "str":
+        _check_not_empty(field, value)
         check_text(value, field.name)
     return value
+
+
+def _checked_number(field, value) -> int | float:
+    if not field.metadata["low"] <= value <= field.metadata["high"]:
+        raise ValueError(f"{field.name} is {shown(value)}: it must be {range_of(field)}.")
+    return int(value) if type_name(field) == "int" else float(value)
+
+
+def _check_not_empty(field, text: str) -> None:
+    if not text:
+        raise ValueError(f"{field.name} is empty: {field.metadata['help']}.")
 
 
 def range_of(field) -> str:
@@ -95,14 +103,14 @@ def read(field, text: str):
 
     Raises `ValueError`: what was given, what is allowed.
     """
-    wanted = type_name(field)
+    kind = type_name(field)
     if is_optional(field) and text in ("None", "none", ""):
         return None
     try:
-        if wanted == "bool":
+        if kind == "bool":
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        return {"int": int, "float": float, "str": str}[wanted](text)
+        return {"int": int, "float": float, "str": str}[kind](text)
     except (ValueError, KeyError):
         raise ValueError(
-            f"{field.name} is {shown(text)}: it must be {_KINDS[wanted]}, {range_of(field)}."
+            f"{field.name} is {shown(text)}: it must be {_KINDS[kind]}, {range_of(field)}."
         ) from None

@@ -141,9 +141,10 @@ def accumulate_in_one_forward(
     memory is that of the whole batch.
     """
     shards = [learner.group.shard(batch) for batch in batches]
-    whole = learner.encode(concat_micro_batches(learner, shards))
+    all_embeddings = learner.encode(concat_micro_batches(learner, shards))
     gradients, last = [], len(batches) - 1
-    for index, (local, batch) in enumerate(zip(split_embeddings(whole, shards), batches)):
+    local_embeddings = split_embeddings(all_embeddings, shards)
+    for index, (local, batch) in enumerate(zip(local_embeddings, batches)):
         embeddings = learner.group.all_gather(local.detach(), batch)
         result, layout = learner.compute_loss(embeddings, batch, step)
         if learner.gradient_hook is not None:
@@ -152,7 +153,7 @@ def accumulate_in_one_forward(
         learner.enqueue(embeddings, batch, step)
         if index == last:
             scale = learner.loss_scale.value / len(batches)
-            backward(whole, concat_embeddings(gradients), scale)
+            backward(all_embeddings, concat_embeddings(gradients), scale)
         yield MicroStep(step, index, len(batches), result, layout)
 
 
@@ -184,12 +185,13 @@ def concat_embeddings(embeddings: list[Embeddings]) -> Embeddings:
     )
 
 
-def split_embeddings(whole: Embeddings, batches: list[MicroBatch]) -> list[Embeddings]:
+def split_embeddings(embeddings: Embeddings, batches: list[MicroBatch]) -> list[Embeddings]:
     """The vectors of each of these micro-batches."""
     num_pairs = [len(batch.pair_ids) for batch in batches]
     num_hard = [len(batch.hard_ids) for batch in batches]
-    queries, passages = whole.queries.split(num_pairs), whole.passages.split(num_pairs)
+    queries = embeddings.queries.split(num_pairs)
+    passages = embeddings.passages.split(num_pairs)
     hard = [None] * len(batches)
-    if whole.hard_negatives is not None:
-        hard = whole.hard_negatives.split(num_hard)
+    if embeddings.hard_negatives is not None:
+        hard = embeddings.hard_negatives.split(num_hard)
     return [Embeddings(*vectors) for vectors in zip(queries, passages, hard)]

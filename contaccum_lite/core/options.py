@@ -102,16 +102,16 @@ def check_corrector(settings) -> None:
     """Raise `ValueError` where a corrector has nothing to correct, or nothing to learn from."""
     if settings.corrector == "identity":
         return
-    given = f"corrector is {settings.corrector!r}"
+    subject = f"corrector is {settings.corrector!r}"
     if not (settings.cache_negatives or settings.has_bank):
-        raise ValueError(f"{given}, and nothing is stale here: set cache_negatives, or a bank.")
+        raise ValueError(f"{subject}, and nothing is stale here: set cache_negatives, or a bank.")
     if settings.has_bank and settings.momentum:
         raise ValueError(
-            f"{given} with momentum {settings.momentum}: the bank's vectors are of slow towers, "
-            "so set one of them to its default."
+            f"{subject} with momentum {settings.momentum}: the bank's vectors are of slow "
+            "towers, so set one of them to its default."
         )
     if settings.has_bank and not settings.probes:
         raise ValueError(
-            f"{given} with a bank, and probes is 0: it learns from banked pairs that are encoded "
-            "again, so set probes to 1 or more."
+            f"{subject} with a bank, and probes is 0: it learns from banked pairs that are "
+            "encoded again, so set probes to 1 or more."
         )

@@ -27,7 +27,7 @@ from contaccum_lite.utils.devices import check_device
 from contaccum_lite.utils.folders import check_digests, short
 
 SMALL_CORPUS = 100_000  # passages up to which all token ids are kept
-_PART = 10_000  # passages of a larger corpus that are tokenized at a time
+_TOKENIZED_TOGETHER = 10_000  # passages of a larger corpus that are tokenized at a time
 
 
 class Retriever:
@@ -135,10 +135,11 @@ class PairsCorpus:
         step, tower, settings = run.step_count, run.passage_tower, run.settings
         vectors = np.empty((len(passages), tower.dim), dtype=np.float32)
         for first, tokens in self._tokens():
-            for rows, encoded in encode_batches(tower, tokens, settings):
+            for token_rows, encoded in encode_batches(tower, tokens, settings):
+                rows = first + token_rows
                 batch = encoded.float().cpu().numpy()
-                check_finite(batch, lambda n: f"passage {short(passages[first + rows[n]].id)}")
-                vectors[first + rows] = batch
+                check_finite(batch, lambda n, rows=rows: f"passage {short(passages[rows[n]].id)}")
+                vectors[rows] = batch
                 yield first + len(rows)
                 if step != run.step_count:
                     return
@@ -150,9 +151,9 @@ class PairsCorpus:
         if len(passages) <= SMALL_CORPUS:
             yield 0, tokenize_split(run.pairs, run.passage_tower, run.settings, "passages")
             return
-        for first in range(0, len(passages), _PART):
-            part = passages[first : first + _PART]
-            yield first, tokenize_passages(run.passage_tower, part, run.settings)
+        for first in range(0, len(passages), _TOKENIZED_TOGETHER):
+            some = passages[first : first + _TOKENIZED_TOGETHER]
+            yield first, tokenize_passages(run.passage_tower, some, run.settings)
 
     def rank(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """(scores, rows) of the k best passages for each query vector, exactly."""

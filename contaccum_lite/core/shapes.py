@@ -38,6 +38,14 @@ def rows_and_columns(
             f"queries is {_shape(queries)}: expected a tensor (number, length of a vector)."
         )
     check_vectors(vectors, queries.shape[1])
+    _check_counts(queries, passages, query_bank, passage_bank)
+    rows = [value for name, value in vectors.items() if name in ("queries", "query_bank")]
+    columns = [value for name, value in vectors.items() if name not in ("queries", "query_bank")]
+    return torch.cat(rows), torch.cat(columns)
+
+
+def _check_counts(queries, passages, query_bank, passage_bank) -> None:
+    """Raise `ValueError` where a query has no passage: of this batch, or of a bank."""
     if len(queries) != len(passages) or not len(queries):
         raise ValueError(
             f"{len(queries)} queries and {len(passages)} passages: expected one passage per query, "
@@ -50,9 +58,6 @@ def rows_and_columns(
             "the positive of a past query is the past passage in the same place, so give both "
             "banks the same number, or no query bank."
         )
-    rows = [value for name, value in vectors.items() if name in ("queries", "query_bank")]
-    columns = [value for name, value in vectors.items() if name not in ("queries", "query_bank")]
-    return torch.cat(rows), torch.cat(columns)
 
 
 def check_temperature(temperature: float | Tensor) -> None:

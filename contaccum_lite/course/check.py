@@ -17,6 +17,7 @@ from torch import Tensor
 
 from contaccum_lite.course.exercise import Exercise
 from contaccum_lite.course.exercises import EXERCISES
+from contaccum_lite.lab import stills
 from contaccum_lite.utils.text import one_line, without_halves
 
 CASES = 12
@@ -59,8 +60,6 @@ class Verdict:
         text = html.escape(repr(self))
         shown = f"<p role='status'>{text}</p>"
         if self.target is not None:
-            from contaccum_lite.lab import stills  # needs matplotlib, which is optional
-
             png = base64.b64encode(stills.beside(self.target, self.yours)).decode()
             alt = f"expected and yours side by side. {text}"
             shown += f"<img alt='{alt}' src='data:image/png;base64,{png}'>"

@@ -16,6 +16,7 @@ import ipywidgets as w
 import traitlets
 
 from contaccum_lite.course.check import describe_error
+from contaccum_lite.lab.stills import widget_data
 from contaccum_lite.utils.text import plain, without_halves
 
 #: What was committed on this machine, by name of the prediction.
@@ -339,9 +340,7 @@ class Predict:
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         """The question as a widget, with the picture and the words of what comes next."""
-        data = self.widget._repr_mimebundle_()
-        if isinstance(data, tuple):
-            data = data[0]
+        data = widget_data(self.widget)
         try:
             following, metadata = self.then._repr_mimebundle_()
             png, words = following["image/png"], following["text/plain"]

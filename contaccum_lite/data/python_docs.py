@@ -34,7 +34,7 @@ _DOC_ATTACHERS = {"add_newdoc", "add_docstr", "_add_docstr", "add_docstr_all"}
 def versions() -> dict[str, str]:
     """The version of everything that is read: Python's and each package's."""
     return {
-        "python": "%d.%d.%d" % sys.version_info[:3],
+        "python": ".".join(map(str, sys.version_info[:3])),
         **{name: version(name) for name in PACKAGES},
     }
 
@@ -145,18 +145,12 @@ def _is_public(name: str) -> bool:
 
 def _files() -> list[_File]:
     """Every file that is read, of the standard library and of the packages."""
-    paths = sysconfig.get_paths()
-    roots = {"": Path(paths["stdlib"])}
-    for package in PACKAGES:
-        folders = [Path(paths[key]) / package for key in ("purelib", "platlib")]
-        roots[package] = next((folder for folder in folders if folder.is_dir()), folders[0])
     files = []
-    for package, root in roots.items():
+    for package, root in _roots().items():
         prefix = [package] if package else []
         for path in sorted(root.rglob("*.py")):
             names = [*prefix, *path.relative_to(root).with_suffix("").parts]
-            skipped = not _SKIPPED_FOLDERS.isdisjoint(names[:-1])
-            if skipped or any(name.startswith(("test_", "dummy_")) for name in names):
+            if _is_skipped(names):
                 continue
             if names[-1] == "__init__":
                 names.pop()
@@ -164,30 +158,53 @@ def _files() -> list[_File]:
     return files
 
 
+def _roots() -> dict[str, Path]:
+    """The folder of each package; of the standard library under an empty name."""
+    paths = sysconfig.get_paths()
+    roots = {"": Path(paths["stdlib"])}
+    for package in PACKAGES:
+        folders = [Path(paths[key]) / package for key in ("purelib", "platlib")]
+        roots[package] = next((folder for folder in folders if folder.is_dir()), folders[0])
+    return roots
+
+
+def _is_skipped(names: list[str]) -> bool:
+    """Whether a file is of tests, or no part of the package; names: its path's, without ending."""
+    if not _SKIPPED_FOLDERS.isdisjoint(names[:-1]):
+        return True
+    return any(name.startswith(("test_", "dummy_")) for name in names)
+
+
 def _public_docstrings(progress: Callable) -> Iterator[tuple[str, str]]:
     """(public name, docstring): first of what public modules define, then of what they show of
     private modules, then of compiled functions whose docstrings private modules attach."""
     files = {file.module: file for file in _files()}
     public = [file for file in files.values() if _is_public(file.module)]
+    private = [file for file in files.values() if not _is_public(file.module)]
     # private module -> {name there: public name}; "*" stands for all, with the public module
     reexports = defaultdict(dict)
     for file in progress(public):
-        source = file.path.read_bytes()
-        tree = _parse(source)
-        if tree is not None:
-            docstring = ast.get_docstring(tree, clean=False)
-            yield from _public_only(_definitions(tree.body, file.module, docstring))
-            if file.path.name == "__init__.py" or b"import *" in source:
-                _note_reexports(file, tree, reexports)
-            if _attaches_docstrings(source):
-                yield from _public_only(_attached_docstrings(tree, file.module))
+        yield from _public_module_docstrings(file, reexports)
     yield from _reexported_docstrings(files, reexports)
-    for file in files.values():
-        source = b"" if _is_public(file.module) else file.path.read_bytes()
-        if _attaches_docstrings(source):
-            tree = _parse(source)
-            if tree is not None:
-                yield from _public_only(_attached_docstrings(tree, file.module))
+    for file in private:
+        source = file.path.read_bytes()
+        tree = _parse(source) if _attaches_docstrings(source) else None
+        if tree is not None:
+            yield from _public_only(_attached_docstrings(tree, file.module))
+
+
+def _public_module_docstrings(file: _File, reexports: defaultdict) -> Iterator[tuple[str, str]]:
+    """What a public module defines and attaches; what it shows of private ones is noted."""
+    source = file.path.read_bytes()
+    tree = _parse(source)
+    if tree is None:
+        return
+    docstring = ast.get_docstring(tree, clean=False)
+    yield from _public_only(_definitions(tree.body, file.module, docstring))
+    if file.path.name == "__init__.py" or b"import *" in source:
+        _note_reexports(file, tree, reexports)
+    if _attaches_docstrings(source):
+        yield from _public_only(_attached_docstrings(tree, file.module))
 
 
 def _reexported_docstrings(
@@ -301,20 +318,32 @@ def _reexported(file: _File, tree: ast.Module, reexports) -> Iterator[tuple[str,
 def _attached_docstrings(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:
     """(public name, docstring) of each add_newdoc(owner, name, text), add_docstr(function, text)
     and the like."""
-    assigned = {}
+    assigned = _assigned_names(tree)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            assigned[id(node.value)] = node.targets[0].id
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call) or len(node.args) < 2:
-            continue
-        function = getattr(node.func, "id", None)
-        if function not in _DOC_ATTACHERS:
+        function = _doc_attacher(node)
+        if function is None:
             continue
         for name, text in _docstrings_of_call(function, node, module, assigned.get(id(node))):
             docstring = _string(text) if name else ""
             if docstring:
                 yield _without_private(name), docstring
+
+
+def _assigned_names(tree: ast.Module) -> dict[int, str]:
+    """id of an expression -> the name that it is assigned to."""
+    names = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            names[id(node.value)] = node.targets[0].id
+    return names
+
+
+def _doc_attacher(node: ast.AST) -> str | None:
+    """The name of the function that attaches a docstring, where this is a call of one."""
+    if not isinstance(node, ast.Call) or len(node.args) < 2:
+        return None
+    function = getattr(node.func, "id", None)
+    return function if function in _DOC_ATTACHERS else None
 
 
 def _docstrings_of_call(

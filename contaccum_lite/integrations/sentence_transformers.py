@@ -580,15 +580,23 @@ def _fault(banks: dict[str, Tensor], size: int | None = None) -> str | None:
     if set(banks) != set(_BANKS):
         return f"expected the tensors {', '.join(_BANKS)} and no others"
     position, vectors, keys = (banks[name] for name in _BANKS)
+    fault = _fault_of_types(position, vectors, keys)
+    if fault:
+        return fault
+    if size is not None and size != len(vectors):
+        return f"they are of {len(vectors)} pairs, and this loss has {size}"
+    return _fault_of_position(*position.tolist(), vectors)
+
+
+def _fault_of_types(position: Tensor, vectors: Tensor, keys: Tensor) -> str | None:
+    """Why these tensors have not the number types and shapes of banks, or None."""
     if vectors.ndim != 3 or vectors.shape[1] < 2 or vectors.dtype not in _PRECISIONS:
         return f"vectors are {_kind(vectors)}, expected floating-point numbers (pairs, columns, d)"
     if keys.shape != vectors.shape[:2] or keys.dtype != torch.int64:
         return f"keys are {_kind(keys)}, expected int64 {tuple(vectors.shape[:2])}"
     if position.shape != (2,) or position.dtype != torch.int64:
         return f"position is {_kind(position)}, expected int64 (2,)"
-    if size is not None and size != len(vectors):
-        return f"they are of {len(vectors)} pairs, and this loss has {size}"
-    return _fault_of_position(*position.tolist(), vectors)
+    return None
 
 
 def _fault_of_position(start: int, count: int, vectors: Tensor) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import ipywidgets as w
 
+from contaccum_lite.lab.stills import widget_data
 from contaccum_lite.utils.text import plain_text
 
 NUM_LINES = 12  # that a button shows of what it runs
@@ -97,9 +98,7 @@ class RerunButton:
         return shown
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        data = self.widget._repr_mimebundle_()
-        views = data[0] if isinstance(data, tuple) else data
-        return {**views, "text/plain": f"{self.label}: python -m {self.module}"}
+        return {**widget_data(self.widget), "text/plain": f"{self.label}: python -m {self.module}"}
 
 
 def _overwritten(line: str) -> str:

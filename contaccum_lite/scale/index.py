@@ -20,20 +20,17 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from contaccum_lite.core.metrics import (
-    Hits,
-)
-from contaccum_lite.core.metrics import check_ranking as ranked
+from contaccum_lite.core.metrics import Hits, check_ranking
 from contaccum_lite.core.retriever import Retriever
 from contaccum_lite.core.settings import Settings
 from contaccum_lite.data.types import Pair, Pairs, Passage
 from contaccum_lite.encoders.make import load_tower
-from contaccum_lite.utils.files import fsync_tree as sync
-from contaccum_lite.utils.files import write_atomically
+from contaccum_lite.utils.files import fsync_tree, write_atomically
 from contaccum_lite.utils.folders import (
     DAMAGED,
     alone_in,
@@ -89,11 +86,9 @@ def search_shards(
             nearest = faiss.knn(
                 queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT
             )
-            found, places = ranked(*nearest)
-            scores, rows = (
-                np.concatenate([scores, found], 1),
-                np.concatenate([rows, places + (first + start)], 1),
-            )
+            block_scores, block_rows = check_ranking(*nearest)
+            scores = np.concatenate([scores, block_scores], 1)
+            rows = np.concatenate([rows, block_rows + (first + start)], 1)
             best = np.lexsort((rows, -scores), axis=1)[:, :k]
             scores, rows = np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
         first += len(shard)
@@ -266,7 +261,7 @@ def build(
                 f"{source or 'the source'} has no passages: there is nothing to index."
             )
         if before is None:
-            _place(folder / "query_tower", retriever.query_tower.save_pretrained)
+            _write_folder(folder / "query_tower", retriever.query_tower.save_pretrained)
             about["digests"] = digests_of(folder / "query_tower")
             write_atomically(folder / "index.json", json.dumps(about, indent=1).encode())
         finished = before is not None and before.get("finished", False)
@@ -306,13 +301,13 @@ def _write_shards(
     source, done = about["source"] or "those given", 0
     begun = "is finished, and holds" if finished else "was begun with"
     for number in itertools.count():
-        part = list(itertools.islice(stream, about["shard"]))
-        if not part:
+        passages = list(itertools.islice(stream, about["shard"]))
+        if not passages:
             break
-        lines = [json.dumps(list(passage), ensure_ascii=False).encode() + b"\n" for passage in part]
-        place = folder / f"shard-{number:05d}"
-        if place.is_dir():
-            if _digest(lines) != _read_digest(place):
+        lines = [_line(passage) for passage in passages]
+        path = folder / f"shard-{number:05d}"
+        if path.is_dir():
+            if _digest(lines) != _read_digest(path):
                 raise ValueError(
                     f"{folder} {begun} other passages than {source} (shard {number} "
                     "differs): give another folder."
@@ -320,12 +315,12 @@ def _write_shards(
         elif finished:
             raise ValueError(
                 f"{folder} {begun} fewer passages than {source} (there is no "
-                f"{place.name}): give another folder."
+                f"{path.name}): give another folder."
             )
         else:
-            vectors = _as_type(retriever.encode_passages(part), about["dtype"], part)
-            _place(place, lambda new: _write_shard(new, vectors, lines))
-        done += len(part)
+            vectors = _as_type(retriever.encode_passages(passages), about["dtype"], passages)
+            _write_folder(path, partial(_write_shard, vectors=vectors, lines=lines))
+        done += len(passages)
         progress(done)
     for path in _shards(folder)[number:]:
         raise ValueError(
@@ -333,6 +328,10 @@ def _write_shards(
             "end): give another folder."
         )
     return done
+
+
+def _line(passage: Passage) -> bytes:
+    return json.dumps(list(passage), ensure_ascii=False).encode() + b"\n"
 
 
 def _as_type(vectors: np.ndarray, dtype: str, passages: Sequence[Passage]) -> np.ndarray:
@@ -372,7 +371,7 @@ def _digest(lines: list[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _place(folder: Path, write: Callable[[Path], None]) -> None:
+def _write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """A folder that is there complete or not at all.
 
     It is filled under another name, brought to the disk, and renamed.
@@ -386,7 +385,7 @@ def _place(folder: Path, write: Callable[[Path], None]) -> None:
     try:
         new.mkdir()
         write(new)
-        sync(new)
+        fsync_tree(new)
         new.rename(folder)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)

@@ -56,8 +56,8 @@ class ProcessGroup(SingleProcess):
         if kind not in ("NO", "MULTI_CPU", "MULTI_GPU"):
             raise ValueError(
                 f"accelerate is configured for {kind}: a Run keeps its towers whole on every "
-                "process and cannot shard them. Launch it with plain data parallelism, or train with "
-                "contaccum_lite.sentence_transformers.ContAccumLoss, whose trainer takes that "
+                "process and cannot shard them. Launch it with plain data parallelism, or train "
+                "with contaccum_lite.sentence_transformers.ContAccumLoss, whose trainer takes that "
                 "configuration."
             )
         here = accelerator.device

@@ -32,15 +32,16 @@ def softmax_gap(fresh: Tensor, other: Tensor, top: int = 20) -> dict[str, float]
         )
     p, q = fresh.double().log_softmax(1), other.double().log_softmax(1)
     top = min(top, fresh.shape[1])
-    best, found = fresh.topk(top, 1).indices, other.topk(top, 1).indices
+    fresh_top, other_top = fresh.topk(top, 1).indices, other.topk(top, 1).indices
     error = other.double() - fresh.double()
     half = (error.amax(1) - error.amin(1)) / 2
-    shared = (best.unsqueeze(2) == found.unsqueeze(1)).any(2).double().mean(1)
+    shared = (fresh_top.unsqueeze(2) == other_top.unsqueeze(1)).any(2).double().mean(1)
+    mass = p.exp().gather(1, other_top).sum(1) / p.exp().gather(1, fresh_top).sum(1)
     return {
         "kl": float((p.exp() * (p - q)).sum(1).mean()),
         "tv": float((p.exp() - q.exp()).abs().sum(1).mean() / 2),
         "overlap": float(shared.mean()),
-        "mass": float((p.exp().gather(1, found).sum(1) / p.exp().gather(1, best).sum(1)).mean()),
+        "mass": float(mass.mean()),
         "bound": float((half**2 / 2).mean()),
     }
 
