@@ -23,20 +23,17 @@ from contaccum_lite.utils import start as _start
 
 _start.quiet_interrupts()  # the imports below take seconds
 
-import contaccum_lite.scale.attach  # noqa: E402, F401  (what a run can be extended by)
-from contaccum_lite.core.bank import MemoryBank  # noqa: E402
-from contaccum_lite.core.loss import info_nce, info_nce_gradients, similarity_matrix  # noqa: E402
-from contaccum_lite.core.metrics import Hit  # noqa: E402
-from contaccum_lite.core.micro_step import (
-    MicroStep,  # noqa: E402
-    Update,  # noqa: E402
-)
-from contaccum_lite.core.presets import PRESETS  # noqa: E402
-from contaccum_lite.core.run import Run  # noqa: E402
-from contaccum_lite.core.settings import Settings  # noqa: E402
-from contaccum_lite.course.check import check  # noqa: E402
-from contaccum_lite.data.load import load_pairs  # noqa: E402
-from contaccum_lite.data.types import Pair, Pairs, Passage  # noqa: E402
+import contaccum_lite.scale.attach  # noqa: F401  (what a run can be extended by)
+from contaccum_lite.core.bank import MemoryBank
+from contaccum_lite.core.loss import info_nce, info_nce_gradients, similarity_matrix
+from contaccum_lite.core.metrics import Hit
+from contaccum_lite.core.micro_step import MicroStep, Update
+from contaccum_lite.core.presets import PRESETS
+from contaccum_lite.core.run import Run
+from contaccum_lite.core.settings import Settings
+from contaccum_lite.course.check import check
+from contaccum_lite.data.load import load_pairs
+from contaccum_lite.data.types import Pair, Pairs, Passage
 from contaccum_lite.diagnostics.measure import (
     activation_memory,
     finite_differences,
@@ -45,13 +42,13 @@ from contaccum_lite.diagnostics.measure import (
     similarity_mass,
     tensor_memory,
 )
-from contaccum_lite.encoders.bag import BagTower  # noqa: E402
-from contaccum_lite.encoders.make import load_tower  # noqa: E402
-from contaccum_lite.encoders.transformer import TransformerTower  # noqa: E402
-from contaccum_lite.scale.incremental_softmax import IncrementalSoftmax  # noqa: E402
-from contaccum_lite.staleness.correctors import CORRECTORS, make_corrector  # noqa: E402
+from contaccum_lite.encoders.bag import BagTower
+from contaccum_lite.encoders.make import load_tower
+from contaccum_lite.encoders.transformer import TransformerTower
+from contaccum_lite.scale.incremental_softmax import IncrementalSoftmax
+from contaccum_lite.staleness.correctors import CORRECTORS, make_corrector
 from contaccum_lite.staleness.drift import DriftProbe, cache_gap, gradient_error, softmax_gap
-from contaccum_lite.staleness.passage_table import PassageTable  # noqa: E402
+from contaccum_lite.staleness.passage_table import PassageTable
 
 _start.usual_interrupts()
 

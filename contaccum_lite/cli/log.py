@@ -31,7 +31,7 @@ class MetricsLog:
         if not is_main_process():
             return
         self._truncate_after(step)
-        self.file = open(self.path, "ab", buffering=0)
+        self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
         try:
             from torch.utils.tensorboard import SummaryWriter
 

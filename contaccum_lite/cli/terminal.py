@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -23,8 +24,8 @@ def open_streams() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            null = open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
-            setattr(sys, name, null)
+            how = {"encoding": "utf-8", "errors": "backslashreplace"}
+            setattr(sys, name, open(os.devnull, "w", **how))  # noqa: SIM115 (open to the end)
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
@@ -50,10 +51,8 @@ def print_info(text: str) -> None:
 
 def print_error(text: str) -> None:
     """Print a line on stderr, if anybody reads it."""
-    try:
+    with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
-    except OSError:
-        pass
 
 
 def shell_command(words: list[str]) -> str:

@@ -18,8 +18,8 @@ from contaccum_lite.core.run import Run
 from contaccum_lite.core.settings import Settings
 from contaccum_lite.data.types import Pairs
 from contaccum_lite.diagnostics import measure
-from contaccum_lite.utils.devices import check_device
 from contaccum_lite.scale import index, processes
+from contaccum_lite.utils.devices import check_device
 from contaccum_lite.utils.folders import alone_in
 from contaccum_lite.utils.signals import defer_sigint
 from contaccum_lite.utils.text import one_line, shown

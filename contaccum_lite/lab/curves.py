@@ -293,5 +293,6 @@ def _figure(lines: list[dict]) -> LiveFigure:
         autosize=True,
     )
     live = LiveFigure(figure)  # with all lines: what is sent before the page draws it would be lost
-    live._config = {"responsive": True, "displayModeBar": False}
+    config = {"responsive": True, "displayModeBar": False}
+    live._config = config  # noqa: SLF001 (a plotly widget has no public name for it)
     return live

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -29,10 +30,8 @@ def cached_json(name: str, build, check=lambda value: None):
         return value
     except (OSError, ValueError, RecursionError):
         value = build()
-    try:
+    with contextlib.suppress(OSError):
         write_atomically(path, json.dumps(value, ensure_ascii=False).encode())
-    except OSError:
-        pass
     return value
 
 
