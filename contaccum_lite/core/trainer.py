@@ -107,10 +107,10 @@ class Trainer:
         return self.history[-1]
 
     def micro_steps(self) -> Iterator[MicroStep]:
-        """Make one weight update, handing out each micro-batch's `MicroStep` on the way.
+        """Make one weight update; yields each micro-batch's `MicroStep` once it is in the banks.
 
-        The banks have then just taken it in. Left halfway (an exception, Ctrl-C, a new step), the
-        update is undone: weights and banks are as before it.
+        The weights move after the last one. Left halfway (Stop in the lab, Ctrl-C, an exception, a
+        new step), the update is undone: weights and banks are as before it.
         """
         self.cancel_update()
         if self.step_count >= self.settings.updates:
@@ -147,7 +147,7 @@ class Trainer:
             self._snapshot = None
 
     def _apply_gradients(self, losses: list[float], micro: MicroStep, start: float) -> bool:
-        """Move the weights by the gradients that are there; False if half precision overflowed."""
+        """Clip, and move the weights. Returns False, and moves nothing, where fp16 overflowed."""
         learner = self.learner
         learner.loss_scale.unscale(learner.towers)
         learner.group.all_reduce_gradients(learner.towers)
