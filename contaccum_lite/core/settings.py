@@ -1,8 +1,8 @@
 """Settings: everything that decides a run, in one frozen dataclass.
 
 Sliders, share lines, options, tests and documents all read this file, so a default or a range
-stands here and nowhere else. The methods are rows of `core/presets.py`; settings that the method
-does not need are in `core/options.py`.
+stands here and nowhere else. A field is `setting(default, help, *(low, high, symbol, slider))`. To
+add a method, add a row to `core/presets.py`; optional features' settings are in `core/options.py`.
 
 Reading path 8 of 9. Before: core/trainer.py. After: data/types.py.
 """
@@ -216,12 +216,12 @@ class Settings(Options):
 
     @property
     def keeps_scores(self) -> bool:
-        """Whether scores among banked vectors stay (`scale/incremental_softmax.py`)."""
+        """Whether scores among banked vectors can be kept (`scale/incremental_softmax.py`)."""
         return self.has_bank and not self.momentum and self.corrector == "identity"
 
     @property
     def default_similarity(self) -> str:
-        """What is faster, where both are right."""
+        """The faster of "incremental" and "full", where both give the same loss."""
         fast = self.keeps_scores and self.memory_size >= INCREMENTAL_FROM
         return "incremental" if fast else "full"
 
