@@ -1,6 +1,6 @@
 """Memory banks: the newest vectors of an encoder, kept without their graph.
 
-They get no gradient, and they are stale: the weights that made them have moved since.
+They get no gradient. Those of earlier updates (age above 0) are stale: the weights have moved.
 
 Reading path 3 of 9. Before: core/loss.py. After: encoders/bag.py.
 """
