@@ -161,7 +161,7 @@ class Learner:
         return Layout(len(batch.pair_ids), pair_ids[:num_rows], columns, len(pair_ids))
 
     def read_bank(self, bank: MemoryBank, step: int) -> Tensor:
-        """A bank's vectors for the loss, (n, d): as stored, unless an extension corrects stale ones."""
+        """A bank's vectors for the loss, (n, d): as stored, or corrected by an extension."""
         for extension in self.extensions:
             vectors = extension.read_bank(bank, step)
             if vectors is not None:
