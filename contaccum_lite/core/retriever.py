@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +118,11 @@ class Retriever:
         return metrics
 
 
+def _namer(passages: Sequence[Passage], rows: np.ndarray) -> Callable[[int], str]:
+    """What names the passage of one of these rows in an error message."""
+    return lambda n: f"passage {short(passages[rows[n]].id)}"
+
+
 class PairsCorpus:
     """All passages of a data set, encoded by a run's passage tower; kept until the weights move."""
 
@@ -138,7 +143,7 @@ class PairsCorpus:
             for token_rows, encoded in encode_batches(tower, tokens, settings):
                 rows = first + token_rows
                 batch = encoded.float().cpu().numpy()
-                check_finite(batch, lambda n, rows=rows: f"passage {short(passages[rows[n]].id)}")
+                check_finite(batch, _namer(passages, rows))
                 vectors[rows] = batch
                 yield first + len(rows)
                 if step != run.step_count:

@@ -237,20 +237,7 @@ def build(
     if shard < 1:
         raise ValueError(f"shard is {shard}: it must be 1 or more passages.")
     folder, retriever = Path(folder), Retriever.load(run, device)
-    s = retriever.settings
-    about = dict(
-        format=_FORMAT,
-        run=retriever.name,
-        towers=retriever.fingerprint,
-        source=source,
-        shard=shard,
-        dtype=dtype,
-        dim=retriever.dim,
-        pooling=s.pooling,
-        query_tokens=s.query_tokens,
-        passage_tokens=s.passage_tokens,
-        precision=s.precision,
-    )
+    about = _record(retriever, source, shard, dtype)
     with alone_in(folder):
         before = _about(folder)
         _check_same(folder, before, about)
@@ -271,6 +258,24 @@ def build(
             about = {**(before or about), "passages": done, "finished": True}
             write_atomically(folder / "index.json", json.dumps(about, indent=1).encode())
         return Index(folder)
+
+
+def _record(retriever: Retriever, source: str, shard: int, dtype: str) -> dict:
+    """What index.json says from the start."""
+    settings = retriever.settings
+    return {
+        "format": _FORMAT,
+        "run": retriever.name,
+        "towers": retriever.fingerprint,
+        "source": source,
+        "shard": shard,
+        "dtype": dtype,
+        "dim": retriever.dim,
+        "pooling": settings.pooling,
+        "query_tokens": settings.query_tokens,
+        "passage_tokens": settings.passage_tokens,
+        "precision": settings.precision,
+    }
 
 
 def _check_same(folder: Path, before: dict | None, about: dict) -> None:
