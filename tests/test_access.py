@@ -81,51 +81,84 @@ def test_numbers_on_the_map_stand_out(toy):
 # --- class mode --------------------------------------------------------------------------------------------------------
 
 
-def test_a_teacher_leaves_controls_out(toy):
-    lab = Lab(toy, updates=3, accumulation_steps=2, hide=("temperature", "seed"))
-    shown = lambda: {
-        name
-        for name, part in {
-            **lab.views.controls,
-            **lab.views.buttons,
-            "kind": lab.views.kind,
-            "line": lab.views.line,
-        }.items()
-        if part.layout.display != "none"
+def taught(toy):
+    """A lab whose teacher left two controls out."""
+    return Lab(toy, updates=3, accumulation_steps=2, hide=("temperature", "seed"))
+
+
+def shown(lab):
+    """The names of the controls that are seen."""
+    parts = {
+        **lab.views.controls,
+        **lab.views.buttons,
+        "kind": lab.views.kind,
+        "line": lab.views.line,
     }
-    assert not shown() & {"temperature", "seed"} and {"method", "play", "line", "race"} <= shown()
-    assert lab.share() == "method=contaccum&accumulation_steps=2&updates=3&hide=temperature,seed"
+    return {name for name, part in parts.items() if part.layout.display != "none"}
+
+
+def test_a_teacher_leaves_controls_out(toy):
+    lab = taught(toy)
+    assert not shown(lab) & {"temperature", "seed"}
+    assert {"method", "play", "line", "race"} <= shown(lab)
+
+
+def test_a_share_line_says_what_is_left_out(toy):
+    line = "method=contaccum&start=pretrained&accumulation_steps=2&updates=3&hide=temperature,seed"
+    assert taught(toy).share() == line
+
+
+def test_a_line_leaves_controls_out(toy):
+    lab = taught(toy)
     lab.load("method=grad_accum&updates=2&hide=race,banks,line")
-    assert "race" not in shown()
-    assert "seed" in shown()
+    assert "race" not in shown(lab)
+    assert "seed" in shown(lab)
     assert lab.views.banks.widget.layout.display == "none"
     assert lab.settings.method == "grad_accum"
-    lab.load("updates=2")  # a line that says nothing of it leaves it
-    assert lab.hide == ("race", "banks", "line")
+
+
+def test_a_line_that_says_nothing_of_controls_leaves_them(toy):
+    lab = taught(toy)
+    lab.load("updates=2")
+    assert lab.hide == ("temperature", "seed")
+    assert not shown(lab) & {"temperature", "seed"}
+
+
+def test_a_line_shows_all_controls_again(toy):
+    lab = taught(toy)
     lab.load("updates=2&hide=")
-    assert lab.hide == () and {"race", "line"} <= shown()
+    assert lab.hide == ()
+    assert {"temperature", "seed", "race", "line"} <= shown(lab)
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [("seed=3&hide=colour", "hide has 'colour'"), ("seed=x&hide=race", "seed is 'x'")],
+)
+def test_a_refused_line_leaves_controls_and_settings(toy, line, words):
+    lab = taught(toy)
     before = lab.settings
-    for line in ("seed=3&hide=colour", "seed=x&hide=race"):
-        with pytest.raises(ValueError):
-            lab.load(line)
-        assert lab.hide == () and lab.settings == before
+    with pytest.raises(ValueError, match=words):
+        lab.load(line)
+    assert lab.hide == ("temperature", "seed")
+    assert lab.settings == before
+
+
+def test_what_can_be_left_out_is_in_the_lab(toy):
+    views = taught(toy).views
+    others = {"kind", "line", "matrix", "banks", "curves", "search"}
+    assert set(HIDEABLE) <= {*views.controls, *views.buttons, *others}
+    assert "play" not in HIDEABLE
     with pytest.raises(ValueError, match="hide has 'tau'.*temperature"):
         Lab(toy, hide="tau")
-    assert set(HIDEABLE) <= {
-        *lab.views.controls,
-        *lab.views.buttons,
-        "kind",
-        "line",
-        "matrix",
-        "banks",
-        "curves",
-        "search",
-    }
-    assert "play" not in HIDEABLE
-    lab.run()  # what is hidden still works
-    again = Lab(toy)
+
+
+def test_a_lab_with_controls_left_out_runs_as_its_line_says(toy):
+    lab, again = taught(toy), Lab(toy)
     again.load(lab.share())
+    lab.run()
     again.run()
+    assert len(lab.training.history) == 3
     assert [u.loss for u in again.training.history] == [u.loss for u in lab.training.history]
 
 

@@ -82,13 +82,8 @@ def test_other_wrong_answers_get_no_slips_name(name):
 
     def other(*arguments):
         right = torch.as_tensor(exercise.reference(*arguments))
-        return (
-            ~right
-            if right.dtype == torch.bool and name == "nothing"
-            else right * 1.0 + 0.37 * torch.ones_like(right * 1.0)
-            if name != "02.3"
-            else right * 1.37
-        )
+        # 02.3 compares the gradient of a number: a summand would not count
+        return right * 1.37 if name == "02.3" else right + 0.37
 
     verdict = cl.check(name, other)
     assert not verdict.passed
@@ -119,10 +114,7 @@ def test_what_goes_wrong_in_the_function_is_a_sentence():
     assert "returned None: is a `return` missing" in says(lambda q, p, t: None)[1]
     assert "returned a str; expected a tensor" in says(lambda q, p, t: "x")[1]
     assert "shape (" in says(lambda q, p, t: q)[1] and "expected (" in says(lambda q, p, t: q)[1]
-    assert (
-        "RuntimeError" in says(lambda q, p, t: q @ p)[1]
-        or "shape" in says(lambda q, p, t: q @ p)[1]
-    )
+    assert "RuntimeError: mat1 and mat2 shapes" in says(lambda q, p, t: q @ p)[1]
     assert "takes 1 positional argument" in says(lambda q: q)[1]
 
     def blank(q, p, t):
@@ -379,20 +371,26 @@ def test_what_a_function_sets_for_all_does_not_reach_the_next_check():
         torch.set_default_device(None)
 
 
-def test_a_surrogate_without_a_gradient_gets_a_sentence():
-    for surrogate in (
-        lambda v, g: (v * g).sum().item(),
-        lambda v, g: (v * g).sum().detach(),
-        lambda v, g: g.sum(),
-        lambda v, g: v * g,
-        lambda v, g: (v * g).sum() * 1j,
-        lambda v, g: 3,
-        lambda v, g: torch.ones((), requires_grad=True),
-    ):
-        verdict = cl.check("02.3", surrogate)
-        assert not verdict.passed
-        assert "\n" not in verdict.sentence
-        assert "no gradient can be taken" in verdict.sentence or "is complex" in verdict.sentence
+@pytest.mark.parametrize(
+    "surrogate, words",
+    [
+        (lambda v, g: (v * g).sum().item(), "no gradient can be taken"),
+        (lambda v, g: (v * g).sum().detach(), "no gradient can be taken"),
+        (lambda v, g: g.sum(), "no gradient can be taken"),
+        (lambda v, g: v * g, "no gradient can be taken"),
+        (lambda v, g: (v * g).sum() * 1j, "is complex"),
+        (lambda v, g: 3, "no gradient can be taken"),
+        (lambda v, g: torch.ones((), requires_grad=True), "no gradient can be taken"),
+    ],
+)
+def test_a_surrogate_without_a_gradient_gets_a_sentence(surrogate, words):
+    verdict = cl.check("02.3", surrogate)
+    assert not verdict.passed
+    assert "\n" not in verdict.sentence
+    assert words in verdict.sentence
+
+
+def test_a_surrogate_in_float32_passes():
     assert cl.check("02.3", lambda v, g: (v.float() * g.float()).sum())
 
 
@@ -589,6 +587,9 @@ def test_references_agree_with_the_library():
         assert torch.allclose(
             EXERCISES["04.3"].reference(q @ torch.cat([p, memory]).T / t, q, t), sides, atol=1e-12
         )
+
+
+def test_the_reference_of_the_ring_is_the_librarys_bank():
     bank = cl.MemoryBank(5, 2, torch.float64)
     held = torch.zeros(5, 2, dtype=torch.float64)
     for step in range(6):

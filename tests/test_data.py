@@ -79,7 +79,13 @@ def test_the_split_goes_by_the_name_alone(docs):
     assert all(pydocs.held_out_rank(p.id) is None for p in docs.train)
     held = [pydocs.held_out_rank(p.id) for p in (*docs.test, *docs.dev)]
     assert None not in held and held == sorted(held)
-    assert pydocs.held_out_rank("numpy.sort") == pydocs.held_out_rank("numpy.sort")
+
+
+@pytest.mark.parametrize(
+    "name, rank", [("numpy.sort", None), ("numpy.polynomial.chebyshev.chebpts2", 4029345978360105)]
+)
+def test_the_rank_of_a_name_is_the_same_for_ever(name, rank):
+    assert pydocs.held_out_rank(name) == rank
 
 
 def test_mined_negatives_are_never_the_positive_or_its_copy(docs):

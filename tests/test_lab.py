@@ -55,7 +55,8 @@ def test_a_method_brings_what_it_fixes_and_gives_it_back(toy, method):
     s = lab.settings
     for name, value in PRESETS[method]["fixed"].items():
         assert getattr(s, name) == value and lab.fixed(name)
-    assert s.seed == 3 and (s.total_batch == 32 or method == "contaccum_no_accum")
+    assert s.seed == 3
+    assert s.total_batch == (4 if method == "contaccum_no_accum" else 32)
     if method == "grad_accum":
         with pytest.raises(ValueError, match="fixes it at 0"):
             lab.memory_size = 8
@@ -196,12 +197,12 @@ def test_a_refused_choice_changes_nothing(toy, act, words):
 def test_a_group_of_changes_is_taken_whole_or_not(toy):
     lab = small(toy)
     before = everything(lab)
-    for group in (
-        dict(query_bank=True, passage_bank=False),
-        dict(seed=3, temperature=-1.0),
-        dict(method="dpr", hard_negatives=1, memory_size=5),
+    for group, words in (
+        (dict(query_bank=True, passage_bank=False), "a query bank needs passage_bank=True"),
+        (dict(seed=3, temperature=-1.0), "temperature is -1.0"),
+        (dict(method="dpr", hard_negatives=1, memory_size=5), "fixes it at 1"),
     ):
-        with pytest.raises(ValueError), lab.hold_trait_notifications():
+        with pytest.raises(ValueError, match=words), lab.hold_trait_notifications():
             for name, value in group.items():
                 setattr(lab, name, value)
         assert everything(lab) == before
@@ -345,13 +346,9 @@ def test_another_hand_on_the_run_is_survived(toy):
 
 
 def test_an_exception_is_a_sentence(toy, monkeypatch):
-    lab = small(toy)
+    lab, whole = small(toy), small(toy)
+    whole.run()
     lab.run(2)
-    before = (
-        lab.training.query_tower.state_dict()["embedding.weight"].clone()
-        if "embedding.weight" in lab.training.query_tower.state_dict()
-        else None
-    )
     monkeypatch.setattr(
         lab.training.learner,
         "encode",
@@ -363,8 +360,7 @@ def test_an_exception_is_a_sentence(toy, monkeypatch):
     assert not lab.playing
     monkeypatch.undo()
     lab.run()
-    assert lab.training.step_count == 12
-    assert before is None or before.shape
+    assert losses(lab) == losses(whole), "the run goes on as if nothing had failed"
 
 
 # --- changes under way -------------------------------------------------------------------------------------------------
@@ -569,10 +565,11 @@ def test_a_line_that_fails_while_it_plays_does_not_stop_it(toy):
         whole.run()
         lab.play()
         await asyncio.sleep(0)
-        for line in ("tower=nope", "hide=x"):
-            with pytest.raises(ValueError):
+        no_tower = "no encoder could be loaded from 'nope'"
+        for line, words in (("tower=nope", no_tower), ("hide=x", "hide has 'x'")):
+            with pytest.raises(ValueError, match=words):
                 lab.load(line)
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=no_tower):
             lab.reset(cl.Settings(tower="nope"))
         assert lab.playing
         while lab.playing:
@@ -634,7 +631,7 @@ def test_a_line_whose_bank_has_no_memory_changes_nothing(toy, monkeypatch):
     monkeypatch.setattr(cl.Run, "change", change)
     lab.load("seed=3&then=0:memory_size:64&hide=seed")
     assert lab.memory_size == lab.training.passage_bank.size == 64
-    assert lab.share() == "method=contaccum&seed=3&then=0:memory_size:64&hide=seed"
+    assert lab.share() == "method=contaccum&start=random&seed=3&then=0:memory_size:64&hide=seed"
 
 
 def test_the_next_of_a_row_that_cannot_be_made_is_tried_again(toy, monkeypatch):
@@ -733,9 +730,8 @@ def test_a_race_is_fair_and_tells_its_lessons(toy):
         lab.what_we_saw()
     lab.race()
     found = dict(lab.tracks())
-    assert list(found) == ["DPR", "GradAccum", "pre-batch", "ContAccum"] or [
-        n.split(",")[0] for n in found
-    ] == ["DPR", "GradAccum", "pre-batch", "ContAccum"]
+    methods = [name.split(",")[0] for name in found]
+    assert methods == ["DPR", "GradAccum", "pre-batch", "ContAccum"]
     for track in found.values():
         assert track.run.settings.total_batch == 24 and track.run.step_count == 12
         assert f"{track.top20[-1][1]:.1%}" in lab.table()

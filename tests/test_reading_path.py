@@ -4,6 +4,8 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 import contaccum_lite
 
 PACKAGE = Path(contaccum_lite.__file__).parent
@@ -42,14 +44,44 @@ def test_the_package_names_the_path_in_this_order():
     assert named == PATH
 
 
+def imported(source):
+    """The full names of all that a source imports, at its top or within a function."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "the package imports by full names"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def optional(source):
+    """Those of its imports that are of an optional feature."""
+    outside = {f"contaccum_lite.{name}" for name in OUTSIDE}
+    return [name for name in imported(source) if ".".join(name.split(".")[:2]) in outside]
+
+
 def test_the_path_knows_no_optional_feature():
     for name in PATH:
-        for node in ast.walk(ast.parse((PACKAGE / name).read_text())):
-            module = getattr(node, "module", None) or ""
-            assert not module.startswith(tuple(f"contaccum_lite.{o}" for o in OUTSIDE)), (
-                name,
-                module,
-            )
+        assert optional((PACKAGE / name).read_text()) == [], name
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import contaccum_lite.lab.matrix",
+        "import contaccum_lite.cli as cli",
+        "from contaccum_lite import staleness",
+        "from contaccum_lite.scale.index import Index",
+        "def late():\n    from contaccum_lite.course import check",
+    ],
+)
+def test_an_import_of_an_optional_feature_is_found(line):
+    assert optional(line)
+
+
+def test_every_optional_feature_is_in_the_package():
+    for name in OUTSIDE:
+        assert (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file(), name
 
 
 def test_no_line_is_longer_than_a_hundred_columns():

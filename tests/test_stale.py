@@ -68,8 +68,11 @@ def test_a_large_network_with_few_pairs_is_worse_than_none_and_a_mass_of_pairs_m
         for r in sorted(FOUND["curves"], key=lambda r: r["seed"])
         if (r["corrector"], r["pairs"], r["staleness"]) == (name, pairs, 25)
     ]
-    assert all(big > none for big, none in zip(kl("MLP of 512", 32), kl("identity", 32)))
-    assert all(big < none for big, none in zip(kl("MLP of 512", 2048), kl("identity", 2048)))
+    few = list(zip(kl("MLP of 512", 32), kl("identity", 32), strict=True))
+    many = list(zip(kl("MLP of 512", 2048), kl("identity", 2048), strict=True))
+    assert len(few) == len(many) == 5
+    assert all(large > none for large, none in few)
+    assert all(large < none for large, none in many)
 
 
 def test_a_short_run_shows_the_sign(docs):

@@ -309,7 +309,9 @@ def test_the_longest_chains_of_known_encoders_are_read(damaged):
         tokenizer.normalizer = normalizer
         tokenizer.pre_tokenizer = pre_tokenizer
         tokenizer.save(str(folder / "tokenizer.json"))
-        assert cl.load_tower(folder).tokenizer.normalizer is not None
+        read = cl.load_tower(folder).tokenizer
+        assert type(read.normalizer) is type(normalizer)
+        assert type(read.pre_tokenizer) is type(pre_tokenizer)
 
 
 def test_a_tokenizer_file_does_not_decide_how_texts_are_padded(damaged):

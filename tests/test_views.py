@@ -120,18 +120,28 @@ def test_blocks_and_gradients_of_every_kind_of_entry(toy):
         if k in told
     }
     assert len(told) >= 6
-    # by autograd: an entry carries gradient to a tower exactly if the loss moves with that tower's vector in it
-    carrying = sum(
-        "neither" not in view.carries(r, c)
-        for r in range(24)
-        for c in range(48)
-        if micro.scores[r, c] > -torch.inf
-    )
-    assert abs(view.carrying() - (1 - 16 * 32 / (24 * 48))) < 1e-9
-    assert carrying <= view.carrying() * 24 * 48
-    left_out = (micro.scores == -torch.inf).nonzero().tolist()
-    for row, column in left_out[:3]:
-        assert "left out" in view.carries(row, column)
+
+
+def test_the_share_that_carries_gradient_is_a_count_of_entries(toy):
+    lab = Lab(toy, **SMALL, hard_negatives=1)
+    lab.run(2)
+    lab.step("micro-batch")
+    view, scores = lab.views.matrix, lab.micro.scores
+    told = [view.carries(r, c) for r in range(24) for c in range(48) if scores[r, c] > -torch.inf]
+    memories = torch.zeros(24, 48, dtype=torch.bool)
+    memories[8:, 8:24] = memories[8:, 32:] = True  # banks by banks
+    assert told.count(views.CARRIES[False, False]) == int((scores[memories] > -torch.inf).sum())
+    assert abs(view.carrying() - (1 - memories.double().mean())) < 1e-9
+
+
+def test_an_entry_that_is_left_out_says_so(toy):
+    lab = Lab(toy, **SMALL, hard_negatives=1)
+    lab.run(2)
+    lab.step("micro-batch")
+    left_out = (lab.micro.scores == -torch.inf).nonzero().tolist()
+    assert left_out
+    for row, column in left_out:
+        assert "left out" in lab.views.matrix.carries(row, column)
 
 
 def test_matrix_sentence_is_recomputed(lab):
@@ -201,9 +211,7 @@ def test_banks_fill_and_evict_slot_by_slot(toy):
         assert np.count_nonzero(cells) == min(8 * turn, 32) == len(bank)
         assert bytes(cells) == grid.cells
         slot = bank.write_ptr
-        assert grid.marks == [divmod(slot, grid.columns)] or grid.marks == [
-            (slot // grid.columns, slot % grid.columns)
-        ]
+        assert grid.marks == [divmod(slot, grid.columns)]
         newest = [(slot - 1 - n) % 32 for n in range(8)]
         # the micro-batch just written is the brightest
         assert (cells[newest] == 255).all()
@@ -229,9 +237,14 @@ def test_one_sees_a_missing_query_bank(toy):
     assert view.grids["passage"].rows > 0
     assert "No query bank." in view.sentence
     assert "no past query as a row" in view.sentence
-    lab.method = "grad_accum"
-    lab.reset()
-    assert view.grids["passage"].rows == 0 and "Nothing is remembered" in view.sentence
+
+
+def test_one_sees_that_nothing_is_remembered(toy):
+    lab = Lab(toy, **{**SMALL, "memory_size": 0}, method="grad_accum")
+    lab.run(2)
+    view = lab.views.banks
+    assert view.grids["passage"].rows == 0
+    assert "Nothing is remembered" in view.sentence
 
 
 @pytest.mark.parametrize("size", [1, 5, 8, 100, 1024])
@@ -349,17 +362,18 @@ def test_controls_and_lab_follow_each_other(lab):
 
 
 def test_every_slider_reads_its_bounds_from_settings(lab):
-    for name, field in cl.Settings.__dataclass_fields__.items():
-        if (choices := field.metadata["slider"]) is not None:
-            control = lab.views.controls[name]
-            assert control.tooltip == field.metadata["help"]
-            for value in (min(choices), max(choices)):
-                cl.Settings(**{name: value})
-            assert (
-                (control.max == max(choices))
-                if isinstance(choices, range)
-                else set(choices) <= {v for _, v in control.options}
-            )
+    fields = cl.Settings.__dataclass_fields__
+    sliders = {name: f for name, f in fields.items() if f.metadata["slider"] is not None}
+    assert {"memory_size", "learning_rate", "seed"} <= set(sliders)
+    for name, field in sliders.items():
+        choices, control = field.metadata["slider"], lab.views.controls[name]
+        assert control.tooltip == field.metadata["help"]
+        for value in (min(choices), max(choices)):
+            cl.Settings(**{name: value})
+        if isinstance(choices, range):
+            assert (control.min, control.max) == (min(choices), max(choices))
+        else:
+            assert set(choices) <= {v for _, v in control.options}
 
 
 def test_a_refused_value_is_said_and_the_control_goes_back(lab):
@@ -379,10 +393,17 @@ def test_buttons_do_what_they_say(lab):
     assert "micro-batch" not in view.progress.value
     view.buttons["play"].click()  # no event loop here
     assert "call lab.run(updates)" in view.message.value
-    view.line.value = "method=dpr&seed=9&dim=16"
+
+
+def test_a_line_that_is_written_is_loaded(lab):
+    lab.views.line.value = "method=dpr&seed=9&dim=16"
     assert lab.training.settings == cl.Settings(method="dpr", seed=9, dim=16)
+
+
+def test_a_line_that_cannot_be_read_is_said(lab):
+    view = lab.views
     view.line.value = "nonsense=<script>"
-    assert "&lt;script&gt;" in view.message.value or "is not a setting" in view.message.value
+    assert "is not a setting" in view.message.value
     assert "<script>" not in view.message.value
 
 
@@ -444,7 +465,8 @@ def test_a_page_that_does_not_answer_gets_no_more_frames(toy, monkeypatch):
         view.matrix.grid.beaten = view.matrix.grid.beat
         for _ in range(5):
             await asyncio.sleep(0)
-        assert not lab.playing or view.matrix.grid.frame == drawn
+        assert lab.playing
+        assert view.matrix.grid.frame == drawn
         while lab.playing:
             view.matrix.grid.beaten = view.matrix.grid.beat
             await asyncio.sleep(0)
@@ -531,12 +553,31 @@ def test_hostile_text_is_text(hostile):
         assert "\x00" not in shown
         assert len(shown) < 600
     assert "(100,000 characters)" in texts.plain_text("a" * 100_000)
+
+
+@pytest.fixture
+def hostile_lab(hostile):
     lab = Lab(hostile, local_batch=2, accumulation_steps=2, memory_size=4, updates=3, dim=8)
     lab.run(2)
-    box = cl.SearchBox(lab, "<script>alert(2)</script>")
-    assert "<script" not in box.found.value and "<img" not in box.found.value
+    return lab
+
+
+def test_hostile_text_is_text_on_a_card(hostile):
     assert "<script" not in cl.Card(hostile.train[0]).widget.value
-    view = lab.views
+
+
+def test_hostile_text_is_text_in_a_search(hostile_lab):
+    box = cl.SearchBox(hostile_lab, "<script>alert(2)</script>")
+    assert "<script" not in box.found.value
+    assert "<img" not in box.found.value
+    shown = hostile_lab.views.search
+    shown.box.value = HOSTILE[1]
+    assert "<img" not in shown.found.value
+
+
+def test_hostile_text_is_text_under_the_cursor(hostile_lab):
+    view = hostile_lab.views
+    assert view.matrix.grid.rows > 0
     for row in range(view.matrix.grid.rows):
         told = (
             view.matrix.describe(row, row)
@@ -546,8 +587,6 @@ def test_hostile_text_is_text(hostile):
         assert "\x1b" not in told
         assert "\x00" not in told
         assert len(told) < 2000
-    view.search.box.value = HOSTILE[1]
-    assert "<img" not in view.search.found.value
 
 
 @pytest.mark.parametrize("text", [*HOSTILE[:4], "$\\frac{1}$ $", "<b onclick='x'>\x1b]0;title\x07"])
