@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 import contaccum_lite as cl
+from contaccum_lite.core.presets import with_start
 from contaccum_lite.evidence.records import write_records
 from tools import regime
 from tools.docs import write_table
@@ -48,7 +49,7 @@ def records(fresh: bool) -> dict:
     if todo:
         with multiprocessing.get_context("spawn").Pool(2) as pool:
             for record in tqdm(pool.imap_unordered(train, todo), total=len(todo), desc="runs"):
-                known[cl.Settings(**record["settings"])] = record
+                known[cl.Settings(**with_start(record["settings"]))] = record
     known = {settings: known[settings] for settings in regime.plan()}
     write_records(regime.RECORDS, list(known.values()))
     return known

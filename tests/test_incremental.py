@@ -366,7 +366,7 @@ def test_the_usual_way_follows_the_size():
     small, large = cl.Settings(memory_size=128), cl.Settings(memory_size=1024)
     assert (small.similarity, large.similarity) == ("full", "incremental")
     assert small.replace(memory_size=1024) == large and large.replace(memory_size=128) == small
-    assert large.share() == "method=contaccum&memory_size=1024"
+    assert large.share() == "method=contaccum&start=pretrained&memory_size=1024"
     assert "similarity=full" in large.replace(similarity="full").share()
     assert large.replace(similarity="full").replace(seed=1).similarity == "full"
     for settings_ in (

@@ -10,7 +10,7 @@ from test_run import *  # noqa: F403
 
 @pytest.fixture(autouse=True)
 def kept_scores(monkeypatch):
-    monkeypatch.setattr("contaccum_lite.core.settings.INCREMENTAL_FROM", 1)
+    monkeypatch.setattr("contaccum_lite.core.options.INCREMENTAL_FROM", 1)
     monkeypatch.setattr(trainer, "EXTENSIONS", [*trainer.EXTENSIONS, observe])
 
 

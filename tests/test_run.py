@@ -385,14 +385,48 @@ def test_search_and_evaluate_agree(toy):
     )  # a kept output shows names, not text
 
 
-def test_similarity_mass_is_a_distribution(toy):
-    run = cl.Run(toy, settings())
+def test_similarity_mass_is_the_same_at_every_age_where_the_softmax_is_uniform(toy):
+    run = cl.Run(toy, settings(temperature=1000.0))
     for _ in range(5):
         run.step()
+    masses = list(cl.similarity_mass(run).values())
+    assert len(masses) > 2
+    assert masses == pytest.approx([masses[0]] * len(masses), rel=0.05)
+    zeros = torch.zeros_like(run.passage_bank.vectors)
+    run.passage_bank.vectors.copy_(zeros)
+    for parameter in run.passage_tower.parameters():
+        parameter.data.zero_()
+    masses = list(cl.similarity_mass(run).values())
+    assert masses == pytest.approx([masses[0]] * len(masses), rel=1e-6)
+
+
+def test_similarity_mass_is_a_loop_over_queries_and_passages(toy):
+    run = cl.Run(toy, settings(dtype="float64"))
+    for _ in range(5):
+        run.step()
+    batch = run.sampler.batches(run.step_count)[0]
+    vectors = run.learner.encode_without_noise(batch)
+    passages = [*vectors.passages, *run.passage_bank.vectors]
+    texts = [toy.train[row].passage for row in [*batch.pair_ids, *run.passage_bank.ids]]
+    queries = [toy.train[row].query for row in [*batch.pair_ids, *run.passage_bank.ids]]
+    ages = [0] * len(vectors.queries) + run.passage_bank.ages(5).tolist()
+    weights = {
+        column: [] for column in range(len(passages))
+    }  # over the queries it is compared with
+    for i, query in enumerate(vectors.queries):
+        exponentials = {}
+        for j, passage in enumerate(passages):
+            if texts[j] != texts[i] and queries[j] != queries[i]:
+                exponentials[j] = math.exp(float(query @ passage) / run.settings.temperature)
+        for j, exponential in exponentials.items():
+            weights[j].append(exponential / sum(exponentials.values()))
+    expected = {}
+    for age in sorted(set(ages)):
+        masses = [sum(w) / len(w) for j, w in weights.items() if ages[j] == age and w]
+        expected[age] = sum(masses) / len(masses)
     mass = cl.similarity_mass(run)
-    counts = Counter(run.passage_bank.ages(5).tolist()) + Counter({0: 4})
-    assert set(mass) == set(counts) and 0 in mass
-    assert math.isclose(sum(mass[age] * counts[age] for age in mass), 1.0, rel_tol=1e-5)
+    assert list(mass) == list(expected)
+    assert list(mass.values()) == pytest.approx(list(expected.values()), rel=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -85,9 +85,9 @@ def test_frozen_and_replaced():
 
 
 def test_share_is_short_and_read_back():
-    assert cl.Settings().share() == "method=contaccum"
+    assert cl.Settings().share() == "method=contaccum&start=pretrained"
     s = cl.Settings.preset("contaccum", memory_size=64, seed=3)
-    assert s.share() == "method=contaccum&memory_size=64&seed=3"
+    assert s.share() == "method=contaccum&start=pretrained&memory_size=64&seed=3"
     assert (
         cl.Settings.parse("method=contaccum&accumulation_steps=16&memory_size=128&seed=3").seed == 3
     )

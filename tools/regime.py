@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from statistics import mean, median, stdev
 
+from contaccum_lite.core.presets import with_start
 from contaccum_lite.core.settings import Settings
 from contaccum_lite.evidence.records import read_records
 from tools import docs
@@ -21,12 +22,14 @@ RATES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02)
 
 def known() -> dict:
     """settings → record, of all that was recorded."""
-    return {Settings(**record["settings"]): record for record in read_records(RECORDS, [])}
+    return {
+        Settings(**with_start(record["settings"])): record for record in read_records(RECORDS, [])
+    }
 
 
 def plan() -> list:
     """The settings of every run: five seeds at those of the course, two at each learning rate."""
-    chosen = [Settings.preset(m, seed=seed) for m in METHODS for seed in SEEDS]
+    chosen = [Settings.preset(m, seed=seed, start="random") for m in METHODS for seed in SEEDS]
     return list(
         dict.fromkeys(
             chosen + [rated(m, rate, seed) for m in METHODS for rate in RATES for seed in range(2)]
@@ -35,12 +38,16 @@ def plan() -> list:
 
 
 def rated(method: str, rate: float, seed: int):
-    return Settings.preset(method, seed=seed, learning_rate=rate)
+    return Settings.preset(method, seed=seed, start="random", learning_rate=rate)
 
 
 def of(known: dict, method: str, rate: float | None = None, seeds=SEEDS) -> list[dict]:
     return [
-        known[rated(method, rate, seed) if rate else Settings.preset(method, seed=seed)]
+        known[
+            rated(method, rate, seed)
+            if rate
+            else Settings.preset(method, seed=seed, start="random")
+        ]
         for seed in seeds
     ]
 

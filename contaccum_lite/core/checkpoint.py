@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from contaccum_lite.core.micro_step import Update
+from contaccum_lite.core.presets import with_start
 from contaccum_lite.core.settings import Settings
 from contaccum_lite.encoders.make import load_tower
 from contaccum_lite.utils.files import fsync_tree, write_atomically
@@ -313,7 +314,7 @@ _VALID = {
 def saved_settings(folder: str | Path, record: dict, **changes) -> Settings:
     """The settings in a run.json, some of them changed. Raises `ValueError` for what are none."""
     try:
-        return Settings.preset(**{**record["settings"], **changes})
+        return Settings.preset(**{**with_start(record["settings"]), **changes})
     except (ValueError, TypeError, OverflowError) as error:  # TypeError: 'method' is not there
         raise ValueError(f"{Path(folder) / 'run.json'}: {error}") from None
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from contaccum_lite.core.fields import MANY, MethodDefault, setting
-from contaccum_lite.core.presets import CORRECTOR_NAMES
+from contaccum_lite.core.presets import CORRECTOR_NAMES, TOWERS
+from contaccum_lite.utils.text import shown
+
+INCREMENTAL_FROM = 256  # vectors in a bank from which keeping scores is faster (benchmarks/cost.py)
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,31 @@ class Options:
         "float32", "number format of weights and banks", choices=("float32", "float64")
     )
     device: str = setting("cpu", "where it runs: 'cpu', 'cuda', 'cuda:1', …")
+
+    @property
+    def keeps_scores(self) -> bool:
+        """Whether scores among banked vectors can be kept (`scale/incremental_softmax.py`)."""
+        return self.has_bank and not self.momentum and self.corrector == "identity"
+
+    @property
+    def default_similarity(self) -> str:
+        """The faster of "incremental" and "full", where both give the same loss."""
+        fast = self.keeps_scores and self.memory_size >= INCREMENTAL_FROM
+        return "incremental" if fast else "full"
+
+
+def check_start(settings) -> None:
+    """Raise `ValueError` for a start that the tower cannot have."""
+    if settings.tower == "bert" and settings.start == "pretrained":
+        raise ValueError(
+            "start is 'pretrained', and tower is 'bert': random crops alone do not train a small "
+            "BERT. Set start to 'random', or give the folder of a pretrained encoder as tower."
+        )
+    if settings.tower not in TOWERS and settings.start == "random":
+        raise ValueError(
+            f"start is 'random', and tower is {shown(settings.tower)}, a folder, whose encoder has "
+            "its own weights: leave start out."
+        )
 
 
 def check_cache(settings) -> None:

@@ -102,13 +102,17 @@ PRESETS: dict[str, dict] = {
     ),
 }
 
+#: start -> where its sliders start: a larger bank needs vectors that move slowly.
+STARTS: dict[str, dict] = {"pretrained": {"memory_size": 512}, "random": {"memory_size": 128}}
+
 #: tower -> where its sliders start; any other name is a folder with a pretrained encoder, which
 #: starts as in the paper.
 TOWERS: dict[str, dict] = {
     "bag": {"learning_rate": 0.005},
-    "bert": {"learning_rate": 1e-3},
+    "bert": {"learning_rate": 1e-3, "start": "random"},
     "folder": {
         "learning_rate": 2e-5,
+        "memory_size": 128,
         "temperature": 1.0,
         "query_tokens": 256,
         "passage_tokens": 256,
@@ -116,3 +120,10 @@ TOWERS: dict[str, dict] = {
 }
 
 CORRECTOR_NAMES = ("identity", "mean_shift", "moments", "procrustes", "ridge", "kernel", "mlp")
+
+
+def with_start(fields: dict) -> dict:
+    """Settings that an earlier version wrote, without a start: its towers' weights were random."""
+    if fields.get("tower", "bag") in TOWERS:
+        return {"start": "random", **fields}
+    return fields

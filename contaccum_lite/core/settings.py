@@ -16,18 +16,17 @@ from numbers import Real
 from urllib.parse import parse_qsl, urlencode
 
 from contaccum_lite.core.fields import MANY, MethodDefault, checked, read, setting
-from contaccum_lite.core.options import Options, check_cache, check_corrector
-from contaccum_lite.core.presets import PRESETS, TOWERS
+from contaccum_lite.core.options import Options, check_cache, check_corrector, check_start
+from contaccum_lite.core.presets import PRESETS, STARTS, TOWERS, with_start
 from contaccum_lite.utils.text import shown
-
-INCREMENTAL_FROM = 256  # vectors in a bank from which keeping scores is faster (benchmarks/cost.py)
 
 
 @dataclass(frozen=True)
 class Settings(Options):
     """All that decides a run: method, batch, banks, optimiser, towers and seed.
 
-    A field left out takes the default of its method (`PRESETS`) or tower (`TOWERS`), then its own.
+    A field left out takes the default of its method (`PRESETS`), tower (`TOWERS`) or start
+    (`STARTS`), then its own.
     Raises `ValueError` with the field, the value and the range for a value out of range, or for one
     that contradicts the method.
     """
@@ -44,7 +43,7 @@ class Settings(Options):
         MethodDefault(16), "micro-batches in one weight update", 1, 1024, "K", range(1, 65)
     )
     memory_size: int = setting(
-        MethodDefault(128),
+        MethodDefault(512),
         "vectors in each bank",
         *(0, 1_000_000, "N_memory", (0, 8, 16, 32, 64, 128, 256, 512, 1024)),
     )
@@ -77,6 +76,11 @@ class Settings(Options):
     tower: str = setting(
         "bag",
         "'bag' (fast), 'bert' (a small one, from scratch), or a folder with a transformers encoder",
+    )
+    start: str = setting(
+        MethodDefault("pretrained"),
+        "weights before the first update: pretrained on random crops of the passages, or random",
+        choices=("pretrained", "random"),
     )
     shared: bool = setting(False, "one tower for queries and passages")
     pooling: str = setting(
@@ -132,16 +136,20 @@ class Settings(Options):
                 value = defaults.get(field.name, field.metadata["default"])
             object.__setattr__(self, field.name, checked(field, value))
         self._check_method()
+        check_start(self)
         check_cache(self)
         check_corrector(self)
 
     def _defaults(self) -> dict:
-        """What the tower and the method say of fields that were left out."""
+        """What the start, the tower and the method say of fields that were left out."""
         preset = PRESETS[self.method]
         tower = TOWERS.get(self.tower, TOWERS["folder"]) if isinstance(self.tower, str) else {}
         has_dim = isinstance(self.dim, Real) and 0 < self.dim < 10**9
         temperature = math.sqrt(self.dim) if has_dim else 1.0  # another dim is refused in its turn
-        return {"temperature": temperature, **tower, **preset["defaults"], **preset["fixed"]}
+        start = self.start or tower.get("start", "pretrained")
+        of_start = STARTS.get(str(start), {})
+        of_method = {**preset["defaults"], **preset["fixed"]}
+        return {"temperature": temperature, **of_start, **tower, **of_method}
 
     def _check_method(self) -> None:
         preset = PRESETS[self.method]
@@ -173,7 +181,7 @@ class Settings(Options):
 
     @classmethod
     def parse(cls, line: str) -> Settings:
-        """Settings from a line made by `share()`.
+        """Settings from a line made by `share()`. A line without start is an older one: random.
 
         Raises `ValueError` for an unknown name or a value that cannot be read.
         """
@@ -181,14 +189,18 @@ class Settings(Options):
         fields: dict = {"method": "contaccum"}
         for name, text in parse_qsl(line.strip().lstrip("?"), keep_blank_values=True):
             fields[name] = read(types[name], text) if name in types else text
-        return cls.preset(**fields)
+        return cls.preset(**with_start(fields))
 
     def share(self) -> str:
-        """This run in one line: the method, and all that differs from its defaults."""
+        """This run in one line: the method, the start, and all that differs from its defaults."""
         default = Settings(
-            method=self.method, tower=self.tower, dim=self.dim, similarity=self.default_similarity
+            method=self.method,
+            tower=self.tower,
+            dim=self.dim,
+            start=self.start,
+            similarity=self.default_similarity,
         )
-        fields = {"method": self.method}
+        fields = {"method": self.method, "start": self.start}
         for name in field_names():
             usual = {"tower": "bag", "dim": 64}.get(name, getattr(default, name))
             if getattr(self, name) != usual:
@@ -213,17 +225,6 @@ class Settings(Options):
     def has_bank(self) -> bool:
         """Whether any past vector can enter the loss."""
         return self.memory_size > 0 and self.passage_bank
-
-    @property
-    def keeps_scores(self) -> bool:
-        """Whether scores among banked vectors can be kept (`scale/incremental_softmax.py`)."""
-        return self.has_bank and not self.momentum and self.corrector == "identity"
-
-    @property
-    def default_similarity(self) -> str:
-        """The faster of "incremental" and "full", where both give the same loss."""
-        fast = self.keeps_scores and self.memory_size >= INCREMENTAL_FROM
-        return "incremental" if fast else "full"
 
 
 def fields_in_order() -> list[dataclasses.Field]:

@@ -40,8 +40,9 @@ def similarity_mass(run, fresh: bool = False, batch: MicroBatch | None = None) -
 
     Scores of the next micro-batch's queries (or of `batch`) with its own passages (age 0) and with
     the passage bank; softmax over all of them, each query's own positive and its duplicates left
-    out; the mean over the passages of an age. The printed formula has no softmax in it; its text
-    does, and so has this.
+    out. A passage's mass is its mean weight over the queries that it is not left out for, so a
+    uniform softmax gives every age the same. The mean over the passages of an age. The printed
+    formula has no softmax in it; its text does, and so has this. Notebook 07.
 
     fresh: the control, with the bank's passages encoded again by the tower as it is now; only where
     the two differ does age do anything. Changes nothing in the run.
@@ -58,9 +59,14 @@ def similarity_mass(run, fresh: bool = False, batch: MicroBatch | None = None) -
     mask = learner.duplicate_mask(Layout(num_local, batch.pair_ids, columns, len(columns)))
     scores = scores if mask is None else scores.masked_fill(mask, -torch.inf)
     scores.fill_diagonal_(-torch.inf)
-    mass = scores.softmax(1).mean(0).cpu()  # (columns,)
+    compared = (scores > -torch.inf).sum(0)  # queries for which a passage is not left out
+    mass = (scores.softmax(1).sum(0) / compared).cpu()  # (columns,)
     ages = torch.cat([torch.zeros(num_local, dtype=torch.int64), bank.ages(run.step_count)])
-    return {int(age): float(mass[ages == age].mean()) for age in ages.unique()}
+    is_negative = compared.cpu() > 0  # a passage of every query of the batch has no mass
+    return {
+        int(age): float(mass[(ages == age) & is_negative].mean())
+        for age in ages[is_negative].unique()
+    }
 
 
 def activation_memory(run, pairs: int) -> int:

@@ -10,6 +10,7 @@ from torch import nn
 from contaccum_lite.encoders.bag import BagTower
 from contaccum_lite.encoders.encode import clone_encoder
 from contaccum_lite.encoders.files import read_object
+from contaccum_lite.encoders.pretraining import load_pretrained_weights
 from contaccum_lite.encoders.transformer import TransformerTower
 from contaccum_lite.encoders.vocabulary import vocabulary_for
 
@@ -17,13 +18,15 @@ from contaccum_lite.encoders.vocabulary import vocabulary_for
 def make_towers(settings, pairs) -> tuple[nn.Module, nn.Module]:
     """The query tower and the passage tower of a run.
 
-    They are separate and equal at the start, or one and the same if `settings.shared`. Weights
-    come from `settings.seed`; the state of PyTorch's own generator is left as it was.
+    They are separate and equal at the start, or one and the same if `settings.shared`. Random
+    weights come from `settings.seed`; the state of PyTorch's own generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         if settings.tower == "bag":
             query = BagTower(vocabulary_for(pairs), settings.dim, settings.ending)
+            if settings.start == "pretrained":
+                load_pretrained_weights(query, pairs)
         elif settings.tower == "bert":
             query = TransformerTower.small_bert(
                 vocabulary_for(pairs), settings.dim, settings.pooling

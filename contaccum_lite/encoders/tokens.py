@@ -34,8 +34,11 @@ class Tokens:
 
     def __getitem__(self, rows) -> Tensor:
         rows = np.asarray(rows, dtype=np.int64)
-        starts = self.offsets[rows]
-        lengths = self.offsets[rows + 1] - starts
+        return self.spans(rows, 0, self.lengths[rows])
+
+    def spans(self, rows: np.ndarray, first, lengths: np.ndarray) -> Tensor:
+        """Of each of these texts, `lengths` tokens from its token number `first` on, padded."""
+        starts = self.offsets[rows] + first
         columns = np.arange(max(lengths.max(initial=0), 1))
         is_token = columns < lengths[:, None]  # (rows, longest)
         padded = np.full(is_token.shape, self.pad, dtype=np.int64)

@@ -42,6 +42,7 @@ def without_common_part(result: LossAndGradients) -> LossAndGradients:
 
 def run_spec(method: str, seeds=SEEDS, corpus="docs", gradient_hook=None, **fields) -> RunSpec:
     """A run of `PAIRS_SEEN` pairs; a twentieth of it is warm-up. fields: of `Settings`."""
+    fields = {"start": "random", **fields}
     settings = Settings.preset(method, **fields)
     updates = fields.get("updates", PAIRS_SEEN // settings.total_batch)
     settings = settings.replace(

@@ -37,7 +37,7 @@ NUM_PROBES = 8  # random moments of a run's second half at which the cache's sof
 def _spec(method: str, **fields) -> RunSpec:
     if method != "dpr":
         fields["accumulation_steps"] = 1
-    return RunSpec(Settings.preset(method, local_batch=32, **fields), SEEDS)
+    return RunSpec(Settings.preset(method, local_batch=32, start="random", **fields), SEEDS)
 
 
 _BANK = dict(memory_size=512, bank_warmup=100)
@@ -149,7 +149,7 @@ def curves(
     One run of DPR. The cache of each update in `cached` is corrected at update `now`, by a
     corrector fitted to so many random pairs.
     """
-    run = Run(pairs, Settings.preset("dpr", seed=seed))
+    run = Run(pairs, Settings.preset("dpr", seed=seed, start="random"))
     caches = {}
     while run.step_count < now:
         if run.step_count in cached:

@@ -58,9 +58,16 @@ class Controls:
             description="method",
             layout={"width": "620px", "max_width": "100%"},
         )
+        start = widgets.Dropdown(
+            options=[("pretrained on crops", "pretrained"), ("random weights", "random")],
+            value=lab.start,
+            description="start",
+            tooltip=FIELDS["start"].metadata["help"],
+            layout=_LAYOUT,
+        )
         pace = widgets.Dropdown(options=_PACES, value=0.0, description="pace", layout=_LAYOUT)
         sliders = {name: self._slider(name) for name in SLIDERS}
-        self.controls = {"method": method, **sliders, "pace": pace}
+        self.controls = {"method": method, "start": start, **sliders, "pace": pace}
         for name, control in self.controls.items():
             self.bind(control, lambda value, name=name: self.set(name, value))
         self.line = widgets.Text(
@@ -128,7 +135,7 @@ class Controls:
         control, value = self.controls[name], getattr(self.lab, name)
         if hasattr(control, "max"):
             control.max, control.min = max(control.max, value), min(control.min, value)
-        elif name != "method":
+        elif name not in ("method", "start"):
             known = [choice for _, choice in control.options]
             if value not in known and name == "pace":
                 control.options = [*control.options, (f"{value:g} a second", value)]

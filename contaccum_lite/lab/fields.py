@@ -9,12 +9,13 @@ from contaccum_lite.core.settings import Settings
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 LIVE_FIELDS = ("learning_rate", "memory_size")  # a run under way can take these
-FIELDS_THAT_SET_DEFAULTS = ("method", "tower", "dim")  # other fields' defaults depend on these
+#: Other fields' defaults depend on these.
+FIELDS_THAT_SET_DEFAULTS = ("method", "tower", "dim", "start")
 SLIDERS = tuple(name for name, field in FIELDS.items() if field.metadata["slider"])
 BUTTONS = ("micro", "update", "stop", "reset", "race")  # without Play, which always stays
 VIEWS = ("matrix", "banks", "curves", "search")
 #: What a teacher can leave out of a lab: its settings' controls, its buttons and its views.
-HIDEABLE = ("method", *SLIDERS, "pace", *BUTTONS, "kind", *VIEWS, "line")
+HIDEABLE = ("method", "start", *SLIDERS, "pace", *BUTTONS, "kind", *VIEWS, "line")
 NAMES = {method: preset["name"] for method, preset in PRESETS.items()}
 
 

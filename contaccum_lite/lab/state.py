@@ -69,7 +69,9 @@ class LabState(_SettingsTraits):
         return Settings(**fields)
 
     def fixed(self, name: str) -> bool:
-        """Whether the method leaves no choice of this field."""
+        """Whether the method, or the tower, leaves no choice of this field."""
+        if name == "start":
+            return self.tower != "bag"
         return name in PRESETS[self.method]["fixed"]
 
     def apply_settings(self) -> None:
@@ -137,6 +139,8 @@ class LabState(_SettingsTraits):
         method = value if name == "method" else self.method
         fixed = PRESETS[method]["fixed"]
         chosen = {n: v for n, v in self._overrides.items() if n not in fixed}
+        if name == "tower":
+            chosen.pop("start", None)  # each tower has its own
         if method == "dpr" and name == "method":
             sizes = ("local_batch", "accumulation_steps")
             batch = {n: self._overrides[n] for n in sizes if n in self._overrides}
@@ -149,7 +153,9 @@ class LabState(_SettingsTraits):
 
 def chosen_in(settings: Settings, also=()) -> dict:
     """{field: value} of what differs from the method's defaults, and of the fields in `also`."""
-    default = Settings(method=settings.method, tower=settings.tower, dim=settings.dim)
+    default = Settings(
+        method=settings.method, tower=settings.tower, dim=settings.dim, start=settings.start
+    )
     followed = settings.replace(similarity=None).similarity
     default = dataclasses.replace(default, similarity=followed)
     chosen = {}
@@ -157,6 +163,8 @@ def chosen_in(settings: Settings, also=()) -> dict:
         value = getattr(settings, name)
         if name in also or value != getattr(default, name):
             chosen[name] = value
+    if settings.start != Settings(tower=settings.tower).start:
+        chosen["start"] = settings.start
     if settings.method == "dpr" and "local_batch" in chosen:
         chosen["local_batch"] = _local_share(chosen, chosen["local_batch"])
     return chosen
