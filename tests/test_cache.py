@@ -466,23 +466,35 @@ def test_drift_is_the_mean_square_by_a_loop(toy):
     assert probe.drift(50) == {}
 
 
-def test_the_gradient_error_is_none_where_nothing_moved(toy):
-    still = run_of(
-        toy, "contaccum", memory_size=30, accumulation_steps=2, bank_warmup=0, learning_rate=1e-8
-    )
-    moved = run_of(toy, "contaccum", memory_size=30, accumulation_steps=2, bank_warmup=0)
+def six_updates(toy, **fields):
+    """A run of ContAccum with a bank that is three updates old."""
+    run = run_of(toy, "contaccum", memory_size=30, accumulation_steps=2, bank_warmup=0, **fields)
     for _ in range(6):
-        still.step(), moved.step()
-    before = state(moved)
-    assert all(
-        cosine > 1 - 1e-9 and error < 1e-5 for cosine, error in gradient_error(still).values()
-    )
-    errors = gradient_error(moved)
+        run.step()
+    return run
+
+
+def test_the_gradient_error_is_none_where_nothing_moved(toy):
+    errors = gradient_error(six_updates(toy, learning_rate=1e-8))
+    assert sorted(errors) == [1, 2, 3]
+    for cosine, error in errors.values():
+        assert cosine > 1 - 1e-9
+        assert error < 1e-5
+
+
+def test_the_gradient_error_grows_with_age(toy):
+    errors = gradient_error(six_updates(toy))
     assert sorted(errors) == [1, 2, 3]
     assert errors[3][1] > errors[1][1] > 1e-3
     assert errors[3][0] < errors[1][0] < 1
-    assert same(state(moved), before)
-    assert all(tower.accumulate_embedding_grad for tower in moved.learner.towers)
+
+
+def test_the_gradient_error_changes_no_run(toy):
+    run = six_updates(toy)
+    before = state(run)
+    gradient_error(run)
+    assert same(state(run), before)
+    assert all(tower.accumulate_embedding_grad for tower in run.learner.towers)
 
 
 def test_what_is_measured_with_dropout_is_the_same_twice(toy):

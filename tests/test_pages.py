@@ -46,15 +46,20 @@ def unpacked(page, name):
     return gzip.decompress(base64.b64decode(re.search(rf'id="{name}">([^<]*)<', page)[1])).decode()
 
 
-def test_frames_are_those_of_the_runs(recorded, harmful):
-    assert [m["name"] for m in recorded["methods"]] == [
-        "DPR",
-        "GradAccum",
-        "pre-batch",
-        "ContAccum",
-    ]
+@pytest.fixture
+def lab(harmful):
+    """A lab as it was when the fifth update was recorded."""
     lab = cl.Lab(harmful, updates=10, dim=8, accumulation_steps=2, memory_size=32, every=2)
     lab.run(5)
+    return lab
+
+
+def test_four_methods_are_recorded(recorded):
+    names = [method["name"] for method in recorded["methods"]]
+    assert names == ["DPR", "GradAccum", "pre-batch", "ContAccum"]
+
+
+def test_frames_are_those_of_the_runs(recorded, lab):
     frame = next(f for f in recorded["methods"][3]["frames"] if f["update"] == 5)
     view = lab.views
     assert frame["says"] == dict(
@@ -65,38 +70,54 @@ def test_frames_are_those_of_the_runs(recorded, harmful):
     assert frame["local"] == 8
     assert frame["banks"]["passage"]["ages"] == view.banks.data()["passage"]["ages"]
     assert base64.b64decode(frame["banks"]["query"]["cells"]) == view.banks.grids["query"].cells
+
+
+def test_curves_are_those_of_the_runs(recorded, lab):
     curve = recorded["methods"][3]["curves"]
     assert curve["loss"][1][:5] == [round(u.loss, 4) for u in lab.training.history]
     assert len(curve["ratio"][0]) == 10
     assert curve["top20"][0][-1] == 10
+
+
+def test_of_a_long_run_some_updates_are_recorded():
+    assert pages.moments(3) == [1, 2, 3]
     assert pages.moments(150)[-1] == 150
     assert len(pages.moments(150)) == 16
-    assert pages.moments(3) == [1, 2, 3]
 
 
-def test_the_page_is_one_small_file(recorded, toy):
-    page = pages.lab_page(recorded)
-    assert len(page.encode()) < pages.LARGEST
-    assert not re.search(
-        r"(?:src|href)=[\"']?(?!data:)",
-        re.sub(r'<script type="text/plain".*?</script>', "", page, flags=re.S),
-    )
-    assert (
-        json.loads(unpacked(page, "recorded"))["methods"][0]["frames"]
-        == recorded["methods"][0]["frames"]
-    )
-    assert "plotly.js v" in unpacked(page, "plotly")[:300]
-    # names are packed, and tame
-    assert "onerror" not in page
-    assert "\x1b" not in unpacked(page, "recorded")
+@pytest.fixture(scope="module")
+def page_of_lab(recorded):
+    return pages.lab_page(recorded)
+
+
+def test_the_page_is_one_small_file(page_of_lab):
+    assert len(page_of_lab.encode()) < pages.LARGEST
+    written = re.sub(r'<script type="text/plain".*?</script>', "", page_of_lab, flags=re.S)
+    assert not re.search(r"(?:src|href)=[\"']?(?!data:)", written)
+    assert "plotly.js v" in unpacked(page_of_lab, "plotly")[:300]
+
+
+def test_the_page_has_the_frames(recorded, page_of_lab):
+    packed = json.loads(unpacked(page_of_lab, "recorded"))
+    assert packed["methods"][0]["frames"] == recorded["methods"][0]["frames"]
+
+
+def test_names_on_the_page_are_packed_and_tame(page_of_lab):
+    assert "onerror" not in page_of_lab
+    assert "onerror" in unpacked(page_of_lab, "recorded")
+    assert "\x1b" not in unpacked(page_of_lab, "recorded")
+
+
+def test_the_page_has_no_text_of_others(toy, page_of_lab):
+    packed = unpacked(page_of_lab, "recorded")
     texts = {pair.query for pair in toy.train} | {pair.passage for pair in toy.train}
-    assert not any(text in unpacked(page, "recorded") for text in texts)
+    assert [text for text in texts if text in packed] == []
+
+
+def test_a_page_that_is_too_large_is_refused(recorded, monkeypatch):
+    monkeypatch.setattr(pages, "LARGEST", 1000)
     with pytest.raises(ValueError, match="record fewer frames"):
-        pages.LARGEST, kept = 1000, pages.LARGEST
-        try:
-            pages.lab_page(recorded)
-        finally:
-            pages.LARGEST = kept
+        pages.lab_page(recorded)
 
 
 def test_the_course_links_to_itself(tmp_path):
@@ -141,24 +162,31 @@ def test_formulas_are_set_without_a_network(tmp_path):
         )  # a fraction is two lines high
 
 
-def test_slides_are_cut_from_the_cells():
-    book = nbformat.read(ROOT / "notebooks" / "01_contrast.ipynb", 4)
+@pytest.fixture
+def book():
+    return nbformat.read(ROOT / "notebooks" / "01_contrast.ipynb", 4)
+
+
+def test_slides_change_no_notebook(book):
     before = copy.deepcopy(book)
-    found = slides.groups(book)
-    assert book == before  # no notebook is changed
-    first = [cells[0].source.splitlines()[0] for cells in found if cells[0].cell_type == "markdown"]
-    sections = [
-        line
-        for c in book.cells
-        if c.cell_type == "markdown"
-        for line in c.source.splitlines()
-        if re.match("#+ ", line)
-    ]
-    assert [line for line in first if line.startswith("#")] == [
-        line for line in sections if line != "## References"
-    ]
+    slides.groups(book)
+    slides.slides(book)
+    assert book == before
+
+
+def test_slides_begin_with_the_headings(book):
+    texts = [cell.source for cell in book.cells if cell.cell_type == "markdown"]
+    headings = [line for text in texts for line in text.splitlines() if re.match("#+ ", line)]
+    firsts = [cells[0] for cells in slides.groups(book)]
+    lines = [cell.source.splitlines()[0] for cell in firsts if cell.cell_type == "markdown"]
+    begun = [line for line in lines if line.startswith("#")]
+    assert begun
+    assert begun == [line for line in headings if line != "## References"]
+
+
+def test_slides_have_the_pictures_and_no_solutions(book):
     page = slides.slides(book)
-    assert page.count("<section") == len(found) > 10
+    assert page.count("<section") == len(slides.groups(book)) > 10
     assert "<details>" not in page
     assert "1807.03748" not in page
     assert page.count("data:image/png") == 4

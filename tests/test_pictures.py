@@ -150,7 +150,8 @@ def test_a_term_lights_what_it_sums_over(term, bank):
 
     assert open(loss.__file__).read().splitlines()[number - 1].strip() == line
     assert TERMS[term].code in line
-    assert (f"{int(lit.sum())} of {lit.size}" in view.sentence) or not lit.any()
+    said = f"over {int(lit.sum())} of {lit.size} entries" if lit.any() else "over no entry here"
+    assert said in view.sentence
 
 
 def test_finite_differences_are_the_derivative():
@@ -191,19 +192,37 @@ def test_an_intervention_changes_only_what_it_says(toy):
     assert max(seen) > 1e-3
 
 
+def encode_four(run):
+    return run.query_tower(run.sampler.queries[np.arange(4)])
+
+
+def spread_of_lengths(run):
+    """How many times as long as the shortest of four vectors the longest is."""
+    lengths = encode_four(run).norm(dim=1)
+    return float(lengths.max() / lengths.min())
+
+
+@pytest.mark.parametrize("ending", ["layernorm", "unit"])
+def test_an_ending_gives_vectors_about_one_length(toy, ending):
+    assert spread_of_lengths(cl.Run(toy, ending=ending, dim=16)) < 1.05
+
+
+@pytest.mark.parametrize("ending", ["none", "pooled"])
+def test_an_ending_leaves_vectors_their_lengths(toy, ending):
+    assert spread_of_lengths(cl.Run(toy, ending=ending, dim=16)) > 1.1
+
+
 @pytest.mark.parametrize("ending", ["layernorm", "none", "unit", "pooled"])
 def test_a_towers_ending_is_kept(toy, ending, tmp_path):
     run = cl.Run(toy, ending=ending, updates=2, dim=16)
     list(run)
-    vectors = run.query_tower(run.sampler.queries[np.arange(4)])
-    assert (vectors.norm(dim=1) - 1).abs().max() < 1e-5 if ending == "unit" else True
+    if ending == "unit":
+        assert (encode_four(run).norm(dim=1) - 1).abs().max() < 1e-5
     run.query_tower.save_pretrained(tmp_path / "t")
     again = cl.load_tower(tmp_path / "t")
     assert torch.equal(
         again(run.sampler.queries[np.arange(4)]),
         run.query_tower.eval()(run.sampler.queries[np.arange(4)]),
     )
-    assert (
-        math.isfinite(run.history[-1].loss)
-        and cl.Settings.parse(run.settings.share()) == run.settings
-    )
+    assert math.isfinite(run.history[-1].loss)
+    assert cl.Settings.parse(run.settings.share()) == run.settings
