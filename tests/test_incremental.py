@@ -1,4 +1,7 @@
-"""The incremental softmax against the whole matrix: drawn sequences, drift, what it multiplies, and whole runs."""
+"""The incremental softmax against the whole matrix.
+
+Drawn sequences, drift, what it multiplies, and whole runs.
+"""
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import contaccum_lite as cl
 from contaccum_lite.scale.incremental_softmax import IncrementalSoftmax
+from contaccum_lite.core.options import keeps_scores
 from contaccum_lite.core.loss import duplicate_mask, info_nce_with_gradients
 from contaccum_lite.scale.incremental_softmax import joint_keys
 
@@ -82,7 +86,10 @@ class Both:
         )
 
     def error(self, batch) -> float:
-        """The largest difference of loss and gradients, relative to the largest number where that is above 1."""
+        """The largest difference of loss and gradients.
+
+        It is relative to the largest number where that is above 1.
+        """
         pairs = [
             (a, b)
             for a, b in zip(self.whole(*batch)[:4], self.fast.contrast(*batch)[:4])
@@ -275,7 +282,7 @@ def test_joint_keys_are_the_relation_or_none():
     assert 50 < found < 290
 
 
-BANKED = [name for name in cl.PRESETS if cl.Settings(method=name).keeps_scores]
+BANKED = [name for name in cl.PRESETS if keeps_scores(cl.Settings(method=name))]
 
 
 @pytest.mark.parametrize("method", BANKED)

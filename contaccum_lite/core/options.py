@@ -52,6 +52,12 @@ class Options:
         *(0, 1_000_000, "m"),
     )
 
+    refresh_banks: bool = setting(
+        False,
+        "encode all banked texts again before each update, so that no vector is stale: an "
+        "intervention for analysis, not a method",
+    )
+
     # --- how it is computed
     similarity: str = setting(
         MethodDefault("full"),
@@ -81,16 +87,23 @@ class Options:
     )
     device: str = setting("cpu", "where it runs: 'cpu', 'cuda', 'cuda:1', …")
 
-    @property
-    def keeps_scores(self) -> bool:
-        """Whether scores among banked vectors can be kept (`scale/incremental_softmax.py`)."""
-        return self.has_bank and not self.momentum and self.corrector == "identity"
 
-    @property
-    def default_similarity(self) -> str:
-        """The faster of "incremental" and "full", where both give the same loss."""
-        fast = self.keeps_scores and self.memory_size >= INCREMENTAL_FROM
-        return "incremental" if fast else "full"
+def keeps_scores(settings) -> bool:
+    """Whether scores among banked vectors stay (`scale/incremental_softmax.py`)."""
+    banked_stay = not settings.momentum and settings.corrector == "identity"
+    return settings.has_bank and banked_stay and not settings.refresh_banks
+
+
+def default_similarity(settings) -> str:
+    """The faster of the two ways that give the same result."""
+    fast = keeps_scores(settings) and settings.memory_size >= INCREMENTAL_FROM
+    return "incremental" if fast else "full"
+
+
+def check_options(settings) -> None:
+    """Raise `ValueError` where settings contradict each other."""
+    for check in (check_start, check_cache, check_corrector, check_refresh):
+        check(settings)
 
 
 def check_start(settings) -> None:
@@ -123,6 +136,19 @@ def check_cache(settings) -> None:
         raise ValueError(
             f"cache_negatives is {settings.cache_negatives} and {other}: a cache gives the hard "
             "negatives itself, micro-batch by micro-batch. Set one of them to 0."
+        )
+
+
+def check_refresh(settings) -> None:
+    """Raise `ValueError` where there is no bank to encode again, or its vectors are not stored."""
+    if not settings.refresh_banks:
+        return
+    if not settings.has_bank:
+        raise ValueError("refresh_banks is True, and there is no bank: set memory_size.")
+    if settings.momentum or settings.corrector != "identity":
+        raise ValueError(
+            "refresh_banks is True, and with momentum or a corrector the bank's vectors are changed "
+            "already: set one of them to its default."
         )
 
 

@@ -16,7 +16,7 @@ from numbers import Real
 from urllib.parse import parse_qsl, urlencode
 
 from contaccum_lite.core.fields import MANY, MethodDefault, checked, read, setting
-from contaccum_lite.core.options import Options, check_cache, check_corrector, check_start
+from contaccum_lite.core.options import Options, check_options, default_similarity
 from contaccum_lite.core.presets import PRESETS, STARTS, TOWERS, with_start
 from contaccum_lite.utils.text import shown
 
@@ -131,14 +131,12 @@ class Settings(Options):
         for field in fields_in_order():
             value = getattr(self, field.name)
             if value is None and field.name == "similarity":
-                value = self.default_similarity
+                value = default_similarity(self)
             elif value is None and field.name != "drop_query_bank_at":
                 value = defaults.get(field.name, field.metadata["default"])
             object.__setattr__(self, field.name, checked(field, value))
         self._check_method()
-        check_start(self)
-        check_cache(self)
-        check_corrector(self)
+        check_options(self)
 
     def _defaults(self) -> dict:
         """What the start, the tower and the method say of fields that were left out."""
@@ -198,7 +196,7 @@ class Settings(Options):
             tower=self.tower,
             dim=self.dim,
             start=self.start,
-            similarity=self.default_similarity,
+            similarity=default_similarity(self),
         )
         fields = {"method": self.method, "start": self.start}
         for name in field_names():
@@ -210,7 +208,7 @@ class Settings(Options):
     def replace(self, **changes) -> Settings:
         """A copy with these fields changed."""
         fields = dataclasses.asdict(self)
-        if self.similarity == self.default_similarity:
+        if self.similarity == default_similarity(self):
             fields["similarity"] = None  # it follows the other settings
         return Settings.preset(**{**fields, **changes})
 

@@ -7,6 +7,7 @@ from contaccum_lite.scale.incremental_softmax import attach_incremental_softmax
 from contaccum_lite.scale.precision import configure_precision
 from contaccum_lite.scale.processes import ProcessGroup
 from contaccum_lite.staleness.bank_corrector import attach_bank_corrector
+from contaccum_lite.staleness.bank_refresh import attach_bank_refresh
 from contaccum_lite.staleness.momentum import attach_momentum_encoders
 from contaccum_lite.staleness.passage_cache import attach_cache
 
@@ -15,6 +16,7 @@ EXTENSIONS[:] = [
     configure_precision,
     attach_cache,
     attach_bank_corrector,
+    attach_bank_refresh,
     attach_momentum_encoders,
     attach_incremental_softmax,
 ]

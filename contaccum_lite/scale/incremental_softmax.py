@@ -69,6 +69,8 @@ class IncrementalLoss(Extension):
             return "the banks hold vectors of the slow towers, not those that were compared"
         if settings.corrector != "identity":
             return "the banks' vectors are corrected anew each time they are read"
+        if settings.refresh_banks:
+            return "the banks' texts are encoded again before each update"
         if self.learner.gradient_hook is not None:
             return "an intervention (`gradient_hook`) looks at it"
         return ""
