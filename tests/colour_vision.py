@@ -1,4 +1,7 @@
-"""Colours as they look to those who see fewer: the matrices of Machado, Oliveira and Fernandes (2009) at full strength, and CIELAB distances."""
+"""Colours as they look to those who see fewer.
+
+The matrices of Machado, Oliveira and Fernandes (2009) at full strength, and CIELAB distances.
+"""
 
 import numpy as np
 

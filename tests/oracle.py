@@ -1,4 +1,7 @@
-"""Oracles: the equations as plain loops over Python numbers, with nothing of the library in them."""
+"""Oracles: the equations as plain loops over Python numbers.
+
+Nothing of the library is in them.
+"""
 
 import math
 
@@ -13,7 +16,10 @@ def info_nce_loop(
     temperature=1.0,
     left_out=(),
 ):
-    """Mean over rows of -log softmax at column i, the row's positive; `left_out` holds (row, column) pairs."""
+    """Mean over rows of -log softmax at column i, the row's positive.
+
+    `left_out` holds (row, column) pairs.
+    """
     rows = [list(map(float, v)) for part in (queries, past_queries) for v in part]
     columns = [
         list(map(float, v)) for part in (passages, past_passages, hard, past_hard) for v in part

@@ -1,4 +1,7 @@
-"""What tests/test_parallel.py has several processes do: `torchrun --nproc_per_node N parallel_worker.py OUT FOLDER`."""
+"""What tests/test_parallel.py has several processes do.
+
+`torchrun --nproc_per_node N parallel_worker.py OUT FOLDER`.
+"""
 
 import sys
 from pathlib import Path
@@ -26,7 +29,10 @@ SMALL = dict(
 
 
 def pairs():
-    """49 pairs, some of which share a passage or a query: with 8 to a micro-batch, an epoch ends with one of a single pair."""
+    """49 pairs, some of which share a passage or a query.
+
+    With 8 to a micro-batch, an epoch ends with one of a single pair.
+    """
     made = toy_pairs(49, 8)
     rows = list(made.train)
     for a, b in ((0, 9), (3, 20), (5, 41)):
@@ -124,7 +130,10 @@ class Sums(torch.nn.Module):
 
 
 def sentence_loss(world=1, rank=0) -> dict[str, torch.Tensor]:
-    """Six micro-batches of 8 triples through ContAccumLoss, the gradients averaged over processes as DistributedDataParallel does."""
+    """Six micro-batches of 8 triples through ContAccumLoss.
+
+    The gradients are averaged over processes, as DistributedDataParallel does.
+    """
     from contaccum_lite.integrations.sentence_transformers import ContAccumLoss
 
     model, draw, found = Sums(), torch.Generator().manual_seed(1), {}
@@ -155,7 +164,10 @@ def sentence_loss(world=1, rank=0) -> dict[str, torch.Tensor]:
 
 
 def train_triples(out: Path, to: Path, world=1, loss_fields={}, **fields):
-    """(trainer, model, loss) after six updates of SentenceTransformerTrainer with 8 triples to a micro-batch, over an epoch's end."""
+    """(trainer, model, loss) after six updates of SentenceTransformerTrainer.
+
+    A micro-batch has 8 triples, and the updates go over an epoch's end.
+    """
     import test_sentence_transformers as single
     from datasets import Dataset
 
@@ -199,7 +211,10 @@ def trained(out: Path, world=1) -> dict[str, torch.Tensor]:
 
 
 class Unshifted(parallel.ProcessGroup):
-    """The planted mistake: each process takes its rows' positives from the first process's passages."""
+    """The planted mistake.
+
+    Each process takes its rows' positives from the first process's passages.
+    """
 
     def all_gather(self, vectors, batch):
         whole = super().all_gather(vectors, batch)

@@ -67,7 +67,10 @@ def whole(p: torch.nn.Parameter, kind: str) -> torch.Tensor:
 
 
 def resumed_apart(out: Path) -> None:
-    """Each process has banks of its own, and takes them back from a checkpoint in another folder."""
+    """Each process has banks of its own.
+
+    It takes them back from a checkpoint in another folder.
+    """
     from datasets import Dataset
     from transformers import set_seed
 

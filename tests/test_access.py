@@ -1,4 +1,7 @@
-"""Access: colours that all can tell apart, names for all controls, a lab that a teacher has made smaller. One JupyterLab for all."""
+"""Access: what all can see and hear, and a lab that a teacher has made smaller.
+
+Colours that all can tell apart, and names for all controls. One JupyterLab for all tests.
+"""
 
 import itertools
 import re
@@ -19,7 +22,7 @@ WHITE, DARK = "#ffffff", "#111111"  # JupyterLab's papers
 TOLD_APART = 15  # CIELAB; 2.3 is just noticeable
 
 
-# --- colours -----------------------------------------------------------------------------------------------------------
+# --- colours --------------------------------------------------------------------------------------
 
 
 def alike(styles):
@@ -78,7 +81,7 @@ def test_numbers_on_the_map_stand_out(toy):
         )
 
 
-# --- class mode --------------------------------------------------------------------------------------------------------
+# --- class mode -----------------------------------------------------------------------------------
 
 
 def taught(toy):
@@ -162,7 +165,7 @@ def test_a_lab_with_controls_left_out_runs_as_its_line_says(toy):
     assert [u.loss for u in again.training.history] == [u.loss for u in lab.training.history]
 
 
-# --- in the browser ----------------------------------------------------------------------------------------------------
+# --- in the browser -------------------------------------------------------------------------------
 
 needs_chromium = pytest.mark.skipif(
     browser.CHROMIUM is None,

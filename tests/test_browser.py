@@ -1,4 +1,7 @@
-"""The lab in JupyterLab in a real Chromium: press, look, stop. Skipped, with the reason, where there is no Chromium."""
+"""The lab in JupyterLab in a real Chromium: press, look, stop.
+
+Skipped, with the reason, where there is no Chromium.
+"""
 
 import re
 import shutil
@@ -218,7 +221,10 @@ def value(page, cell):
 
 
 def came_back(page, labs: int) -> bool:
-    """Whether all labs of a page that was loaded again are there, once each of them is there or given up."""
+    """Whether all labs of a page that was loaded again are there.
+
+    It is asked once each of them is there or given up.
+    """
     there = page.page.wait_for_function(
         """labs => { const pictures = document.querySelectorAll('.ccl-cells').length;
         const lost = [...document.querySelectorAll('.jp-OutputArea-output')].filter(output => output.textContent.includes('model not found')).length;

@@ -1,4 +1,7 @@
-"""The cache of all passages and the correctors in training: what is chosen, what is encoded, what is taken back."""
+"""The cache of all passages and the correctors in training.
+
+What is chosen, what is encoded, what is taken back.
+"""
 
 import math
 import os
@@ -30,7 +33,7 @@ def vectors_now(run):
     return passage_vectors(run)
 
 
-# --- what is chosen -----------------------------------------------------------------------------------------------------
+# --- what is chosen -------------------------------------------------------------------------------
 
 
 def test_top_k_takes_the_highest_scores_but_no_copy_of_a_positive(toy):
@@ -162,7 +165,7 @@ def test_the_gradient_is_that_of_the_chosen_negatives_encoded_now(toy):
     assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(found, wanted))
 
 
-# --- when what is encoded -----------------------------------------------------------------------------------------------
+# --- when what is encoded -------------------------------------------------------------------------
 
 
 def test_each_policy_encodes_what_it_says(toy):
@@ -245,7 +248,7 @@ def test_static_negatives_are_chosen_by_the_queries_of_then(toy):
     assert torch.equal(run.learner.extension("cache").with_negatives(batch, 0, 9).hard_ids, chosen)
 
 
-# --- the dual bank, corrected -------------------------------------------------------------------------------------------
+# --- the dual bank, corrected ---------------------------------------------------------------------
 
 BANKED = dict(accumulation_steps=2, memory_size=48, bank_warmup=0, probes=12)
 
@@ -293,7 +296,7 @@ def test_its_loss_is_that_of_the_corrected_vectors(toy):
     assert not torch.equal(kept[1], run.passage_bank.vectors)
 
 
-# --- taken back, saved, refused -----------------------------------------------------------------------------------------
+# --- taken back, saved, refused -------------------------------------------------------------------
 
 ALL = [
     ("corrected_cache", dict(probes=30, write_back=True)),
@@ -414,7 +417,7 @@ def test_settings_that_contradict_each_other_say_so(fields, words):
         cl.Settings(**fields)
 
 
-# --- measures -----------------------------------------------------------------------------------------------------------
+# --- measures -------------------------------------------------------------------------------------
 
 
 def test_the_gap_of_a_fresh_cache_is_none_and_of_a_corrected_one_smaller(toy):

@@ -1,4 +1,7 @@
-"""Checkpoints: killed at any moment, a run goes on from its last one and ends as if nothing had happened."""
+"""Checkpoints: killed at any moment, a run goes on from its last one.
+
+It ends as if nothing had happened.
+"""
 
 import json
 import multiprocessing
@@ -61,7 +64,10 @@ def logged(folder):
 
 
 def test_killed_twenty_times(family, toy, tmp_path):
-    """SIGKILL at twenty random moments of one run, a few while it starts; each checkpoint on the way is whole."""
+    """SIGKILL at twenty random moments of one run, a few while it starts.
+
+    Each checkpoint on the way is whole.
+    """
     words = ["train", "toy", *OPTIONS, "--updates", UPDATES]
     began, line = time.time(), 230  # bytes of a line of the log, about
     plain = family.run(*words, "--out", tmp_path / "plain")
@@ -158,7 +164,10 @@ def test_killed_before_any_file_operation_of_a_save(toy, tmp_path, no_power_cuts
 
 
 def test_ctrl_c_at_every_line_of_a_save(toy, tmp_path, no_power_cuts):
-    """One KeyboardInterrupt at each line of a save, and at each opcode of the switch to the new state: what run.json names is whole."""
+    """One KeyboardInterrupt at each line of a save: what run.json names is whole.
+
+    And one at each opcode of the switch to the new state.
+    """
     run = cl.Run(toy, cl.Settings(**SMALL))
     run.step()
     run.save(tmp_path)

@@ -1,4 +1,7 @@
-"""The command line: options, configuration, every command end to end on files of the field, and one sentence for whatever goes wrong."""
+"""The command line: options, configuration, and every command from end to end.
+
+The files are those of the field, and whatever goes wrong is one sentence.
+"""
 
 import json
 import os
@@ -56,7 +59,7 @@ def call(capsys, *words):
     return status, out, err
 
 
-# --- settings -----------------------------------------------------------------------------------------------------------
+# --- settings -------------------------------------------------------------------------------------
 
 
 def test_every_setting_is_an_option_with_its_help(capsys):
@@ -160,7 +163,10 @@ def test_a_bad_configuration_is_a_sentence(capsys, tmp_path, content, words):
 
 
 def test_a_short_file_stands_for_no_large_value(capsys, tmp_path):
-    """Nine nines of nines: as a value, and as what is merged into a mapping. Each would need more memory than there is."""
+    """Nine nines of nines: as a value, and as what is merged into a mapping.
+
+    Each would need more memory than there is.
+    """
     names = "abcdefghi"
     nested = (
         "["
@@ -184,7 +190,7 @@ def test_a_short_file_stands_for_no_large_value(capsys, tmp_path):
         assert len(err) < 1000
 
 
-# --- one sentence, exit status 2, nothing half-written ------------------------------------------------------------------
+# --- one sentence, exit status 2, nothing half-written --------------------------------------------
 
 
 #: (words of a command, what is said of them)
@@ -410,7 +416,7 @@ def test_memory_that_runs_out_is_a_sentence(family, tmp_path):
     assert ended.status == 0, ended.err
 
 
-# --- stopping and going on ----------------------------------------------------------------------------------------------
+# --- stopping and going on ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("send, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -750,7 +756,7 @@ def test_a_world_whose_size_is_no_number_is_a_sentence(capsys, ranked, monkeypat
     assert "WORLD_SIZE='two': it must be a whole number" in err
 
 
-# --- what is logged -----------------------------------------------------------------------------------------------------
+# --- what is logged -------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -796,7 +802,7 @@ def test_tensorboard_has_what_is_logged(written):
     assert "closed" in scalars
 
 
-# --- the field's files, end to end --------------------------------------------------------------------------------------
+# --- the field's files, end to end ----------------------------------------------------------------
 
 
 def dpr_files(toy, folder):
@@ -1128,7 +1134,7 @@ def test_streams_that_are_closed(family, tmp_path):
     assert len(Index(tmp_path / "index")) == 640
 
 
-# --- ledger -------------------------------------------------------------------------------------------------------------
+# --- ledger ---------------------------------------------------------------------------------------
 
 
 def test_the_ledger_is_that_of_the_docs(capsys):

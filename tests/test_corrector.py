@@ -1,4 +1,7 @@
-"""Correctors against closed forms; the table bank against a dictionary; small theorems about staleness."""
+"""Correctors against closed forms; the table bank against a dictionary.
+
+Small theorems about staleness.
+"""
 
 import math
 
@@ -110,7 +113,10 @@ def test_procrustes_finds_a_turn_and_beats_all_others(lesson):
 
 @pytest.mark.parametrize("by_age", [False, True])
 def test_ridge_is_least_squares_with_a_penalty(lesson, by_age):
-    """Against the same problem as one `lstsq` of the rows and, below them, the roots of the penalty."""
+    """Against the same problem as one `lstsq`.
+
+    Its rows are those of the lesson and, below them, the roots of the penalty.
+    """
     stale, age, target = lesson
     found = Ridge(by_age, penalty=0.2)
     found.fit(stale, age, target)
@@ -209,7 +215,7 @@ def test_pairs_that_do_not_fit_together_are_named(lesson):
             Ridge().fit(*wrong)
 
 
-# --- the table ----------------------------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
 
 @given_settings(max_examples=60, deadline=None)
@@ -249,7 +255,7 @@ def test_the_table_names_what_does_not_fit():
             table.write(torch.tensor(ids), vectors, 1)
 
 
-# --- what can be proven -------------------------------------------------------------------------------------------------
+# --- what can be proven ---------------------------------------------------------------------------
 
 
 @given_settings(max_examples=200, deadline=None)
@@ -295,7 +301,10 @@ def test_a_shift_common_to_all_changes_nothing_until_fresh_and_stale_are_mixed()
 
 
 def test_no_corrector_goes_below_the_floor():
-    """Of a stale vector that has lost a coordinate, the best prediction is E[g|c]: here known, and linear."""
+    """Of a stale vector that has lost a coordinate, the best prediction is E[g|c].
+
+    Here known, and linear.
+    """
     draw = torch.Generator().manual_seed(0)
     fresh = torch.randn(20_000, 3, generator=draw, dtype=torch.float64)
     stale = fresh.clone()

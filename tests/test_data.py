@@ -19,7 +19,7 @@ from contaccum_lite.utils.files import cached_json, write_atomically
 from contaccum_lite.utils.text import truncated_repr
 
 
-# --- toy ----------------------------------------------------------------------------------------------------------------
+# --- toy ------------------------------------------------------------------------------------------
 
 
 def test_toy_is_seeded_and_has_hard_negatives():
@@ -36,7 +36,7 @@ def test_toy_is_seeded_and_has_hard_negatives():
             toy_pairs(n, t)
 
 
-# --- python-docs --------------------------------------------------------------------------------------------------------
+# --- python-docs ----------------------------------------------------------------------------------
 
 
 def test_python_docs(docs):
@@ -156,7 +156,10 @@ def test_docstrings_are_split(docstring, name, expected):
 
 
 def test_names_are_those_of_the_public_face(tmp_path, monkeypatch):
-    """A package of our own: what is private is found under the name that shows it, and nothing is executed."""
+    """A package of our own: what is private is found under the name that shows it.
+
+    Nothing is executed.
+    """
     files = {
         "__init__.py": "from ._impl import shown, hidden as _hidden\nfrom .open import *\nraise SystemExit('executed!')\n",
         "_impl.py": 'def shown():\n    """Show it.\n\n    x"""\ndef unshown():\n    """No."""\ndef hidden():\n    """No."""\n',
@@ -195,7 +198,7 @@ def test_names_are_those_of_the_public_face(tmp_path, monkeypatch):
     }
 
 
-# --- the cache ----------------------------------------------------------------------------------------------------------
+# --- the cache ------------------------------------------------------------------------------------
 
 
 def test_cache_keeps_rebuilds_and_does_without(tmp_path, monkeypatch):
@@ -262,7 +265,7 @@ def test_cache_is_keyed_by_what_it_read(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-# --- files --------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def context(text, title="t", **more):
@@ -333,7 +336,10 @@ def test_dpr_with_a_test_file_trains_and_measures_answers(tmp_path):
 
 
 def test_margin_keeps_what_is_below(tmp_path):
-    """Its text says 'higher'; its code keeps a negative at least 3 below the positive, which is what makes sense."""
+    """Its text says 'higher', and its code keeps a negative at least 3 below the positive.
+
+    That is what makes sense.
+    """
     record = question(
         0,
         positive_ctxs=[context("yes", ce_score=5.0), context("also", ce_score=4.0)],
@@ -1100,7 +1106,10 @@ def test_a_list_is_read_the_same_in_any_pieces(tmp_path, items, chunk):
 
 
 def test_large_files_are_streamed(tmp_path):
-    """40 MB of DPR records whose passages are all the same: what is held is far less than the file."""
+    """40 MB of DPR records whose passages are all the same.
+
+    What is held is far less than the file.
+    """
     import tracemalloc
 
     text = "the same long passage " * 400

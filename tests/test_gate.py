@@ -1,4 +1,7 @@
-"""The gate: what the course promises, one test a promise. Each looks for faults, and each finds the fault that is planted here."""
+"""The gate: what the course promises, one test a promise.
+
+Each looks for faults, and each finds the fault that is planted here.
+"""
 
 import copy
 import json
@@ -52,7 +55,7 @@ def changed(name, cell, old, new, output=False):
     return book
 
 
-# --- form --------------------------------------------------------------------------------------------------------------
+# --- form -----------------------------------------------------------------------------------------
 
 
 def header(book):
@@ -115,7 +118,11 @@ def pictures(book):
 
 
 def cells(book):
-    """Short cells (of those whose code is shown, half have at most six lines), and lines that a screen of 1280 pixels shows whole beside JupyterLab's list of files."""
+    """Short cells, and lines that a screen shows whole.
+
+    Of the cells whose code is shown, half have at most six lines. The screen has 1280 pixels, with
+    JupyterLab's list of files on it.
+    """
     shown = [
         c.source
         for c in book.cells
@@ -137,7 +144,10 @@ def cells(book):
 
 
 def folded(book):
-    """A prediction's code is folded, and its first line, which JupyterLab still shows, gives nothing away."""
+    """A prediction's code is folded, and its first line gives nothing away.
+
+    JupyterLab still shows that line.
+    """
     found = [
         f"cell {n}'s first line is {c.source.splitlines()[0]!r}"
         for n, c in enumerate(book.cells)
@@ -241,7 +251,7 @@ def test_form_of_the_notebooks(faults, plants):
         assert faults(changed(*plant)), plant
 
 
-# --- links -------------------------------------------------------------------------------------------------------------
+# --- links ----------------------------------------------------------------------------------------
 
 
 def anchors(text):
@@ -275,11 +285,15 @@ def test_links_lead_somewhere():
     ) == ["NOWHERE.md", "NOTATION.md#nowhere"]
 
 
-# --- times, memory, sizes ----------------------------------------------------------------------------------------------
+# --- times, memory, sizes -------------------------------------------------------------------------
 
 
 def times(book, record):
-    """Seconds of computing measured above 1.3 times what the header promises, or below a third of it; class minutes a third off the plan, which is an estimate."""
+    """Seconds of computing or class minutes that are far off what the header promises.
+
+    Seconds: measured above 1.3 times of it, or below a third. Minutes: a third off the plan, which is
+    an estimate.
+    """
     said, class_time = lesson.header_seconds(book), lesson.header_minutes(book)
     planned = sum(map(lesson.minutes, lesson.sections(book, record.get("cells") or ())))
     found = (
@@ -366,7 +380,10 @@ def test_the_guide_has_what_the_records_say():
 
 
 def unguided(text):
-    """What a teacher needs and the guide lacks: for each notebook what to say, to ask and to cut, and what to answer; versions of the course."""
+    """What a teacher needs and the guide lacks.
+
+    For each notebook what to say, to ask and to cut, and what to answer; versions of the course.
+    """
     parts = {
         name[:2]: (re.findall(rf"^## {name[:2]} · .*?(?=^## |\Z)", text, re.M | re.S) or [""])[0]
         for name in BOOKS
@@ -394,7 +411,7 @@ def test_the_guide_has_what_a_teacher_needs():
         assert fault in unguided(planted), fault
 
 
-# --- share lines -------------------------------------------------------------------------------------------------------
+# --- share lines ----------------------------------------------------------------------------------
 
 
 def lines_of(text):
@@ -452,11 +469,14 @@ def test_share_lines_can_be_loaded(toy):
     )
 
 
-# --- README and docs ---------------------------------------------------------------------------------------------------
+# --- README and docs ------------------------------------------------------------------------------
 
 
 def page_faults(text):
-    """Figures of the README and the docs that the records, or the notebooks' kept outputs, do not have."""
+    """Figures of the README and the docs that no record has.
+
+    Records are also the notebooks' kept outputs.
+    """
     found = [
         mark
         for mark, table in cost.tables(read_records(COST)).items()
@@ -497,7 +517,7 @@ def test_figures_of_the_pages_are_those_of_the_records():
         assert page_faults(PAGES.replace(old, new)), old
 
 
-# --- Binder ------------------------------------------------------------------------------------------------------------
+# --- Binder ---------------------------------------------------------------------------------------
 
 
 def binder_faults(folder):
@@ -574,7 +594,7 @@ def test_binder_can_build(tmp_path):
     assert len(binder_faults(tmp_path)) == 9
 
 
-# --- run, alone and cut off --------------------------------------------------------------------------------------------
+# --- run, alone and cut off -----------------------------------------------------------------------
 
 
 def test_a_notebook_runs_without_a_network(tmp_path):

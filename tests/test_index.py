@@ -38,7 +38,7 @@ def trained(toy, tmp_path_factory):
     return folder, run
 
 
-# --- search -------------------------------------------------------------------------------------------------------------
+# --- search ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_of_equal_scores_the_lower_row_comes_first():
     assert rows.tolist() == [[0, 1, 2, 3, 4, 5]] and (scores == 4).all()
 
 
-# --- on disk ------------------------------------------------------------------------------------------------------------
+# --- on disk --------------------------------------------------------------------------------------
 
 
 def test_an_index_finds_what_the_run_finds(trained, toy, tmp_path):
@@ -98,7 +98,10 @@ def test_vectors_are_mapped_not_read(trained, toy, tmp_path):
 
 
 def test_twenty_thousand_passages_killed_and_gone_on_with(trained, tmp_path):
-    """SIGKILL at four moments of a build of five shards: whole shards stay and are not made again, and the end is that of an undisturbed build."""
+    """SIGKILL at four moments of a build of five shards.
+
+    Whole shards stay and are not made again, and the end is that of an undisturbed build.
+    """
     folder, _ = trained
     words = [f"w{n}" for n in range(500)]
     draw = np.random.default_rng(0)
@@ -204,7 +207,7 @@ def test_a_full_disk_leaves_whole_shards(trained, toy, tmp_path, monkeypatch):
     assert len(build(trained[0], toy.passages, tmp_path / "index", shard=100)) == 640
 
 
-# --- passages -----------------------------------------------------------------------------------------------------------
+# --- passages -------------------------------------------------------------------------------------
 
 
 def test_passages_are_read_from_beirs_and_dprs_files(tmp_path, toy):
@@ -241,7 +244,7 @@ def test_passages_are_read_from_beirs_and_dprs_files(tmp_path, toy):
         read_passages("wiki")
 
 
-# --- evaluation ---------------------------------------------------------------------------------------------------------
+# --- evaluation -----------------------------------------------------------------------------------
 
 
 def test_evaluation_in_shards_is_the_runs_own(trained, toy, tmp_path):
@@ -291,7 +294,10 @@ def test_an_index_of_another_corpus_is_judged_by_text_and_by_answers(trained, to
 
 
 def test_faiss_takes_an_index_from_here(trained, toy, tmp_path):
-    """The scale-out page's IVF-PQ over the shards, and its candidates ranked again by the true vectors."""
+    """The scale-out page's IVF-PQ over the shards.
+
+    Its candidates are ranked again by the true vectors.
+    """
     import faiss
 
     made = build(trained[0], toy.passages, tmp_path / "index", shard=100)

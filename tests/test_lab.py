@@ -27,7 +27,7 @@ def losses(lab):
     return [u.loss for u in lab.training.history]
 
 
-# --- what can be set ---------------------------------------------------------------------------------------------------
+# --- what can be set ------------------------------------------------------------------------------
 
 
 def test_every_setting_is_a_trait_with_its_default_and_range(toy):
@@ -285,7 +285,7 @@ def test_random_choices_of_all_settings_leave_a_whole(toy):
     assert 500 < refused < 3000
 
 
-# --- training ----------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 def test_run_is_the_run(toy):
@@ -363,7 +363,7 @@ def test_an_exception_is_a_sentence(toy, monkeypatch):
     assert losses(lab) == losses(whole), "the run goes on as if nothing had failed"
 
 
-# --- changes under way -------------------------------------------------------------------------------------------------
+# --- changes under way ----------------------------------------------------------------------------
 
 
 def test_learning_rate_and_memory_size_hold_from_the_next_update(toy):
@@ -471,7 +471,7 @@ def test_a_slider_dragged_wildly_leaves_all_consistent(toy):
     assert losses(again) == losses(lab)
 
 
-# --- share, ghosts, race -----------------------------------------------------------------------------------------------
+# --- share, ghosts, race --------------------------------------------------------------------------
 
 
 def test_share_load_same_run_to_the_bit(toy):
@@ -803,7 +803,7 @@ def test_an_interrupt_stops_and_run_goes_on(toy, monkeypatch):
     assert [(n, t.top20) for n, t in lab.tracks()] == [(n, t.top20) for n, t in whole.tracks()]
 
 
-# --- the player --------------------------------------------------------------------------------------------------------
+# --- the player -----------------------------------------------------------------------------------
 
 
 def test_without_a_loop_play_says_what_to_do(toy):

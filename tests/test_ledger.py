@@ -1,4 +1,7 @@
-"""The ledger: its records are complete, its verdicts follow from them, its errata are proved, and a quick run shows the signs."""
+"""The ledger: its records are complete, and its verdicts follow from them.
+
+Its errata are proved, and a quick run shows the signs.
+"""
 
 import copy
 import re

@@ -73,11 +73,14 @@ def gradient(run):
     return torch.cat([p.grad.flatten() for tower in run.learner.towers for p in tower.parameters()])
 
 
-# --- ContAccum against a loop -------------------------------------------------------------------------------------------
+# --- ContAccum against a loop ---------------------------------------------------------------------
 
 
 class Reference:
-    """ContAccum written plainly: lists for banks, a loop over rows and columns for the loss, autograd for the gradient."""
+    """ContAccum written plainly.
+
+    Lists for banks, a loop over rows and columns for the loss, autograd for the gradient.
+    """
 
     def __init__(self, run):
         s = self.settings = run.settings
@@ -157,7 +160,10 @@ class Reference:
     ],
 )
 def test_sixty_micro_batches_equal_the_loop(method, extra):
-    """Partial fill, eviction, a ragged last batch in each epoch, duplicates and hard negatives: all at once."""
+    """Partial fill, eviction, a ragged last batch in each epoch, duplicates and hard negatives.
+
+    All at once.
+    """
     pairs = crowded_pairs()
     steps = {} if method == "contaccum_no_accum" else dict(accumulation_steps=3)
     run = cl.Run(
@@ -192,7 +198,7 @@ def test_sixty_micro_batches_equal_the_loop(method, extra):
         assert len(run.passage_bank) == 12
 
 
-# --- identities ---------------------------------------------------------------------------------------------------------
+# --- identities -----------------------------------------------------------------------------------
 
 
 def test_grad_accum_with_one_step_is_dpr(toy):
@@ -233,7 +239,10 @@ def test_grad_cache_is_the_big_batch(hard, shape):
 
 
 def test_grad_cache_replays_dropout(toy):
-    """With noise on: the same vectors as one graph over all micro-batches gives, each under its own noise."""
+    """With noise on: the same vectors as one graph over all micro-batches gives.
+
+    Each is under its own noise.
+    """
     settings = cl.Settings.preset(
         "grad_cache", tower="bert", local_batch=4, accumulation_steps=3, **{**SMALL, "updates": 50}
     )

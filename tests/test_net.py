@@ -149,7 +149,7 @@ def test_a_run_that_is_saved_and_resumed_gives_what_was_recorded(name, record, t
     assert_close(values_of(resumed), record[name], tolerance)
 
 
-# --- files and lines of earlier versions -------------------------------------------------------------
+# --- files and lines of earlier versions ----------------------------------------------------------
 
 SAVED = (
     "contaccum, incremental",
@@ -181,7 +181,7 @@ def test_an_answers_line_of_an_earlier_version_is_read(record):
     assert json.loads(cl.answers(record["answers"])) == json.loads(record["answers"])
 
 
-# --- several processes and sentence-transformers -----------------------------------------------------
+# --- several processes and sentence-transformers --------------------------------------------------
 
 TWO_PROCESSES = (
     "--method contaccum --dtype float64 --dim 8 --local-batch 4 --accumulation-steps 2 --memory-size 8 "
@@ -255,7 +255,7 @@ def test_the_sentence_transformers_loss_gives_what_was_recorded(record):
     assert losses == pytest.approx(record["sentence-transformers"], rel=1e-10)
 
 
-# --- recording ---------------------------------------------------------------------------------------
+# --- recording ------------------------------------------------------------------------------------
 
 
 def record_again(with_saved_runs):

@@ -1,4 +1,7 @@
-"""Drawn options and configurations: each is read right, or refused in one sentence; none ends in a traceback."""
+"""Drawn options and configurations: each is read right, or refused in one sentence.
+
+None ends in a traceback.
+"""
 
 import contextlib
 import datetime
@@ -27,7 +30,10 @@ class Read(Exception):
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
-    """A function that gives what `contaccum WORDS` makes of its options: settings, or its exit status."""
+    """A function that gives what `contaccum WORDS` makes of its options.
+
+    Settings, or its exit status.
+    """
 
     def stop(*values):
         raise Read(values)
@@ -111,7 +117,10 @@ right_field = names.flatmap(lambda name: st.tuples(st.just(name), in_range(FIELD
 
 
 def expected(fields):
-    """The settings with these fields, a text of which is read as an option is, or 2 where they are refused."""
+    """The settings with these fields, or 2 where they are refused.
+
+    A text among the fields is read as an option is.
+    """
     try:
         made = Settings(
             **{

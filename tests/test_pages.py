@@ -1,4 +1,7 @@
-"""The pages for where no kernel runs: the recorded lab in one file, from the disk, with sliders that move; the course as HTML."""
+"""The pages for where no kernel runs.
+
+The recorded lab in one file, from the disk, with sliders that move; the course as HTML.
+"""
 
 import base64
 import copy

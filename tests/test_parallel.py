@@ -1,4 +1,7 @@
-"""Several processes against one: the same steps, in float64. Started by torchrun once for all methods (tests/parallel_worker.py)."""
+"""Several processes against one: the same steps, in float64.
+
+Started by torchrun once for all methods (tests/parallel_worker.py).
+"""
 
 import json
 import os
@@ -51,7 +54,10 @@ def launch(world, out, *arguments, script="parallel_worker.py"):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What 2 and 4 processes did, and what one does with the whole micro-batch: {1: …, (2, rank): …, (4, rank): …}."""
+    """{1: …, (2, rank): …, (4, rank): …}: what processes did.
+
+    What 2 and 4 did, and what one does with the whole micro-batch.
+    """
     out = tmp_path_factory.mktemp("parallel")
     single.small_bert(cl.load_pairs("toy"), 32, out / "bert")
     processes = {2: launch(2, out)}
@@ -124,7 +130,10 @@ def test_the_loss_for_sentence_transformers_gathers_with_gradients(found):
 
 
 def test_the_trainer_of_sentence_transformers_takes_the_same_steps_on_two(found):
-    """Its float32, its sampler, its DistributedDataParallel, its accumulation; and the banks are in the checkpoint, once."""
+    """Its float32, its sampler, its DistributedDataParallel, its accumulation.
+
+    And the banks are in the checkpoint, once.
+    """
     one, two = found[1], found[2, 0]
     for name in ("weights", "bank.position", "bank.keys", "bank.vectors"):
         assert (
@@ -139,7 +148,10 @@ def test_the_trainer_of_sentence_transformers_takes_the_same_steps_on_two(found)
 
 @pytest.mark.parametrize("kind", ["fsdp", "zero2", "zero3"])
 def test_the_trainer_takes_the_same_steps_on_towers_in_shards(found, kind):
-    """accelerate's FSDP, and DeepSpeed where it is installed: weights and banks of one process, to float32."""
+    """accelerate's FSDP, and DeepSpeed where it is installed.
+
+    Weights and banks of one process, to float32.
+    """
     if kind != "fsdp":
         pytest.importorskip("deepspeed")
     process = launch(2, found["files"], kind, script="sharded_worker.py")
@@ -162,7 +174,7 @@ def test_wrong_positives_would_be_seen(found, mistake):
     assert furthest(right, found[2, 0], mistake) > 1e-3
 
 
-# --- in one process ------------------------------------------------------------------------------------------------------
+# --- in one process -------------------------------------------------------------------------------
 
 
 def test_the_mistake_costs_what_the_loss_says():

@@ -1,4 +1,7 @@
-"""Pictures of notebooks, the equation view, and the measures and the intervention that notebooks 02 and 04 use."""
+"""Pictures of notebooks, the equation view, measures and an intervention.
+
+Notebooks 02 and 04 use the measures and the intervention.
+"""
 
 import math
 
@@ -119,7 +122,10 @@ def test_same_can_fail():
 @pytest.mark.parametrize("term", TERMS)
 @pytest.mark.parametrize("bank", [True, False])
 def test_a_term_lights_what_it_sums_over(term, bank):
-    """By autograd: the entries of S on which the term's share of a gradient depends are those that are lit."""
+    """By autograd: what is lit is what the term's share of a gradient depends on.
+
+    It depends on entries of S.
+    """
     local, memory = 2, 3
     view = cl.EquationView(local, memory, term, bank)
     lit = view.data()

@@ -1,4 +1,7 @@
-"""Number formats, checkpointed activations, compiled encoders, the memory cap: what each must leave as it was, and what it may change."""
+"""Number formats, checkpointed activations, compiled encoders, the memory cap.
+
+What each must leave as it was, and what it may change.
+"""
 
 import json
 import math
@@ -47,7 +50,7 @@ def distance(a, b):
     return norm([x - y for x, y in zip(a, b) if x is not None]) / norm(b)
 
 
-# --- autocast -----------------------------------------------------------------------------------------------------------
+# --- autocast -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tower", ["bag", "bert"])
@@ -102,7 +105,7 @@ def test_bf16_learns_resumes_and_is_taken_back(toy, tmp_path):
     assert run.evaluate()["top@20"] > 0.3
 
 
-# --- loss scale ---------------------------------------------------------------------------------------------------------
+# --- loss scale -----------------------------------------------------------------------------------
 
 
 def test_a_power_of_two_changes_no_bit(toy):
@@ -204,7 +207,7 @@ def test_fp16_trains_on_cuda(toy):
     assert run.learner.loss_scale.value > 1 and run.evaluate()["top@20"] > 0.25
 
 
-# --- checkpointed activations, compiled encoders ------------------------------------------------------------------------
+# --- checkpointed activations, compiled encoders --------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["contaccum", "grad_cache"])
@@ -267,7 +270,7 @@ def test_evaluation_takes_texts_of_like_length_together(toy):
     assert shapes == sorted(shapes) and len(shapes) == 3
 
 
-# --- the memory cap -----------------------------------------------------------------------------------------------------
+# --- the memory cap -------------------------------------------------------------------------------
 
 
 def test_sizes():

@@ -104,13 +104,19 @@ def strings(value):
 
 
 def words_of(outputs):
-    """What a reader of these outputs sees, on one line: tags, entities and ends of lines are gone."""
+    """What a reader of these outputs sees, on one line.
+
+    Tags, entities and ends of lines are gone.
+    """
     texts = (html.unescape(re.sub(r"<[^>]*>", " ", text)) for text in strings(outputs))
     return " ".join(" ".join(texts).split())
 
 
 def kept_texts(outputs, pairs):
-    """The titles of those pairs of whose query or passage the outputs have the first eight words."""
+    """The titles of pairs of which the outputs have the beginning.
+
+    The first eight words of a query or a passage are its beginning.
+    """
     shown = words_of(outputs)
     beginnings = ((p.title, t.split()[:8]) for p in pairs for t in (p.query, p.passage))
     return [title for title, words in beginnings if len(words) == 8 and " ".join(words) in shown]

@@ -65,7 +65,10 @@ def damaged(content, damage):
 
 
 def written(path, content, damage, packed):
-    """The path of the file with this content, and the damaged content; None if it cannot be unpacked."""
+    """The path of the file with this content, and the damaged content.
+
+    None if it cannot be unpacked.
+    """
     if not packed:
         content = damaged(content, damage)
         path.write_bytes(content)
@@ -109,7 +112,7 @@ def unpacked_lines(content):
     return [line for line in lines if line.strip()]
 
 
-# --- JSON lines ------------------------------------------------------------------------------------
+# --- JSON lines -----------------------------------------------------------------------------------
 
 NEGATIVES = st.lists(
     WORDS | st.fixed_dictionaries({"passage": WORDS}, optional={"title": TEXTS}), max_size=2
@@ -172,7 +175,7 @@ def test_json_lines_are_read_as_written(tmp_path, rows, escaped, end, mark, dama
         assert texts == jsonl_texts(map(json.loads, unpacked_lines(content)))
 
 
-# --- DPR -------------------------------------------------------------------------------------------
+# --- DPR ------------------------------------------------------------------------------------------
 
 CONTEXT = st.fixed_dictionaries({"title": TEXTS, "text": WORDS})
 QUESTIONS = st.lists(
@@ -233,7 +236,7 @@ def test_dpr_is_read_as_written(tmp_path, records, escaped, indent, mark, damage
         assert texts == dpr_texts(json.loads(content.decode("utf-8-sig")))
 
 
-# --- TSV -------------------------------------------------------------------------------------------
+# --- TSV ------------------------------------------------------------------------------------------
 
 
 def is_quoted(field):
@@ -243,7 +246,10 @@ def is_quoted(field):
 
 
 def fields_of(line):
-    """The fields by the rule, in another way: from tab to tab, until what lies between is quoted."""
+    """The fields by the rule, in another way.
+
+    From tab to tab, until what lies between is quoted.
+    """
     fields, line = [], line.removesuffix("\r") + "\t"
     while line:
         ends = [at for at, sign in enumerate(line) if sign == "\t"]
@@ -311,7 +317,7 @@ def test_tsv_is_read_as_written(tmp_path, rows, header, style, end, mark, wide, 
         assert texts == tsv_rows(content)
 
 
-# --- BEIR ------------------------------------------------------------------------------------------
+# --- BEIR -----------------------------------------------------------------------------------------
 
 DOCUMENTS = st.dictionaries(WORDS, st.tuples(TEXTS, TEXTS), min_size=1, max_size=3)
 QRELS = ("query-id", "corpus-id", "score")

@@ -45,7 +45,7 @@ def settings(method="contaccum", **fields):
     return cl.Settings.preset(method, **{**free, **memory, **fields})
 
 
-# --- order --------------------------------------------------------------------------------------------------------------
+# --- order ----------------------------------------------------------------------------------------
 
 
 def test_every_pair_once_an_epoch_and_the_same_for_every_method(toy):
@@ -173,7 +173,10 @@ def test_evaluation_touches_nothing(toy):
 
 
 def test_a_large_corpus_trains_and_ranks_the_same(toy, monkeypatch):
-    """Above a size only the passages that training meets are tokenized ahead, and the corpus goes through in parts."""
+    """Above a size only the passages that training meets are tokenized ahead.
+
+    The corpus goes through in parts.
+    """
     plain = cl.Run(toy, settings(hard_negatives=1))
     for module in ("batches", "retriever"):
         monkeypatch.setattr(f"contaccum_lite.core.{module}.SMALL_CORPUS", 100)
@@ -184,7 +187,7 @@ def test_a_large_corpus_trains_and_ranks_the_same(toy, monkeypatch):
     assert same(state(large), state(plain)) and large.evaluate() == plain.evaluate()
 
 
-# --- interruption -------------------------------------------------------------------------------------------------------
+# --- interruption ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["contaccum", "grad_cache", "momentum", "contaccum_no_past"])
@@ -215,7 +218,10 @@ def test_a_stale_generator_cannot_go_on(toy):
 
 @pytest.mark.parametrize("method", ["contaccum", "momentum", "grad_cache"])
 def test_ctrl_c_at_any_line(toy, method):
-    """A real SIGINT at 25 random lines of the library while it trains: the run ends as if nothing had happened."""
+    """A real SIGINT at 25 random lines of the library while it trains.
+
+    The run ends as if nothing had happened.
+    """
     before = signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # ignored where the tests were started in the background
@@ -262,7 +268,7 @@ def test_divergence_is_a_sentence_and_leaves_the_weights(toy):
     assert same(before, state(run))
 
 
-# --- save and resume ----------------------------------------------------------------------------------------------------
+# --- save and resume ------------------------------------------------------------------------------
 
 RESUME = """
 import sys, torch
@@ -365,7 +371,7 @@ def test_loading_what_is_not_there(toy, tmp_path):
         cl.Run.load(tmp_path, toy)
 
 
-# --- what it knows ------------------------------------------------------------------------------------------------------
+# --- what it knows --------------------------------------------------------------------------------
 
 
 def test_search_and_evaluate_agree(toy):

@@ -38,7 +38,10 @@ TIGHT = 1e-10
 
 
 class Words(torch.nn.Module):
-    """A model in float64 whose text vectors are sums of token vectors: small enough for any oracle."""
+    """A model in float64 whose text vectors are sums of token vectors.
+
+    Small enough for any oracle.
+    """
 
     def __init__(self, seed=0):
         super().__init__()
@@ -64,7 +67,10 @@ def texts(ids, pad_to=5):
 
 
 def batches(count, rows=4, columns=3, seed=1, repeats=True):
-    """Micro-batches of (rows, columns, 3) token ids, among them queries and passages that come again."""
+    """Micro-batches of (rows, columns, 3) token ids.
+
+    Among them are queries and passages that come again.
+    """
     draw = torch.Generator().manual_seed(seed)
     made = [torch.randint(1, 50, (rows, columns, 3), generator=draw) for _ in range(count)]
     if repeats:
@@ -81,7 +87,7 @@ def columns_of(batch, pad_to=5):
     return [texts(batch[:, column], pad_to) for column in range(batch.shape[1])]
 
 
-# --- against MultipleNegativesRankingLoss ------------------------------------------------------------------------------
+# --- against MultipleNegativesRankingLoss ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("columns", [2, 3, 4])
@@ -101,7 +107,7 @@ def test_without_memory_it_is_multiple_negatives_ranking(columns, similarity, sc
     assert found[0][1].norm() > 1e-3 and (found[0][1] - found[1][1]).abs().max() < TIGHT
 
 
-# --- against cl.info_nce -----------------------------------------------------------------------------------------------
+# --- against cl.info_nce --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -117,7 +123,10 @@ def test_without_memory_it_is_multiple_negatives_ranking(columns, similarity, sc
     ],
 )
 def test_with_banks_it_is_info_nce(columns, fields):
-    """Seven micro-batches of 4 into banks of 10: partial fill, eviction round the end, copies; loss, gradient and banks."""
+    """Seven micro-batches of 4 into banks of 10: partial fill, eviction round the end, copies.
+
+    Loss, gradient and banks.
+    """
     model, other = Words(), Words()
     loss = ContAccumLoss(model, 10, scale=20.0, **fields)
     keep = {
@@ -263,7 +272,10 @@ def filled():
 
 
 def refuses(loss, folder, content, says):
-    """That this content of a banks' file is refused in a sentence with its name, and changes nothing."""
+    """That this content of a banks' file is refused in a sentence with its name.
+
+    And that it changes nothing.
+    """
     file, before = folder / "contaccum.safetensors", loss.bank_state()
     file.write_bytes(content)
     with pytest.raises(ValueError, match=says) as raised:
@@ -530,7 +542,7 @@ def test_banks_loaded_in_inference_mode_are_trained_with(filled, tmp_path, load)
     assert len(loss) == 6 and not same_banks(loss, filled)
 
 
-# --- in the trainer ----------------------------------------------------------------------------------------------------
+# --- in the trainer -------------------------------------------------------------------------------
 
 
 class Plain(TransformerTower):
@@ -544,7 +556,10 @@ class Plain(TransformerTower):
 
 
 def small_bert(pairs, dim, folder):
-    """A small BERT without dropout, saved: the same weights for a Run and for a SentenceTransformer."""
+    """A small BERT without dropout, saved.
+
+    The same weights for a Run and for a SentenceTransformer.
+    """
     torch.manual_seed(0)
     tower = TransformerTower.small_bert(vocabulary_for(pairs), dim, pooling="mean", layers=1)
     tower.model.config.hidden_dropout_prob = tower.model.config.attention_probs_dropout_prob = 0.0
@@ -633,7 +648,10 @@ def weights(model):
 
 
 def test_training_resumed_is_training_that_was_not_interrupted(bert, triples, tmp_path):
-    """Past the end of an epoch (7 full updates and a short one of 90 pairs), with evaluations on the way."""
+    """Past the end of an epoch, with evaluations on the way.
+
+    An epoch of 90 pairs is 7 full updates and a short one.
+    """
     often = dict(
         save_strategy="steps", save_steps=5, eval_strategy="steps", eval_steps=2, max_steps=11
     )
@@ -886,7 +904,10 @@ def test_evaluation_in_the_trainer_leaves_the_banks(bert, triples, tmp_path):
 
 
 def test_python_docs_end_to_end_reaches_what_a_run_reaches(docs, tmp_path):
-    """The same model, pairs, order and settings: a Run and a SentenceTransformerTrainer end at the same Top@20."""
+    """The same model, pairs, order and settings.
+
+    A Run and a SentenceTransformerTrainer end at the same Top@20.
+    """
     updates, local, steps, memory = 80, 16, 3, 32
     passages = docs.passages[:2000]
     known = {passage.id for passage in passages}

@@ -1,4 +1,7 @@
-"""The second paper's ledger: verdicts from records, pictures of drift, the picture of the theory."""
+"""The second paper's ledger: verdicts from records, and its pictures.
+
+The pictures are of drift and of the theory.
+"""
 
 import copy
 import html
@@ -76,7 +79,10 @@ def test_a_large_network_with_few_pairs_is_worse_than_none_and_a_mass_of_pairs_m
 
 
 def test_a_short_run_shows_the_sign(docs):
-    """A cache 75 updates old, ridge and network: nearer to the fresh softmax than the cache as it is, with what training encodes anyway."""
+    """A cache 75 updates old, ridge and network.
+
+    Nearer to the fresh softmax than the cache as it is, with what training encodes anyway.
+    """
     run = cl.Run(docs, cl.Settings.parse("method=corrected_cache&corrector=ridge&updates=175"))
     for _ in run:
         pass
@@ -86,7 +92,7 @@ def test_a_short_run_shows_the_sign(docs):
     assert run.encodes["refresh"] == len(docs.passages) and set(run.encodes) == {"train", "refresh"}
 
 
-# --- pictures -----------------------------------------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------------------
 
 
 def test_the_drift_view_says_what_the_probe_has_seen(toy):

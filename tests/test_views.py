@@ -37,7 +37,7 @@ def image(png: bytes):
     return Image.open(io.BytesIO(png))
 
 
-# --- the matrix --------------------------------------------------------------------------------------------------------
+# --- the matrix -----------------------------------------------------------------------------------
 
 
 def test_matrix_is_the_micro_batchs(lab):
@@ -196,7 +196,7 @@ def test_a_smaller_matrix_lets_the_cursor_go(lab):
     assert grid.picked == []
 
 
-# --- the banks ---------------------------------------------------------------------------------------------------------
+# --- the banks ------------------------------------------------------------------------------------
 
 
 def test_banks_fill_and_evict_slot_by_slot(toy):
@@ -258,7 +258,7 @@ def test_a_slot_has_its_cell_at_any_size(toy, size):
     assert f"no slot {cells.size}" in lab.views.banks.describe("query", cells.size)
 
 
-# --- curves ------------------------------------------------------------------------------------------------------------
+# --- curves ---------------------------------------------------------------------------------------
 
 
 def test_curves_are_the_history(lab):
@@ -336,7 +336,7 @@ def test_after_a_reload_the_figure_is_the_present_one(lab):
     ]
 
 
-# --- the panel ---------------------------------------------------------------------------------------------------------
+# --- the panel ------------------------------------------------------------------------------------
 
 
 def test_controls_and_lab_follow_each_other(lab):
@@ -520,7 +520,7 @@ def test_closing_lets_the_widgets_go(toy):
     lab.run(1)  # still a lab
 
 
-# --- text of others ----------------------------------------------------------------------------------------------------
+# --- text of others -------------------------------------------------------------------------------
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -728,7 +728,10 @@ def test_methods_picture_tells_where_gradients_go():
 
 
 def test_one_update_of_the_figure_is_on_its_way(lab, monkeypatch):
-    """None before the page has drawn the figure, the next when it has answered, all that was missed when it comes back."""
+    """None before the page has drawn the figure, and the next when it has answered.
+
+    All that was missed is sent when it comes back.
+    """
     figure, sent = lab.views.curves.figure, []
     monkeypatch.setattr(
         curves.FigureWidget, "_send_update_msg", lambda self, *a, **k: sent.append(a), raising=False
@@ -791,7 +794,10 @@ def test_of_more_cells_than_a_canvas_has_room_for_the_strongest_are_sent(monkeyp
 
 
 def test_words_of_the_banks_keep_up_at_full_speed(toy):
-    """Words are due a few times a second, and then in whichever frame it is: not only in the frames in which the banks' pictures are drawn."""
+    """Words are due a few times a second, and then in whichever frame it is.
+
+    Not only in the frames in which the banks' pictures are drawn.
+    """
     lab = Lab(toy, updates=50, dim=8, memory_size=32)
     view = lab.views
     for grid in (*view.banks.grids.values(), view.matrix.grid):
