@@ -147,7 +147,7 @@ def check_refresh(settings) -> None:
         raise ValueError("refresh_banks is True, and there is no bank: set memory_size.")
     if settings.momentum or settings.corrector != "identity":
         raise ValueError(
-            "refresh_banks is True, and with momentum or a corrector the bank's vectors are changed "
+            "refresh_banks is True, and momentum or a corrector changes the bank's vectors "
             "already: set one of them to its default."
         )
 
