@@ -109,6 +109,35 @@ class DriftProbe:
         return drift
 
 
+@torch.no_grad()
+def bank_motion(run, count: int = 512) -> dict[str, float]:
+    """How far a run's passages have moved while they lay in the bank. Notebooks 04 and 07.
+
+    "collapse": ‖mean passage‖ / mean ‖passage‖, encoded now; 1 is one vector for all. With a bank
+    also "drift": the mean of ‖now − stored‖² / ‖now‖²; "shift": ‖mean(now) − mean(stored)‖ over the
+    mean distance of the passages from their mean, which is how far the cloud has moved in units of
+    its own width; "frozen": the share of the next micro-batch's softmax on the bank's columns.
+    Without a bank, the first `count` pairs are encoded. Changes nothing in the run.
+    """
+    bank, learner = run.passage_bank, run.learner
+    ids = bank.ids.numpy() if len(bank) else run.sampler.rows[:count]
+    now = learner.encode_without_noise(run.sampler.micro_batch(ids, hard_negatives=False)).passages
+    center = now.mean(0)
+    motion = {"collapse": float(center.norm() / now.norm(dim=1).mean())}
+    if not len(bank):
+        return motion
+    stored = learner.read_bank(bank, run.step_count)
+    width = (now - center).norm(dim=1).mean()
+    local = learner.encode_without_noise(next_micro_batch(run))
+    columns = torch.cat([local.passages, stored])
+    weights = (local.queries @ columns.T / run.settings.temperature).softmax(1)
+    change = ((now - stored) ** 2).sum(1) / (now**2).sum(1)
+    motion["drift"] = float(change.mean())
+    motion["shift"] = float((center - stored.mean(0)).norm() / width)
+    motion["frozen"] = float(weights[:, len(local.passages) :].sum(1).mean())
+    return motion
+
+
 def gradient_error(run) -> dict[int, tuple[float, float]]:
     """By the age of banked vectors: (cosine, relative error) of the towers' gradient.
 
