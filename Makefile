@@ -44,7 +44,7 @@ look: .venv/ready .venv/browser
 	$(BIN)/python -m benchmarks.look
 
 regime: .venv/ready
-	$(BIN)/python -m benchmarks.regime
+	$(BIN)/python -m benchmarks.ledger
 
 speed: .venv/ready
 	$(BIN)/python -m benchmarks.speed

@@ -84,10 +84,10 @@ def test_settings_stand_in_the_help_in_their_order(capsys):
 @pytest.mark.parametrize(
     "line",
     [
-        "method=contaccum&memory_size=64&seed=3&hard_negatives=2&shared=True&bank_hard_negatives=False",
-        "method=dpr&local_batch=16&temperature=0.5",
+        "method=contaccum&start=pretrained&memory_size=64&seed=3&hard_negatives=2&shared=True&bank_hard_negatives=False",
+        "method=dpr&start=random&local_batch=16&temperature=0.5",
         "method=contaccum&drop_query_bank_at=20&precision=bf16&tower=some/folder&compile=True",
-        "method=momentum&momentum=0.5",
+        "method=momentum&start=random&momentum=0.5",
     ],
 )
 def test_options_are_the_settings(line):
@@ -1145,7 +1145,7 @@ def test_the_ledger_is_that_of_the_docs(capsys):
 
 
 def test_a_ledger_without_records_is_a_sentence(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(records, "LEDGER", tmp_path / "ledger.json")
+    monkeypatch.setitem(records.STUDIES, "random", tmp_path / "ledger.json")
     status, _, err = call(capsys, "ledger")
     assert status == 2
     assert "records of the ledger's runs are not here" in err

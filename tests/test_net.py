@@ -68,7 +68,8 @@ def settings_of(name):
     return cl.Settings.preset(method, **fields)
 
 
-NAMES = [*cl.PRESETS, *EXTRAS]
+NEWER = ("pre_batch_corrected",)  # methods that came after the record
+NAMES = [*(name for name in cl.PRESETS if name not in NEWER), *EXTRAS]
 
 
 def pairs_of(name):
@@ -184,7 +185,7 @@ def test_an_answers_line_of_an_earlier_version_is_read(record):
 # --- several processes and sentence-transformers --------------------------------------------------
 
 TWO_PROCESSES = (
-    "--method contaccum --dtype float64 --dim 8 --local-batch 4 --accumulation-steps 2 --memory-size 8 "
+    "--start random --method contaccum --dtype float64 --dim 8 --local-batch 4 --accumulation-steps 2 --memory-size 8 "
     "--updates 6 --warmup 0 --learning-rate 0.01 --temperature 1"
 )
 
@@ -198,7 +199,8 @@ def losses_of_two_processes(folder):
         "2",
         "--standalone",
     ]
-    command = [*launch, "-m", "contaccum_lite", "train", "toy", *TWO_PROCESSES.split()]
+    # "--": else torchrun takes --start for the beginning of its own --start-method
+    command = [*launch, "-m", "--", "contaccum_lite", "train", "toy", *TWO_PROCESSES.split()]
     root = Path(__file__).parent.parent
     subprocess.run(
         [*command, "--out", folder], cwd=root, check=True, capture_output=True, timeout=300

@@ -10,7 +10,6 @@ import nbformat
 import pytest
 
 from contaccum_lite.data.types import Pair
-from tools import regime
 from tools.docs import TABLES, pages
 
 ROOT = Path(__file__).parent.parent
@@ -141,15 +140,6 @@ def test_a_text_of_others_is_found_however_it_is_written(shown):
     text = "Say 'a < b' and \"go on\" to the end"
     outputs = [[{"data": {"text/html": shown}, "metadata": {}}]]
     assert kept_texts(outputs, [Pair("a", text, "other", "a title")]) == ["a title"]
-
-
-def test_regime_tables_are_those_of_the_records():
-    known = regime.known()
-    assert set(known) == set(regime.plan())
-    assert regime.main_table(known) + "\n" == (TABLES / "regime.md").read_text()
-    rates = (TABLES / "regime-rates.md").read_text()
-    assert f"{regime.sentence(known)}\n\n{regime.rate_table(known)}\n" == rates
-    assert all(holds for _, holds in regime.claims(known).values())
 
 
 def table_faults(texts):

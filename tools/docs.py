@@ -9,12 +9,22 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from contaccum_lite.evidence import ledger, run
+from contaccum_lite.evidence.records import COST, markdown_table, read_records
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 GUIDE = ROOT / "notebooks" / "INSTRUCTOR.md"
 RECORDS = ROOT / "benchmarks" / "records"
 TABLES = ROOT / "docs" / "tables"
-VERDICTS = ("holds", "arises", "holds only when", "does not hold here", "not decided")
+VERDICTS = (
+    "holds",
+    "arises",
+    "does not arise",
+    "holds only when",
+    "does not hold here",
+    "not decided",
+)
 
 
 def pages() -> list[Path]:
@@ -39,15 +49,17 @@ def insert(name: str, text: str) -> None:
 
 
 def verdict_counts() -> str:
-    """How many claims have which verdict, counted in the two ledgers as they are written."""
-    rows = ["| claims of | " + " | ".join(VERDICTS) + " |", "|---" * (len(VERDICTS) + 1) + "|"]
-    for name, paper in (
-        ("ledger", "ContAccum (Kim, Lee and Kang, 2024)"),
-        ("stale", "corrector networks (Monath et al., 2024), and ours on stale caches"),
-    ):
-        table = (TABLES / f"{name}.md").read_text()
-        counts = Counter(re.findall(r"\| \*\*(.+?)\*\* \|", table))
-        if unknown := counts.keys() - set(VERDICTS):
-            raise ValueError(f"{name}.md has the verdict {unknown.pop()!r}: add it to VERDICTS.")
-        rows.append(f"| {paper} | " + " | ".join(str(counts[v]) for v in VERDICTS) + " |")
-    return "\n".join(rows)
+    """How many claims of the ledgers have which verdict, by regime."""
+    counts = {
+        f"ContAccum, {words}": counted
+        for words, counted in ledger.counts(run.ledger_books(), read_records(COST)).items()
+    }
+    stale_table = (TABLES / "stale.md").read_text()
+    stale = "corrector networks, and ours on stale caches (from random weights)"
+    counts[stale] = Counter(re.findall(r"\| \*\*(.+?)\*\* \|", stale_table))
+    rows = []
+    for words, counted in counts.items():
+        if unknown := counted.keys() - set(VERDICTS):
+            raise ValueError(f"{words}: add the verdict {unknown.pop()!r} to VERDICTS.")
+        rows.append([words, *(counted[verdict] for verdict in VERDICTS)])
+    return markdown_table(["claims of", *VERDICTS], rows)

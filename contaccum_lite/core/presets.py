@@ -100,6 +100,12 @@ PRESETS: dict[str, dict] = {
         fixed=_DUAL,
         defaults={"corrector": "ridge", "probes": 16},
     ),
+    "pre_batch_corrected": _method(
+        "pre-batch, corrected",
+        "a passage bank alone, corrected for age when it is read; no query bank",
+        fixed=_PASSAGES_ONLY,
+        defaults={"corrector": "ridge", "probes": 32},
+    ),
 }
 
 #: start -> where its sliders start: a larger bank needs vectors that move slowly.

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import NamedTuple
 
 
+from contaccum_lite.core.settings import Settings
 from contaccum_lite.utils.files import write_atomically
 
 FOLDER = Path(__file__).parent / "records"
-LEDGER, STALE, COST = (FOLDER / f"{name}.json" for name in ("ledger", "stale", "cost"))
+STALE, COST = FOLDER / "stale.json", FOLDER / "cost.json"
+#: study -> its file; the paper's ledger is one study for each start
+STUDIES = {
+    "pretrained": FOLDER / "ledger-pretrained.json",
+    "random": FOLDER / "ledger-random.json",
+    "failure": FOLDER / "failure.json",
+    "corrected": FOLDER / "corrected.json",
+}
 
 
 # --- files ------------------------------------------------------------------------------------
@@ -110,11 +119,39 @@ class PairedDifference(NamedTuple):
         return f"{self.mean:+.1f} ± {self.ci_half_width:.1f}"
 
 
-class RunRecords:
-    """Records of runs, by name and seed."""
+DECIDES = "mrr@10"  # the measure that a claim about accuracy is judged by
 
-    def __init__(self, records: list[dict]):
+
+class RunRecords:
+    """Records of runs, by name and seed. start: of their towers."""
+
+    def __init__(self, records: list[dict], start: str = "pretrained"):
         self.records = {(r["name"], r["seed"]): r for r in records}
+        self.start = start
+
+    def settings(self, name: str) -> Settings:
+        """The settings that a run was made with; its seed is the first."""
+        return Settings.parse(self.of(name)[0]["settings"])
+
+    def rates(self, name: str) -> dict[float, str]:
+        """The learning rates that this was run at -> the names of those runs."""
+        names = {}
+        for run, _ in self.records:
+            if run == name or re.fullmatch(rf"{re.escape(name)}, rate [\d.]+", run):
+                names[self.settings(run).learning_rate] = run
+        return dict(sorted(names.items()))
+
+    def own_rate(self, name: str) -> str:
+        """The name of this run at its own best rate: the highest MRR@10 of the dev pairs."""
+        rates = self.rates(name)
+        return max(rates.values(), key=lambda run: mean(self.values(run, "dev mrr@10")))
+
+    def at_own_rates(self) -> RunRecords:
+        """The same, where every run that was made at several rates is that at its own best one."""
+        names = list(dict.fromkeys(run for run, _ in self.records))
+        best = {name: self.own_rate(name) for name in names if ", rate " not in name}
+        records = [{**r, "name": name} for name, run in best.items() for r in self.of(run)]
+        return RunRecords(records, self.start)
 
     def seeds(self, *names: str) -> list[int]:
         """The seeds that all of these were run with. Raises `KeyError` where there are none."""
@@ -131,10 +168,10 @@ class RunRecords:
         """A run's records, one for each of its seeds or of these."""
         return [self.records[name, seed] for seed in seeds or self.seeds(name)]
 
-    def values(self, name: str, key: str = "top@20", seeds=None) -> list[float]:
+    def values(self, name: str, key: str = DECIDES, seeds=None) -> list[float]:
         """A number of each seed's run.
 
-        key: a measure ("top@20" and the like, in per cent), another number of the record, or what
+        key: a measure ("mrr@10" and the like, in per cent), another number of the record, or what
         the gradient-norm ratio was: "ratio" (median of the run's middle half), "last" or "most".
         """
         return [self.value(record, key) for record in self.of(name, seeds)]
@@ -150,13 +187,13 @@ class RunRecords:
             return max(record["trace"])
         return 100 * record[key] if "@" in key else record[key]
 
-    def format_mean(self, name: str, key: str = "top@20") -> str:
+    def format_mean(self, name: str, key: str = DECIDES) -> str:
         """Mean ± standard deviation over seeds."""
         values = self.values(name, key)
         spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
         return f"{mean(values):.1f}{spread}"
 
-    def difference(self, name: str, other: str, key: str = "top@20") -> PairedDifference:
+    def difference(self, name: str, other: str, key: str = DECIDES) -> PairedDifference:
         """How much higher `name` is than `other`, paired by seed."""
         seeds = self.seeds(name, other)
         pairs = zip(self.values(name, key, seeds), self.values(other, key, seeds))

@@ -1,9 +1,13 @@
-"""Run a ledger: what is not yet recorded is run, and the table is made from the records.
+"""Run a ledger: what is not yet recorded is run, and the tables are made from the records.
 
-    python -m contaccum_lite.evidence.run ledger            the paper's claims (about 19 minutes)
+    python -m contaccum_lite.evidence.run ledger            the paper's claims, in both regimes:
+                                                            fine-tuned, then from random weights
+    python -m contaccum_lite.evidence.run pretrained        one of the two regimes alone
     python -m contaccum_lite.evidence.run ledger --quick    a few runs at a quarter of their length
                                                             (under 90 s), which show the signs;
                                                             nothing is written
+    python -m contaccum_lite.evidence.run failure           when a one-sided bank fails
+    python -m contaccum_lite.evidence.run corrected         the two papers together
     python -m contaccum_lite.evidence.run stale             the second paper's claims
 
 With --fresh everything is run again. Each record is written to `contaccum_lite/evidence/records`
@@ -21,10 +25,17 @@ import torch
 from tqdm import tqdm
 
 from contaccum_lite.data.load import load_pairs
-from contaccum_lite.evidence import ledger, records, runs, stale_claims
+from contaccum_lite.evidence import ledger, records, regime, runs, stale_claims, studies
+from contaccum_lite.evidence.runs import RunSpec
 
 QUICK = ("DPR 128", "GradAccum 8", "ContAccum 8", "w/o M_q", "w/o M_q, common part removed")
 CURVES = "curves"  # in place of a run's name: one seed's `stale_claims.curves`
+#: study -> name -> what is run
+PLANS: dict[str, dict[str, RunSpec]] = {
+    **runs.RUNS,
+    "failure": studies.failure_plan(),
+    "corrected": studies.corrected_plan(),
+}
 
 
 @functools.cache
@@ -33,10 +44,10 @@ def _pairs():
     return load_pairs("python-docs", progress=False)
 
 
-def run_of_ledger(job: tuple[str, int, int]) -> dict:
-    """A record of `runs.train`, in a process of one thread. job: name, seed, step_divisor."""
-    name, seed, step_divisor = job
-    return runs.train(name, seed, _pairs(), step_divisor)
+def run_of_study(job: tuple[str, str, int, int]) -> dict:
+    """A record of `runs.train`, in one thread. job: study, name, seed, step_divisor."""
+    study, name, seed, step_divisor = job
+    return runs.train(name, seed, _pairs(), PLANS[study][name], step_divisor)
 
 
 def run_of_stale(job: tuple[str, int]) -> dict | list[dict]:
@@ -49,32 +60,34 @@ def run_of_stale(job: tuple[str, int]) -> dict | list[dict]:
 
 def in_processes(act: Callable, jobs: list[tuple]) -> Iterator:
     """The results of `act` on these jobs as they come, from two processes."""
+    _pairs()  # what is built is in the cache before two processes look for it
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         results = pool.imap_unordered(act, jobs)
         yield from tqdm(results, total=len(jobs), desc="runs", smoothing=0)
 
 
-def known_ledger() -> list[dict]:
-    """The paper's records that still stand for what `runs.RUNS` says."""
-    return records.still_planned(records.read_records(records.LEDGER, []), runs.RUNS)
+def known_records(study: str) -> list[dict]:
+    """The records of a study that still stand for what its plan says."""
+    return records.still_planned(records.read_records(records.STUDIES[study], []), PLANS[study])
 
 
-def planned_ledger() -> list[tuple[str, int, int]]:
-    """All jobs of the paper's ledger, in the order of its records."""
-    return [(name, seed, 1) for name, spec in runs.RUNS.items() for seed in spec.seeds]
+def planned(study: str) -> list[tuple[str, int]]:
+    """(name, seed) of all runs of a study, in the order of its records."""
+    return [(name, seed) for name, spec in PLANS[study].items() for seed in spec.seeds]
 
 
-def update_ledger(fresh: bool = False) -> list[dict]:
-    """Run what the paper's ledger lacks, or all of it, and give its records."""
-    results = [] if fresh else known_ledger()
+def update_study(study: str, fresh: bool = False) -> list[dict]:
+    """Run what a study's records lack, or all of it, and give its records."""
+    results = [] if fresh else known_records(study)
     done = {(r["name"], r["seed"]) for r in results}
-    jobs = [job for job in planned_ledger() if job[:2] not in done]
-    jobs.sort(key=lambda job: -runs.RUNS[job[0]].settings.updates)  # the long ones first
-    order = {job[:2]: number for number, job in enumerate(planned_ledger())}
-    for record in in_processes(run_of_ledger, jobs) if jobs else ():
+    missing = [run for run in planned(study) if run not in done]
+    missing.sort(key=lambda run: -PLANS[study][run[0]].settings.updates)  # the long ones first
+    order = {run: number for number, run in enumerate(planned(study))}
+    jobs = [(study, name, seed, 1) for name, seed in missing]
+    for record in in_processes(run_of_study, jobs) if jobs else ():
         results.append(record)
         results.sort(key=lambda r: order[r["name"], r["seed"]])
-        records.write_record_lines(records.LEDGER, results)
+        records.write_record_lines(records.STUDIES[study], results)
     return results
 
 
@@ -105,16 +118,41 @@ def update_stale(fresh: bool = False) -> dict[str, list[dict]]:
     return results
 
 
-def ledger_tables(results: list[dict] | None = None) -> dict[str, str]:
-    """The paper's table by its mark in the docs, from these records or those on disk."""
-    results = known_ledger() if results is None else results
-    cost = records.read_records(records.COST)
-    if not results or not cost:
-        raise ValueError(
-            "the records of the ledger's runs are not here: they come with the package, in "
-            f"{records.FOLDER}; install it again."
-        )
-    return {"ledger": ledger.table(results, cost)}
+def ledger_books() -> dict[str, records.RunRecords]:
+    """The records of the paper's ledger, of both starts. Raises `ValueError` where they are not."""
+    books = {}
+    for start in runs.STARTS:
+        results = known_records(start)
+        if not results:
+            raise ValueError(
+                "the records of the ledger's runs are not here: they come with the package, in "
+                f"{records.FOLDER}; install it again."
+            )
+        books[start] = records.RunRecords(results, start)
+    return books
+
+
+def ledger_tables() -> dict[str, str]:
+    """The tables of the paper's ledger by their marks in the docs, from the records."""
+    books, cost = ledger_books(), records.read_records(records.COST)
+    tables = {"ledger": ledger.table(books, cost)}
+    for start, book in books.items():
+        tables[f"regime-{start}"] = regime.main_table(book)
+        tables[f"rates-{start}"] = regime.rate_table(book)
+        tables[f"figure3-{start}"] = regime.figure3_table(book)
+        tables[f"cause-{start}"] = regime.cause_table(book)
+        tables[f"defaults-{start}"] = regime.chosen_defaults(book)
+    tables["halves-pretrained"] = regime.cause_sentence(books["pretrained"])
+    return tables
+
+
+def study_tables(which: str) -> dict[str, str]:
+    """The tables of one of our own studies, or of the ledger."""
+    if which in ("failure", "corrected"):
+        results = known_records(which)
+        make_table = studies.failure_table if which == "failure" else studies.corrected_table
+        return {which: make_table(results)}
+    return ledger_tables()
 
 
 def stale_tables(results: dict[str, list[dict]] | None = None) -> dict[str, str]:
@@ -126,12 +164,16 @@ def stale_tables(results: dict[str, list[dict]] | None = None) -> dict[str, str]
     }
 
 
-def quick() -> None:
+def quick(start: str) -> None:
     """Print what a few short runs show."""
-    short_runs = list(in_processes(run_of_ledger, [(name, 0, 4) for name in QUICK]))
+    jobs = [(start, name, 0, 4) for name in QUICK]
+    short_runs = list(in_processes(run_of_study, jobs))
     for r in sorted(short_runs, key=lambda r: QUICK.index(r["name"])):
         ratio = r["trace"][len(r["trace"]) // 2]
-        print(f"{r['name']:32s} Top@20 {100 * r['top@20']:5.1f}   ratio in the middle {ratio:6.1f}")
+        print(f"{r['name']:32s} MRR@10 {100 * r['mrr@10']:5.1f}   ratio in the middle {ratio:6.1f}")
+
+
+STUDIES_OF = {"ledger": runs.STARTS, "failure": ("failure",), "corrected": ("corrected",)}
 
 
 def main(arguments: list[str] | None = None) -> dict[str, str]:
@@ -141,17 +183,19 @@ def main(arguments: list[str] | None = None) -> dict[str, str]:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("which", choices=("ledger", "stale"))
+    parser.add_argument("which", choices=(*STUDIES_OF, *runs.STARTS, "stale"))
     parser.add_argument("--fresh", action="store_true", help="run everything again")
     parser.add_argument("--quick", action="store_true", help="ledger: a few short runs")
     options = parser.parse_args(arguments)
     if options.quick:
-        quick()
+        quick("random" if options.which == "random" else "pretrained")
         return {}
-    if options.which == "ledger":
-        tables = ledger_tables(update_ledger(options.fresh))
-    else:
+    if options.which == "stale":
         tables = stale_tables(update_stale(options.fresh))
+    else:
+        for study in STUDIES_OF.get(options.which, (options.which,)):
+            update_study(study, options.fresh)
+        tables = study_tables(options.which)
     print("\n\n".join(tables.values()))
     return tables
 

@@ -22,4 +22,5 @@ STYLES = {
     "corrected_cache": ("#D55E00", "solid"),
     "oracle_cache": ("#CC79A7", "solid"),
     "contaccum_corrected": ("#009E73", "dash"),
+    "pre_batch_corrected": ("#D55E00", "dashdot"),
 }
