@@ -599,7 +599,7 @@ def table(books: dict[str, RunRecords], cost: dict[str, list[dict]]) -> str:
         row = [claim.statement, claim.section, claim.paper]
         for start in STARTS:
             shared, own = judged[start].get(claim.name, (None, None))
-            row += [_cell(shared), _cell(own)]
+            row += [cell(shared), cell(own)]
         rows.append(row)
     header = ["claim", "place", "paper"]
     for start in STARTS:
@@ -607,7 +607,8 @@ def table(books: dict[str, RunRecords], cost: dict[str, list[dict]]) -> str:
     return markdown_table(header, rows)
 
 
-def _cell(verdict: Verdict | None) -> str:
+def cell(verdict: Verdict | None) -> str:
+    """A verdict with its figures in one cell of a table; a dash where there is none."""
     if verdict is None:
         return "–"
     return f"**{verdict.verdict}** {verdict.ours}. {verdict.sentence}"
