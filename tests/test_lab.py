@@ -294,9 +294,94 @@ def test_run_is_the_run(toy):
     alone = cl.Run(toy, lab.settings)
     assert losses(lab) == [u.loss for u in alone] and lab.done
     assert [u for u, _ in lab.track.top20] == [0, 4, 8, 12]
+    assert lab.track.scores[-1] == (12, alone.evaluate())
     assert lab.track.top20[-1][1] == alone.evaluate()["top@20"]
-    assert f"{alone.evaluate()['top@20']:.1%}" in lab.summary
+    assert lab.track.mrr[-1][1] == alone.evaluate()["mrr@10"]
+    assert f"MRR@10 {alone.evaluate()['mrr@10']:.1%}" in lab.summary
+    assert f"Top@20 {alone.evaluate()['top@20']:.1%}" in lab.summary
     assert f"{alone.history[-1].grad_norm_ratio:.2f}" in lab.summary
+
+
+@pytest.mark.parametrize("start", ["pretrained", "random"])
+def test_the_first_evaluation_is_the_untrained_towers(toy, start):
+    lab = small(toy, start=start)
+    lab.run(1)
+    untrained = cl.Run(toy, lab.settings).evaluate()
+    assert lab.track.scores[0] == (0, untrained) and lab.track.before == untrained
+
+
+def evaluations(monkeypatch):
+    """The updates at which a run is really evaluated, from now on."""
+    made, evaluate = [], cl.Run.evaluate
+
+    def count(run, split="test"):
+        made.append(run.step_count)
+        return evaluate(run, split)
+
+    monkeypatch.setattr(cl.Run, "evaluate", count)
+    return made
+
+
+def test_a_race_evaluates_its_common_start_once(monkeypatch):
+    made = evaluations(monkeypatch)
+    lab = small(cl.load_pairs("toy"), updates=1)
+    lab.race()
+    assert made.count(0) == 1 and made.count(1) == 4
+
+
+@pytest.mark.parametrize(
+    "fields", [dict(seed=7), dict(dim=8), dict(ending="unit"), dict(query_tokens=2)]
+)
+def test_another_start_is_evaluated_by_itself(fields):
+    pairs = cl.load_pairs("toy")
+    first = small(pairs, start="random", ending="none")  # it has the weights of ending="unit"
+    first.run(1)
+    lab = Lab(pairs, **{**SMALL, "start": "random", "ending": "none", **fields})
+    lab.run(1)
+    assert lab.track.before == cl.Run(pairs, lab.settings).evaluate() != first.track.before
+
+
+def test_weights_changed_by_hand_are_evaluated_as_they_are():
+    pairs = cl.load_pairs("toy")
+    small(pairs).run(1)
+    lab = small(pairs)
+    with torch.no_grad():
+        for parameter in lab.training.passage_tower.parameters():
+            parameter.copy_(torch.rand_like(parameter))
+    expected = lab.training.evaluate()
+    lab.run(1)
+    assert lab.track.before == expected
+
+
+def test_stop_during_the_first_evaluation_leaves_it_to_the_next(monkeypatch):
+    made = evaluations(monkeypatch)
+    lab = small(cl.load_pairs("toy"))
+    assert lab._do_next_work() == "look"
+    lab.stop()
+    assert lab.track.scores == [] and made == []
+    lab.run(1)
+    assert [update for update, _ in lab.track.scores] == [0]
+
+
+@pytest.mark.parametrize(
+    "start, words",
+    [("pretrained", "fine-tuned from a pretrained start"), ("random", "from random weights")],
+)
+def test_the_summary_names_the_start(toy, start, words):
+    lab = small(toy, start=start)
+    assert words in lab.summary
+    lab.run(1)
+    assert words in lab.summary
+
+
+def test_the_table_has_mrr_before_and_after(toy):
+    lab = small(toy)
+    lab.run(4)
+    head, _, row = (line.split(" | ") for line in lab.table().split("\n"))
+    cells = dict(zip(head, row))
+    assert cells["MRR@10 before fine-tuning"] == f"{lab.track.mrr[0][1]:.1%}"
+    assert cells["MRR@10"] == f"{lab.track.mrr[-1][1]:.1%}"
+    assert cells["Top@20"] == f"{lab.track.top20[-1][1]:.1%}"
 
 
 def test_steps_of_both_sizes_go_on_from_each_other(toy):
@@ -734,8 +819,10 @@ def test_a_race_is_fair_and_tells_its_lessons(toy):
     assert methods == ["DPR", "GradAccum", "pre-batch", "ContAccum"]
     for track in found.values():
         assert track.run.settings.total_batch == 24 and track.run.step_count == 12
-        assert f"{track.top20[-1][1]:.1%}" in lab.table()
-        assert f"{track.top20[-1][1]:.1%}" in lab.what_we_saw()
+        for scores in (track.mrr, track.top20):
+            assert f"{scores[-1][1]:.1%}" in lab.table()
+            assert f"{scores[-1][1]:.1%}" in lab.what_we_saw()
+        assert f"Before fine-tuning: MRR@10 {track.before['mrr@10']:.1%} " in lab.what_we_saw()
     first = [
         next(iter(cl.Run(toy, t.run.settings).query_tower.parameters())) for t in found.values()
     ]
@@ -771,7 +858,7 @@ def test_a_towers_path_is_text_in_the_table(toy, name):
     track.start = lab.settings.replace(tower=name)
     said = names([lab.track, track])
     rows = table(zip(said, [lab.track, track])).split("\n")
-    assert len(rows) == 4 and {row.count("|") for row in rows} == {8}
+    assert len(rows) == 4 and {row.count("|") for row in rows} == {10}
     cell = rows[-1].split("|")[1]
     assert not re.search(r"[*<>`\[\]$~\\\x1b]|(?<!\w)_|_(?!\w)", cell)
     assert unescape(cell).strip() == one_line(said[1]) and one_line(name) in unescape(cell)

@@ -275,7 +275,7 @@ def test_curves_are_the_history(lab):
     ]
     assert lines["norms", "query tower"]["y"] == [u.grad_norm_query for u in run.history]
     assert lines["ratio", "ContAccum"]["y"] == [u.grad_norm_ratio for u in run.history]
-    assert lines["top20", "ContAccum"]["y"] == [100 * v for _, v in lab.track.top20]
+    assert lines["mrr", "ContAccum"]["y"] == [100 * v for _, v in lab.track.mrr]
     assert dict(
         zip(lines["mass", "similarity mass"]["x"], lines["mass", "similarity mass"]["y"])
     ) == cl.similarity_mass(run)
@@ -307,15 +307,89 @@ def test_ghosts_stay_as_lines(lab):
         ("pre-batch", False),
     ]
     assert lines[0]["y"] == first
-    assert "Earlier runs: ContAccum, Top@20" in view.sentence
+    assert "Earlier runs: ContAccum, MRR@10" in view.sentence
     assert len({line["dash"] for line in lines}) == 2
     drawn = [t for t in view.figure.data if t.showlegend]
-    assert [t.name for t in drawn] == ["ContAccum", "pre-batch"]
-    assert len(view.figure.data) == 3 * (GHOSTS + 1) + 4
+    assert [t.name for t in drawn] == ["ContAccum", "pre-batch", "before fine-tuning"]
+    assert len(view.figure.data) == 3 * (GHOSTS + 1) + 5
     for turn in range(GHOSTS + 2):
         lab.reset()
         lab.run(1)
-    assert len([t for t in view.figure.data if t.showlegend]) == GHOSTS + 1
+    runs = [t for t in view.figure.data if t.showlegend and t.name != "before fine-tuning"]
+    assert len(runs) == GHOSTS + 1
+
+
+STARTS = {"pretrained": "before fine-tuning", "random": "untrained"}
+
+
+@pytest.mark.parametrize("start, label", STARTS.items())
+def test_a_dotted_line_is_mrr_before_the_first_update(toy, start, label):
+    lab = Lab(toy, **SMALL, start=start)
+    view, untrained = lab.views.curves, 100 * cl.Run(toy, lab.settings).evaluate()["mrr@10"]
+    lab.run(8)
+    view.draw()
+    [line] = [line for line in view.lines() if line["name"] == label]
+    assert (line["panel"], line["dash"], line["x"]) == ("mrr", "dot", [0, 8])
+    assert line["y"] == [untrained, untrained]
+    [trace] = [trace for trace in view.figure.data if trace.name == label]
+    assert list(trace.y) == line["y"] and trace.showlegend and trace.line.dash == "dot"
+
+
+@pytest.mark.parametrize("start, label", STARTS.items())
+def test_a_still_names_the_line_before_the_first_update(toy, start, label):
+    lab = Lab(toy, **SMALL, start=start)
+    lab.run(4)
+    figure = stills.new(9, 5)
+    lab.views.curves.still(figure)
+    legend = [text.get_text() for text in figure.axes[-1].get_legend().get_texts()]
+    assert legend == ["ContAccum", label]
+
+
+def test_the_dotted_line_is_that_of_the_run_under_way(toy):
+    lab = Lab(toy, **SMALL)
+    lab.run(4)
+    lab.start = "random"
+    lab.reset()
+    lab.run(4)
+    lab.views.curves.draw()
+    drawn = [trace.name for trace in lab.views.curves.figure.data if trace.showlegend]
+    assert drawn[-1] == "untrained" and "before fine-tuning" not in drawn
+
+
+def test_before_an_evaluation_there_is_no_dotted_line(toy):
+    lab = Lab(toy, **SMALL)
+    assert not [line for line in lab.views.curves.lines() if line["x"]]
+
+
+def test_every_curve_begins_before_the_first_update(toy):
+    lab = Lab(toy, **{**SMALL, "updates": 2})
+    lab.race()
+    lines = [line for line in lab.views.curves.lines() if line["panel"] == "mrr" and line["x"]]
+    assert len(lines) == 5 and all(line["x"][0] == 0 for line in lines)
+    assert len({line["y"][0] for line in lines}) == 1
+
+
+def test_the_sentence_under_the_curves_quotes_mrr_and_top20(lab):
+    lab.run(1)  # its evaluation after update 4
+    alone = cl.Run(lab.pairs, lab.settings)
+    before = alone.evaluate()
+    for _ in range(4):
+        alone.step()
+    after = alone.evaluate()
+    assert (
+        f"MRR@10 {after['mrr@10']:.1%} and Top@20 {after['top@20']:.1%} after update 4, "
+        f"before fine-tuning {before['mrr@10']:.1%} and {before['top@20']:.1%}."
+        in lab.views.curves.sentence
+    )
+
+
+def test_before_the_first_update_the_sentence_says_what_the_towers_find(toy):
+    lab = Lab(toy, **SMALL)
+    lab.step("micro-batch")
+    lab.stop()
+    assert lab.views.curves.sentence.startswith(
+        "No update yet: no curve. Before fine-tuning MRR@10 "
+    )
 
 
 def test_long_curves_are_thinned_by_medians():
@@ -397,7 +471,7 @@ def test_buttons_do_what_they_say(lab):
 
 def test_a_line_that_is_written_is_loaded(lab):
     lab.views.line.value = "method=dpr&seed=9&dim=16"
-    assert lab.training.settings == cl.Settings(method="dpr", seed=9, dim=16)
+    assert lab.training.settings == cl.Settings(method="dpr", start="random", seed=9, dim=16)
 
 
 def test_a_line_that_cannot_be_read_is_said(lab):
@@ -630,7 +704,7 @@ def sendable(*outputs):
 
 @pytest.mark.parametrize("text", HALVES)
 def test_half_a_character_can_be_drawn(text, lab):
-    lines = [curves._line("top20", text, [1, 2], [1, 2], "#000000", "solid", 1)]
+    lines = [curves._line("mrr", text, [1, 2], [1, 2], "#000000", "solid", 1)]
     figure = stills.new(4, 3)
     stills.curves(figure, lines, curves.PANELS)
     assert image(stills.png(figure, text)).width > 100 and sendable(curves._label(text))
@@ -684,7 +758,7 @@ def test_every_line_of_a_picture_is_in_its_legend(name):
     assert shown == [stills.literal(name), "b"]
     figure = stills.new(4, 3)
     stills.curves(
-        figure, [curves._line("top20", name, [1, 2], [1, 2], "#000000", "solid", 1)], curves.PANELS
+        figure, [curves._line("mrr", name, [1, 2], [1, 2], "#000000", "solid", 1)], curves.PANELS
     )
     assert [text.get_text().strip() for text in figure.axes[-1].get_legend().get_texts()] == [
         stills.literal(name)

@@ -1,4 +1,4 @@
-"""The curves of a lab: loss, gradient norms and their ratio, Top@20, similarity mass by age."""
+"""The curves of a lab: loss, gradient norms and their ratio, MRR@10, similarity mass by age."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 
 from contaccum_lite.diagnostics import measure
 from contaccum_lite.lab import stills
-from contaccum_lite.lab.history import GHOSTS
+from contaccum_lite.lab.history import GHOSTS, format_scores
 from contaccum_lite.lab.style import STYLES
 from contaccum_lite.lab.view import View, paragraph
 from contaccum_lite.utils.text import without_halves
@@ -23,7 +23,7 @@ PANELS = {
     "loss": ("loss; dashed: log N", False),
     "norms": ("gradient norms: query –, passage - -", True),
     "ratio": ("passage ÷ query gradient norm", True),
-    "top20": ("Top@20, % of test queries", False),
+    "mrr": ("MRR@10 of the test queries, %", False),
     "mass": ("similarity mass by age, updates", False),
 }
 _GREY, _BLUE, _ORANGE, _GREEN = "#8A8A8A", "#0072B2", "#D55E00", "#009E73"
@@ -32,9 +32,10 @@ _MAX_POINTS = 200  # of a line
 
 
 class CurvesView(View):
-    """Loss, gradient norms, their ratio, Top@20 and similarity mass by age.
+    """Loss, gradient norms, their ratio, MRR@10 and similarity mass by age.
 
-    Earlier runs are thin lines. Notebooks 04 and 05.
+    Earlier runs are thin lines; MRR@10 before the first update is a dotted one. Notebooks 04 and
+    05.
     """
 
     title, wide = "Curves", (9.6, 5.2)
@@ -72,6 +73,7 @@ class CurvesView(View):
         ages, masses = list(mass), list(mass.values())
         return [
             *lines,
+            _start_line(self.lab.track, lines),
             _line("loss", "log N: knowing nothing", steps, uniform, _GREY, "dash", 1.5),
             _line("norms", "query tower", steps, query, _BLUE, "solid", 2),
             _line("norms", "passage tower", steps, passage, _ORANGE, "dash", 2),
@@ -95,16 +97,15 @@ class CurvesView(View):
     @property
     def sentence(self) -> str:
         earlier = _describe_earlier(self.lab.tracks()[:-1])
-        run, top20, micro = self.lab.training, self.lab.track.top20, self.lab.micro
+        run, micro, accuracy = self.lab.training, self.lab.micro, self.lab.track.accuracy
+        score = f" {accuracy[0].upper()}{accuracy[1:]}." if accuracy else ""
         if not run.history:
-            return "No update yet: no curve." + earlier
+            return f"No update yet: no curve.{score}{earlier}"
         last = run.history[-1]
         columns = last.negatives + 1
-        short = score = ""
+        short = ""
         if micro is not None and 0 < micro.local < run.settings.local_batch:
             short = f"; the last micro-batch of an epoch has {micro.local} pairs"
-        if top20:
-            score = f" Top@20 {top20[-1][1]:.1%} after update {top20[-1][0]}."
         return (
             f"After update {last.step}: loss {last.loss:.2f} (log {columns} = "
             f"{math.log(columns):.2f}{short}); gradient norms {last.grad_norm_query:.3g} (query "
@@ -122,23 +123,33 @@ def _numbers(track) -> dict:
         loss=[u.loss for u in history],
         ratio=[u.grad_norm_ratio for u in history],
         norms=[(u.grad_norm_query, u.grad_norm_passage) for u in history],
-        top20=list(track.top20),
+        mrr=track.mrr,
+        top20=track.top20,
     )
 
 
 def _run_lines(name: str, track, ghost: bool) -> list[dict]:
-    """A run's loss, ratio and Top@20; empty without a track."""
-    history, top20, method = [], [], None
+    """A run's loss, ratio and MRR@10; empty without a track."""
+    history, mrr, method = [], [], None
     if track is not None:
-        history, top20, method = track.run.history, track.top20, track.run.settings.method
+        history, mrr, method = track.run.history, track.mrr, track.run.settings.method
     style = *STYLES.get(method, (_GREY, "solid")), 1.2 if ghost else 3, ghost
     steps = [u.step for u in history]
-    updates, scores = [update for update, _ in top20], [100 * score for _, score in top20]
+    updates, scores = [update for update, _ in mrr], [100 * score for _, score in mrr]
     return [
         _line("loss", name, steps, [u.loss for u in history], *style),
         _line("ratio", name, steps, [u.grad_norm_ratio for u in history], *style),
-        _line("top20", name, updates, scores, *style) | {"markers": not ghost},
+        _line("mrr", name, updates, scores, *style) | {"markers": not ghost},
     ]
+
+
+def _start_line(track, lines: list[dict]) -> dict:
+    """MRR@10 before the first update, as wide as the curves; empty until it is computed."""
+    name, x, y = "", [], []
+    if track.before is not None:
+        ends = [line["x"][-1] for line in lines if line["panel"] == "mrr" and line["x"]]
+        name, x, y = track.before_words, [0, max([1, *ends])], [100 * track.before["mrr@10"]] * 2
+    return _line("mrr", name, x, y, _GREY, "dot", 1.2)
 
 
 def _update_trace(trace, line: dict, is_other_run: bool) -> None:
@@ -149,7 +160,7 @@ def _update_trace(trace, line: dict, is_other_run: bool) -> None:
 
 
 def _in_legend(line: dict) -> bool:
-    return line["panel"] == "top20" and bool(line["name"])
+    return line["panel"] == "mrr" and bool(line["name"])
 
 
 def _describe_earlier(ghosts) -> str:
@@ -158,8 +169,9 @@ def _describe_earlier(ghosts) -> str:
     runs = []
     for name, track in ghosts:
         result = f"{track.run.step_count} updates"
-        if track.top20:
-            result = f"Top@20 {track.top20[-1][1]:.1%} after {track.top20[-1][0]} updates"
+        if track.scores:
+            update, scores = track.scores[-1]
+            result = f"{format_scores(scores)} after {update} updates"
         runs.append(f"{name}, {result}")
     return f" Earlier runs: {'; '.join(runs)}."
 

@@ -17,6 +17,13 @@ VIEWS = ("matrix", "banks", "curves", "search")
 #: What a teacher can leave out of a lab: its settings' controls, its buttons and its views.
 HIDEABLE = ("method", "start", *SLIDERS, "pace", *BUTTONS, "kind", *VIEWS, "line")
 NAMES = {method: preset["name"] for method, preset in PRESETS.items()}
+#: start -> how a sentence names a run that starts so
+START_WORDS = {
+    "pretrained": "fine-tuned from a pretrained start",
+    "random": "trained from random weights",
+}
+#: start -> how pictures name the towers before the first update
+BEFORE = {"pretrained": "before fine-tuning", "random": "untrained"}
 
 
 def validate_hidden(names) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contaccum_lite.core.settings import Settings
 from contaccum_lite.data.types import Pairs
 from contaccum_lite.lab import cell_registry
-from contaccum_lite.lab.fields import NAMES
+from contaccum_lite.lab.fields import NAMES, START_WORDS
 from contaccum_lite.lab.history import Track, names, table, what_we_saw
 from contaccum_lite.lab.player import Player
 from contaccum_lite.lab.share_line import format_share_line, parse_share_line
@@ -22,8 +22,8 @@ class Lab(Player):
     `training` is the `Run`; `ghosts` are the earlier ones. Notebooks 00 and 05.
 
     pairs: from `load_pairs`. settings or **fields: where it starts. every: updates between two
-    evaluations of Top@20. hide: names of controls and views that are left out (`HIDEABLE`).
-    Raises `ValueError` for a value out of range.
+    evaluations, of which the first comes before the first update. hide: names of controls and views
+    that are left out (`HIDEABLE`). Raises `ValueError` for a value out of range.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class Lab(Player):
         """The lab in a sentence made from its numbers."""
         run = self.training
         name = self.tracks()[-1][0] if self.ghosts else NAMES[run.settings.method]
+        name += f", {START_WORDS[run.settings.start]}"
         if not run.history:
             return f"{name}: no update made yet; {run.settings.updates} are planned."
         last = run.history[-1]
@@ -87,9 +88,8 @@ class Lab(Player):
             f"{last.negatives} negatives per query, gradient norm of the passage tower "
             f"{last.grad_norm_ratio:.2f} times the query tower's"
         )
-        if self.track.top20:
-            update, score = self.track.top20[-1]
-            summary += f", Top@20 {score:.1%} after update {update}"
+        if self.track.scores:
+            summary += f", {self.track.accuracy}"
         return summary + "."
 
     def tracks(self) -> list[tuple[str, Track]]:

@@ -11,6 +11,7 @@ import traitlets
 
 from contaccum_lite.core.fields import checked
 from contaccum_lite.core.micro_step import MicroStep
+from contaccum_lite.core.presets import TOWERS
 from contaccum_lite.core.run import Run
 from contaccum_lite.core.settings import Settings
 from contaccum_lite.core.trainer import UpdateCancelled
@@ -264,10 +265,7 @@ class Player(LabState):
         run, track = self.training, self.track
         while True:
             if self._evaluation_due:
-                for _ in run.encode_passages():
-                    yield "look"
-                track.top20.append((run.step_count, run.evaluate()["top@20"]))
-                yield "look"
+                yield from self._evaluate(run, track)
             if run.step_count >= run.settings.updates:
                 return
             self._apply_changes()
@@ -280,6 +278,19 @@ class Player(LabState):
             finally:
                 self.mid_update = False
             yield "update"
+
+    def _evaluate(self, run: Run, track: Track) -> Iterator[str]:
+        """Evaluate the run in pieces of work; runs with one start share its scores at update 0."""
+        key = _start_key(run) if run.step_count == 0 else None
+        scores = self.pairs.memo.get(key)
+        if scores is None:
+            for _ in run.encode_passages():
+                yield "look"
+            scores = run.evaluate()
+            if key is not None:
+                self.pairs.memo[key] = scores
+        track.scores.append((run.step_count, dict(scores)))
+        yield "look"
 
     def _do_next_work(self) -> str | None:
         """Do the next piece of work and return its kind, or None at the end."""
@@ -308,8 +319,8 @@ class Player(LabState):
 
     @property
     def _evaluation_due(self) -> bool:
-        """Whether Top@20 must be computed before the next update."""
-        step, evaluations = self.training.step_count, self.track.top20
+        """Whether the run must be evaluated before the next update."""
+        step, evaluations = self.training.step_count, self.track.scores
         if step % self.every and step != self.training.settings.updates:
             return False
         return not evaluations or evaluations[-1][0] < step
@@ -408,3 +419,17 @@ class Player(LabState):
         if self._loop is None or not self._loop.is_running():
             return None
         return self._loop.call_later(seconds, action)
+
+
+def _start_key(run: Run) -> tuple | None:
+    """Where `pairs.memo` has the scores of these towers; None for an encoder from a folder.
+
+    By their weights, which say more than settings do, and by how they read and end. Of a large
+    encoder the hash alone would keep Stop waiting.
+    """
+    settings = run.settings
+    if settings.tower not in TOWERS:
+        return None
+    names = ("tower", "ending", "pooling", "query_tokens", "passage_tokens", "device", "precision")
+    reading = [getattr(settings, name) for name in names]
+    return ("scores at the start", run.retriever.fingerprint, *reading)

@@ -145,12 +145,12 @@ def curves(figure, lines: list[dict], panels: dict) -> None:
     for panel, (_, log) in panels.items():
         if log:
             plain(axes[panel].yaxis)  # after the lines, whose range decides which numbers it has
-    for panel in ("loss", "top20", "mass"):
+    for panel in ("loss", "mrr", "mass"):
         axes[panel].set_ylim(bottom=0)
     if axes["norms"].lines:
         axes["norms"].legend(frameon=False, fontsize=7.5)
     legend.set_axis_off()
-    runs = axes["top20"].lines
+    runs = axes["mrr"].lines
     if runs:
         legend.legend(handles=list(runs), loc="center left", frameon=False, fontsize=8.5)
 
