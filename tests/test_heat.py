@@ -24,10 +24,10 @@ def test_filling_runs_each_cell_with_the_same_pairs(figure3):
         assert s.updates * s.total_batch == 64
         assert (s.method == "grad_accum") == (s.memory_size == 0)
         at = figure3.steps.index(s.accumulation_steps), figure3.sizes.index(s.memory_size)
-        assert data[at] == pytest.approx(100 * track.top20[-1][1], abs=0.01)
+        assert data[at] == pytest.approx(100 * track.mrr[-1][1], abs=0.01)
     best = np.unravel_index(data.argmax(), data.shape)
     assert (
-        f"Best: K {figure3.steps[best[0]]}, N_memory {figure3.sizes[best[1]]}, {data.max():.1f}%"
+        f"Best: K {figure3.steps[best[0]]}, N_memory {figure3.sizes[best[1]]}, MRR@10 {data.max():.1f}%"
         in figure3.sentence
     )
     assert "4 of 4 cells" in figure3.sentence
@@ -46,6 +46,27 @@ def test_lines_of_others_merge(figure3):
     again = cl.HeatMap(figure3.lab, steps=(1, 2), sizes=(0, 8), pairs_seen=64)
     again.merge(figure3.line)
     assert again.line == figure3.line and np.array_equal(again.data(), figure3.data())
+
+
+@pytest.mark.parametrize(
+    "start, label", [("pretrained", "Before fine-tuning"), ("random", "Untrained")]
+)
+def test_the_map_names_the_value_before_the_first_update(toy, start, label):
+    lab = cl.Lab(toy, local_batch=4, updates=10, start=start)
+    figure3 = cl.HeatMap(lab, steps=(1,), sizes=(0, 8), pairs_seen=64)
+    figure3.merge("1,0,0=5")
+    assert label not in figure3.sentence  # a line says nothing of it
+    figure3.fill([0, 1])
+    before = [100 * cl.Run(toy, start=start, seed=seed).evaluate()["mrr@10"] for seed in (0, 1)]
+    assert f" {label}: {sum(before) / 2:.1f}%." in figure3.sentence
+
+
+def test_all_cells_start_as_the_lab_did(toy):
+    lab = cl.Lab(toy, local_batch=4, updates=10, start="random")
+    figure3 = cl.HeatMap(lab, steps=(1,), sizes=(0, 8), pairs_seen=64)
+    lab.start = "pretrained"
+    figure3.fill()
+    assert {track.start.start for _, track in lab.tracks()} == {"random"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Figure 3 as a map that fills: Top@20 by K and N_memory, from runs and from pasted lines."""
+"""Figure 3 as a map that fills: MRR@10 by K and N_memory, from runs and from pasted lines."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from contaccum_lite.core.settings import Settings
 from contaccum_lite.lab import stills
+from contaccum_lite.lab.fields import BEFORE
 from contaccum_lite.lab.grid import colours
 from contaccum_lite.lab.stills import bundle
 from contaccum_lite.utils.text import plain
@@ -21,7 +22,11 @@ class HeatMap:
 
     It plays, and the cell fills. Runs of the lab that end are entered; `line` is all results, as
     text to paste elsewhere, and `merge(text)` takes in the lines of others. `fill()` trains all
-    empty cells at once, where no one presses buttons. Notebook 05.
+    empty cells at once, where no one presses buttons. All cells start as the lab does when the map
+    is made: pretrained or random. Notebook 05.
+
+    A line has MRR@10 in per cent. A line of an earlier version looks the same but has Top@20, of
+    runs from random weights: do not merge it here.
 
     steps: values of K. sizes: values of N_memory. pairs_seen: the budget of each cell, the same for
     all: K · N_local · updates.
@@ -30,7 +35,10 @@ class HeatMap:
     def __init__(self, lab, steps=(1, 4, 16), sizes=(0, 32, 128, 512), pairs_seen: int = 12_800):
         self.lab, self.pairs_seen = lab, pairs_seen
         self.steps, self.sizes = tuple(steps), tuple(sizes)
-        #: (K, N_memory) -> seed -> Top@20 in per cent
+        self.start = lab.start
+        #: seed -> MRR@10 in per cent before the first update, of runs in this lab
+        self.before: dict[int, float] = {}
+        #: (K, N_memory) -> seed -> MRR@10 in per cent
         self.found: dict[tuple[int, int], dict[int, float]] = {}
         self.buttons = {(k, n): self._button(k, n) for k in self.steps for n in self.sizes}
         self.grid = self._layout()
@@ -55,7 +63,7 @@ class HeatMap:
         return button
 
     def _layout(self):
-        cells = [ipywidgets.HTML("<b>Top@20, %</b>")]
+        cells = [ipywidgets.HTML("<b>MRR@10, %</b>")]
         for n in self.sizes:
             note = " (GradAccum)" if n == 0 else ""
             cells.append(ipywidgets.HTML(f"<b>N_memory<br>{n}</b>{note}"))
@@ -82,6 +90,7 @@ class HeatMap:
             updates=updates,
             warmup=updates // 20,
             seed=current.seed if seed is None else seed,
+            start=self.start,
             learning_rate=current.learning_rate,
             one_forward=True,
         )
@@ -104,7 +113,7 @@ class HeatMap:
     def fill(self, seeds=None) -> None:
         """Train every cell that is empty, one after the other, before returning.
 
-        Top@20 is computed only at the end of each. seeds: the lab's, if not said.
+        MRR@10 is computed only before and at the end of each. seeds: the lab's, if not said.
         """
         every, self.lab.every = self.lab.every, 10**9
         try:
@@ -119,7 +128,7 @@ class HeatMap:
     def _on_tick(self, change) -> None:
         """Enter the lab's run when it has ended and belongs to a cell."""
         track, settings = self.lab.track, self.lab.training.settings
-        has_ended = track.top20 and track.top20[-1][0] >= settings.updates
+        has_ended = track.scores and track.scores[-1][0] >= settings.updates
         if not has_ended or track.changes or settings.method not in ("contaccum", "grad_accum"):
             return
         memory_size = settings.memory_size if settings.method == "contaccum" else 0
@@ -129,7 +138,9 @@ class HeatMap:
         expected = self.settings(*cell, settings.seed)
         if settings != expected.replace(learning_rate=settings.learning_rate):
             return
-        if self._enter(cell, settings.seed, round(100 * track.top20[-1][1], 2)):
+        if track.before is not None:
+            self.before[settings.seed] = 100 * track.before["mrr@10"]
+        if self._enter(cell, settings.seed, round(100 * track.mrr[-1][1], 2)):
             self.draw()
 
     def _enter(self, cell: tuple[int, int], seed: int, value: float) -> bool:
@@ -143,7 +154,7 @@ class HeatMap:
 
     @property
     def line(self) -> str:
-        """All results: `K,N_memory,seed=Top@20` in per cent, separated by semicolons."""
+        """All results: `K,N_memory,seed=MRR@10` in per cent, separated by semicolons."""
         entries = []
         for (k, n), by_seed in sorted(self.found.items()):
             entries += [f"{k},{n},{seed}={value:g}" for seed, value in sorted(by_seed.items())]
@@ -152,7 +163,8 @@ class HeatMap:
     def merge(self, text: str) -> int:
         """Take in lines that others have copied, and return how many entries were new.
 
-        Raises `ValueError` for what it cannot read, and takes in nothing then.
+        A line of an earlier version has Top@20 and is not converted: leave it out. Raises
+        `ValueError` for what it cannot read, and takes in nothing then.
         """
         entries = [self._parse_entry(entry) for entry in re.split(r"[;\s]+", text) if entry]
         new = sum([self._enter(*entry) for entry in entries])
@@ -163,7 +175,7 @@ class HeatMap:
         match = re.fullmatch(r"(\d{1,4}),(\d{1,7}),(\d{1,10})=(\d{1,3}(?:\.\d{1,4})?)", text)
         if not match or float(match[4]) > 100:
             raise ValueError(
-                f"{text[:60]!r} is no entry: expected K,N_memory,seed=Top@20 as in 16,128,0=52.4."
+                f"{text[:60]!r} is no entry: expected K,N_memory,seed=MRR@10 as in 16,512,0=32.4."
             )
         cell = int(match[1]), int(match[2])
         if cell not in self.buttons:
@@ -188,7 +200,7 @@ class HeatMap:
     # --- as a picture -------------------------------------------------------------------------
 
     def data(self) -> np.ndarray:
-        """Mean Top@20 in per cent, (K, N_memory); nan where nothing has run."""
+        """Mean MRR@10 in per cent, (K, N_memory); nan where nothing has run."""
         data = np.full((len(self.steps), len(self.sizes)), np.nan)
         for (k, n), by_seed in self.found.items():
             data[self.steps.index(k), self.sizes.index(n)] = mean(by_seed.values())
@@ -205,8 +217,11 @@ class HeatMap:
         sentence = (
             f"{int((~np.isnan(data)).sum())} of {data.size} cells have run, {runs} runs of "
             f"{self.pairs_seen:,} pairs each. Best: K {self.steps[k]}, "
-            f"N_memory {self.sizes[n]}, {data[k, n]:.1f}%."
+            f"N_memory {self.sizes[n]}, MRR@10 {data[k, n]:.1f}%."
         )
+        if self.before:
+            before = f"{BEFORE[self.start]}: {mean(self.before.values()):.1f}%"
+            sentence += f" {before[0].upper()}{before[1:]}."
         first = data[:, 0]
         base = [f"K {k} {v:.1f}%" for k, v in zip(self.steps, first) if not np.isnan(v)]
         if base and self.sizes[0] == 0:
@@ -237,7 +252,7 @@ class HeatMap:
         axis.imshow(data, cmap="cividis", aspect="auto")
         axis.set_xticks(range(len(self.sizes)), self.sizes)
         axis.set_yticks(range(len(self.steps)), self.steps)
-        axis.set(xlabel="N_memory (0 is GradAccum)", ylabel="K", title="Top@20, %")
+        axis.set(xlabel="N_memory (0 is GradAccum)", ylabel="K", title="MRR@10, %")
         middle = (np.nanmin(data) + np.nanmax(data)) / 2 if self.found else 0.5
         for (row, column), value in np.ndenumerate(data):
             if not np.isnan(value):
