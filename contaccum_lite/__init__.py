@@ -52,7 +52,7 @@ from contaccum_lite.staleness.passage_table import PassageTable
 
 _start.usual_interrupts()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 TableBank = PassageTable  # its name in earlier versions
 
 #: name -> its module: loaded when first asked for, because they need the [lab] extra.
