@@ -131,12 +131,12 @@ def test_notebook_00_is_played(page):
     )
     view.handle("N_memory").focus()
     page.page.keyboard.press("ArrowRight")
-    view.until(lambda: "264 rows" in view.sentence(), what=f"N_memory: {view.sentence()!r}")
+    view.until(lambda: "1032 rows" in view.sentence(), what=f"N_memory: {view.sentence()!r}")
     banks = page.page.locator(".ccl-sentence")
     view.until(
         lambda: (
-            "of 256 slots" in banks.nth(1).text_content()
-            and "of 256 slots" in banks.nth(2).text_content()
+            "of 1024 slots" in banks.nth(1).text_content()
+            and "of 1024 slots" in banks.nth(2).text_content()
         ),
         what=f"banks: {banks.all_text_contents()}",
     )
