@@ -35,7 +35,7 @@ def test_every_planned_run_is_recorded_as_planned(study):
         assert settings.seed == r["seed"]
         assert r["updates"] == settings.updates
         assert r["shorter"] == 1
-        if "0 updates" not in r["name"]:
+        if "0 updates" not in r["name"] and study != "negatives":
             assert settings.updates * settings.total_batch == runs.PAIRS_SEEN, r[
                 "name"
             ]  # the same budget for every method
@@ -165,7 +165,7 @@ def test_the_double_softmax_cannot_be_trained_below_its_floor():
 
 def test_the_docs_have_the_tables_of_the_records():
     tables = command.ledger_tables()
-    for study in ("failure", "corrected"):
+    for study in command.OWN_TABLES:
         tables |= command.study_tables(study)
     for name, text in tables.items():
         assert text + "\n" == (TABLES / f"{name}.md").read_text(), name

@@ -21,6 +21,7 @@ STUDIES = {
     "random": FOLDER / "ledger-random.json",
     "failure": FOLDER / "failure.json",
     "corrected": FOLDER / "corrected.json",
+    "negatives": FOLDER / "negatives.json",
 }
 
 

@@ -8,6 +8,7 @@
                                                             nothing is written
     python -m contaccum_lite.evidence.run failure           when a one-sided bank fails
     python -m contaccum_lite.evidence.run corrected         the two papers together
+    python -m contaccum_lite.evidence.run negatives         when stale hard negatives cost accuracy
     python -m contaccum_lite.evidence.run stale             the second paper's claims
 
 With --fresh everything is run again. Each record is written to `contaccum_lite/evidence/records`
@@ -35,6 +36,15 @@ PLANS: dict[str, dict[str, RunSpec]] = {
     **runs.RUNS,
     "failure": studies.failure_plan(),
     "corrected": studies.corrected_plan(),
+    "negatives": studies.negatives_plan(),
+}
+
+
+#: our own studies -> the table of its records
+OWN_TABLES: dict[str, Callable[[list[dict]], str]] = {
+    "failure": studies.failure_table,
+    "corrected": studies.corrected_table,
+    "negatives": studies.negatives_table,
 }
 
 
@@ -148,10 +158,8 @@ def ledger_tables() -> dict[str, str]:
 
 def study_tables(which: str) -> dict[str, str]:
     """The tables of one of our own studies, or of the ledger."""
-    if which in ("failure", "corrected"):
-        results = known_records(which)
-        make_table = studies.failure_table if which == "failure" else studies.corrected_table
-        return {which: make_table(results)}
+    if which in OWN_TABLES:
+        return {which: OWN_TABLES[which](known_records(which))}
     return ledger_tables()
 
 
@@ -173,7 +181,7 @@ def quick(start: str) -> None:
         print(f"{r['name']:32s} MRR@10 {100 * r['mrr@10']:5.1f}   ratio in the middle {ratio:6.1f}")
 
 
-STUDIES_OF = {"ledger": runs.STARTS, "failure": ("failure",), "corrected": ("corrected",)}
+STUDIES_OF = {"ledger": runs.STARTS, **{study: (study,) for study in OWN_TABLES}}
 
 
 def main(arguments: list[str] | None = None) -> dict[str, str]:

@@ -244,7 +244,7 @@ def judge_no_refresh(records: CacheRunRecords) -> Verdict:
         records.mean(name, "passes") / passes for name in ("oracle", "refreshed, R 25")
     )
     figures = (
-        f"Top@20 {gap} to the oracle, {often:.0f} (R 25) to {always:.0f} (each update) times fewer "
+        f"MRR@10 {gap} to the oracle, {often:.0f} (R 25) to {always:.0f} (each update) times fewer "
         f"passes; the stale cache itself {stale}"
     )
     if abs(gap.mean) >= 1 or gap.is_negative:
@@ -261,13 +261,13 @@ def judge_no_refresh(records: CacheRunRecords) -> Verdict:
 def judge_ridge(records: CacheRunRecords) -> Verdict:
     """The network's cache is nearer to the fresh softmax than a ridge regression's."""
     kl = records.difference("corrected, MLP", "corrected, ridge", "kl")
-    top20 = records.difference("corrected, MLP", "corrected, ridge")
+    accuracy = records.difference("corrected, MLP", "corrected, ridge")
     sentence = kl.by_sign(
         "The line is nearer to the fresh softmax than the network.",
         "The network is nearer to the fresh softmax than a line.",
         f"The difference between network and line is {not_significant(kl)}.",
     )
-    figures = f"KL {kl.mean:+.4f} ± {kl.ci_half_width:.4f}, Top@20 {top20}"
+    figures = f"KL {kl.mean:+.4f} ± {kl.ci_half_width:.4f}, MRR@10 {accuracy}"
     return Verdict(_outcome_if_lower(kl), figures, sentence)
 
 
@@ -279,7 +279,7 @@ def _outcome_if_lower(difference) -> Outcome:
 def judge_write_back(records: CacheRunRecords) -> Verdict:
     """The network's cache is nearer to the fresh softmax than one with write-back."""
     kl = records.difference("corrected, MLP", "stale, write-back", "kl")
-    top20 = records.difference("corrected, MLP", "stale, write-back")
+    accuracy = records.difference("corrected, MLP", "stale, write-back")
     coverage = records.mean("stale, write-back", "coverage")
     comparison = kl.by_sign(
         "the network is farther",
@@ -288,7 +288,7 @@ def judge_write_back(records: CacheRunRecords) -> Verdict:
     )
     return Verdict(
         _outcome_if_lower(kl),
-        f"KL {kl.mean:+.3f} ± {kl.ci_half_width:.3f}, Top@20 {top20}; coverage {coverage:.2f}",
+        f"KL {kl.mean:+.3f} ± {kl.ci_half_width:.3f}, MRR@10 {accuracy}; coverage {coverage:.2f}",
         f"Writing back what was encoded anyway reaches {coverage:.0%} of this corpus; "
         f"{comparison}.",
     )
@@ -399,8 +399,8 @@ def runs_table(records: list[dict]) -> str:
         kl = overlap = ""
         if all(r["gap"] for r in runs.of(name)):
             kl, overlap = f"{runs.mean(name, 'kl'):.3g}", f"{runs.mean(name, 'overlap'):.3g}"
-        passes, top20 = f"{runs.mean(name, 'passes'):.1f}", runs.format_mean(name)
-        mrr10 = runs.format_mean(name, "mrr@10")
+        passes, mrr10 = f"{runs.mean(name, 'passes'):.1f}", runs.format_mean(name)
+        top20 = runs.format_mean(name, "top@20")
         rows.append([name, passes, f"{trained:.1f}", kl, overlap, top20, mrr10])
     header = [
         "run",

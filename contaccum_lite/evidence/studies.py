@@ -6,6 +6,7 @@ is in docs/evidence.md. `python -m contaccum_lite.evidence.run failure` and `cor
 
 from __future__ import annotations
 
+from contaccum_lite.core.settings import Settings
 from contaccum_lite.evidence.records import RunRecords, markdown_table
 from contaccum_lite.evidence.runs import RunSpec, run_spec
 
@@ -90,6 +91,44 @@ def corrected_plan() -> dict[str, RunSpec]:
             for probes in (8, 128):
                 add(bank, "ridge", probes, 512, rate, range(3))
             add(bank, "ridge", 128, 2048, rate, range(3))
+    return runs
+
+
+NEGATIVES = {
+    "in-batch": dict(method="dpr"),
+    "stale": dict(method="stale_cache"),
+    "fresh every 10": dict(method="refreshed_cache", cache_refresh=10),
+    "corrected by ridge": dict(method="corrected_cache", corrector="ridge", probes=32),
+    "corrected by network": dict(method="corrected_cache", corrector="mlp", probes=32),
+}
+NEGATIVE_RATES = (0.005, 0.01, 0.02)
+
+
+def negatives_plan() -> dict[str, RunSpec]:
+    """A bounded search for a setting in which stale hard negatives cost accuracy.
+
+    Start × learning rate × selection (Gumbel noise, or the top k, where staleness should matter
+    most), three seeds, 400 updates of 32 pairs, two negatives a query from update 100 on. Where
+    fresh negatives are nowhere significantly better than stale ones, no such setting was found.
+    The correctors were added once it was found.
+    """
+    runs = {}
+    for start in ("pretrained", "random"):
+        for rate in NEGATIVE_RATES:
+            for selection in ("gumbel", "top_k"):
+                for words, fields in NEGATIVES.items():
+                    if words == "in-batch" and selection == "top_k":
+                        continue
+                    settings = Settings.preset(
+                        start=start,
+                        learning_rate=rate,
+                        local_batch=32,
+                        accumulation_steps=1,
+                        selection="gumbel" if words == "in-batch" else selection,
+                        **fields,
+                    )
+                    words = words if words == "in-batch" else f"{words}, {selection}"
+                    runs[f"{start}: {words}, rate {rate:g}"] = RunSpec(settings, range(3))
     return runs
 
 
@@ -191,3 +230,22 @@ def _extra_encodes(record: dict) -> str:
     encodes = record["encodes"]
     extra = encodes.get("probe", 0) + encodes.get("refresh", 0)
     return f"{extra / encodes['train']:.0%}"
+
+
+def negatives_table(records: list[dict]) -> str:
+    """In-batch, stale, corrected and fresh hard negatives: MRR@10, and the gain over stale."""
+    book = RunRecords(records)
+    kinds = [kind for kind in NEGATIVES if kind not in ("in-batch", "stale")]
+    rows = []
+    for start in ("pretrained", "random"):
+        for rate in NEGATIVE_RATES:
+            base = f"{start}: in-batch, rate {rate:g}"
+            for selection in ("gumbel", "top_k"):
+                name = f"{start}: {{}}, {selection}, rate {rate:g}"
+                stale = name.format("stale")
+                gains = [book.difference(name.format(kind), stale) for kind in kinds]
+                means = [book.format_mean(base), book.format_mean(stale)]
+                rows.append([start, f"{rate:g}", selection, *means, *gains])
+    gains = [f"{kind}, minus stale" for kind in kinds]
+    header = ["start", "rate", "selection", "in-batch, MRR@10", "stale, MRR@10", *gains]
+    return markdown_table(header, rows)
