@@ -494,11 +494,11 @@ def page_faults(text):
     )
     ratio = {
         k: (float(r), float(t))
-        for k, r, t in re.findall(r"- (.+?): ratio ([\d.]+), Top@20 ([\d.]+)%", saw)
+        for k, r, t in re.findall(r"- (.+?): ratio ([\d.]+), MRR@10 ([\d.]+)%", saw)
     }
     before, after = ratio["pre-batch"], ratio["pre-batch, common part taken away"]
     said = (
-        f"brings the ratio from {before[0]:.0f} back to {after[0]} and Top@20 from {before[1]}% to {after[1]}% "
+        f"brings the ratio from {before[0]:.0f} back to {after[0]} and MRR@10 from {before[1]}% to {after[1]}% "
         f"(150 updates, seed 0; ContAccum {ratio['ContAccum'][1]}%)"
     )
     return found + (
