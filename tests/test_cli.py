@@ -70,7 +70,7 @@ def test_every_setting_is_an_option_with_its_help(capsys):
         assert "--" + name.replace("_", "-") in out, name
         assert " ".join(f.metadata["help"].split())[:40] in text, name
     assert "[N_memory]" in text
-    assert "from 0 to 1000000; default 128" in text
+    assert "from 0 to 1000000; default 512" in text
 
 
 def test_settings_stand_in_the_help_in_their_order(capsys):
@@ -863,7 +863,8 @@ def dpr(family, toy, tmp_path_factory):
     dpr_files(toy, folder)
     pairs, test = f"dpr:{folder / 'train.json'}", ["--test", folder / "dev.json"]
     trained = family.run(
-        "train", pairs, *test, *TINY, "--hard-negatives", "1", "--out", folder / "run"
+        *("train", pairs, *test, *TINY, "--start", "random"),
+        *("--hard-negatives", "1", "--out", folder / "run"),
     )
     run = cl.Run.load(folder / "run", cl.load_pairs(pairs, test=folder / "dev.json"))
     rows = "".join(
