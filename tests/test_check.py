@@ -91,6 +91,13 @@ def test_other_wrong_answers_get_no_slips_name(name):
     assert "wrong values" in verdict.sentence
 
 
+def test_the_positive_of_a_row_is_drawn():
+    """Whoever ignores `positive` is told so."""
+    verdict = cl.check("01.1", lambda scores, positive: scores.logsumexp(0) - scores[0])
+    assert not verdict.passed
+    assert "number `positive`" in verdict.sentence
+
+
 def test_four_notebooks_have_three_to_five_exercises():
     for number in ("01", "02", "03", "04"):
         names = re.findall(

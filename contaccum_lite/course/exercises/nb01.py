@@ -12,7 +12,8 @@ from contaccum_lite.course.exercises.random_cases import rand, randint, randn, t
 
 
 def row_case(random, number):
-    return 2 * randn(random, randint(random, 2, 8)), 0
+    scores = 2 * randn(random, randint(random, 2, 8))
+    return scores, randint(random, 0, len(scores) - 1)
 
 
 def row_loss(scores, positive):
@@ -36,6 +37,10 @@ def row_loss_slips(scores, positive):
         Slip(
             "the scores have not been put through exp before they were summed.",
             -(scores[positive] / scores.sum()).abs().log(),
+        ),
+        Slip(
+            "this is always the loss of passage 0: the query's own passage is number `positive`.",
+            row_loss(scores, 0),
         ),
     ]
 
