@@ -3,6 +3,7 @@
 `torchrun --nproc_per_node N parallel_worker.py OUT FOLDER`.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -283,3 +284,5 @@ def main(out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    os._exit(0)  # as in sharded_worker.py

@@ -6,6 +6,7 @@ and the loss can be tried together on any machine.
 """
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -138,3 +139,5 @@ def main(out: Path, kind: str) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2])
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads still hold tensors of sharded towers: Python's own exit may abort

@@ -511,6 +511,7 @@ def test_notebook_05_trains_stops_and_its_map_fills(page):
         lambda: cells.nth(9).inner_text().endswith("(2)"), what="the cell did not fill", seconds=60
     )
     field = page.page.locator(".widget-textarea textarea")
+    view.until(lambda: field.input_value().count("=") == 13, what="the line has no new entry")
     field.fill("16,32,5=50\n1,0,9=oops")
     field.blur()
     view.until(

@@ -49,9 +49,11 @@ def _train_in(folder: Path, args: argparse.Namespace) -> int:
     if is_main_process() and not (resuming and (folder / "settings.yaml").is_file()):
         write_config(folder, run.settings)
     _introduce(run, resuming)
-    status = _Training(args, run, log, folder).train()
-    log.close()
-    return status
+    try:
+        return _Training(args, run, log, folder).train()
+    finally:
+        log.close()
+        processes.leave()
 
 
 def _resolve_settings(folder: Path, explicit: dict, resuming: bool) -> Settings:

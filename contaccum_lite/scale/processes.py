@@ -15,6 +15,7 @@ many times as large, to rounding, for every method. Notebook 09.
 from __future__ import annotations
 
 import os
+import time
 from datetime import timedelta
 
 import torch
@@ -41,6 +42,19 @@ def accelerator_here(device: str = "cpu", hours: float = 6.0):
     on_cpu = torch.device(device).type == "cpu"
     timeout = InitProcessGroupKwargs(timeout=timedelta(hours=hours))
     return Accelerator(cpu=on_cpu, kwargs_handlers=[timeout])
+
+
+def leave() -> None:
+    """End this process's part in the group, as a script's last step; nothing where there is none.
+
+    A thread of gloo may still hold tensors of the last sum. It needs Python's lock to let them go,
+    and aborts the process where Python is at its exit ("terminate called without an active
+    exception"): so it is given a moment. Destroying the group does not wait for that thread once
+    torch._dynamo, which every optimiser imports, holds the group too.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        time.sleep(0.5)
 
 
 class ProcessGroup(SingleProcess):
