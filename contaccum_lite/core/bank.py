@@ -37,20 +37,13 @@ class MemoryBank(nn.Module):
                 f"a bank of {size} vectors of length {dim}: size must be 0 or more, dim 1 or more, "
                 "in whole numbers."
             )
+        self.size, self.dim = int(size), int(dim)
         self.register_buffer("slots", torch.zeros(size, dim, dtype=dtype, device=device))
         self.register_buffer("slot_ids", torch.full((size,), -1))
         self.register_buffer("written_at", torch.zeros(size, dtype=torch.int64))
         self.write_ptr = 0  # the slot that is written next
         self.count = 0  # slots that are filled
         self.version = 0  # grows whenever what the bank holds changes
-
-    @property
-    def size(self) -> int:
-        return len(self.slots)
-
-    @property
-    def dim(self) -> int:
-        return self.slots.shape[1]
 
     def __len__(self) -> int:
         return self.count
@@ -93,17 +86,18 @@ class MemoryBank(nn.Module):
         self.slot_ids[slots] = ids[-new:]
         self.written_at[slots] = step
         self.write_ptr = (self.write_ptr + new) % self.size
-        self.count = min(self.count + new, self.size)
+        if self.count < self.size:
+            self.count = min(self.count + new, self.size)
         self.version += 1
 
     enqueue = write  # MoCo's word
 
     def next_slots(self, count: int) -> slice | Tensor:
         """The slots of the next `count` vectors: a slice, which is faster, unless they wrap."""
-        end = self.write_ptr + count
+        begin, end = self.write_ptr, self.write_ptr + count
         if end <= self.size:
-            return slice(self.write_ptr, end)
-        return torch.arange(self.write_ptr, end) % self.size
+            return slice(begin, end)
+        return torch.arange(begin, end) % self.size
 
     def clear(self) -> None:
         """Empty the bank."""
@@ -125,6 +119,7 @@ class MemoryBank(nn.Module):
         """Take over another bank's vectors and its number of slots."""
         for name in ("slots", "slot_ids", "written_at"):
             setattr(self, name, getattr(other, name))
+        self.size = other.size
         self.write_ptr, self.count = other.write_ptr, other.count
         self.version += 1
 
