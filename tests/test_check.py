@@ -370,7 +370,7 @@ def test_what_a_function_sets_for_all_does_not_reach_the_next_check():
             lambda: torch.set_default_device("meta"),
         ):
             verdict = cl.check("02.3", careless(act))
-            assert isinstance(verdict, Verdict) and torch.is_grad_enabled()
+            assert verdict.sentence and torch.is_grad_enabled()
             for name in EXERCISES:
                 assert cl.check(name, right(name)), name
     finally:

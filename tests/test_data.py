@@ -6,7 +6,7 @@ import json
 import time
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 import contaccum_lite as cl
 from contaccum_lite.data import python_docs as pydocs, python_docs_pairs as data
@@ -1051,6 +1051,9 @@ JSON = st.recursive(
     st.sampled_from(["", ".gz"]),
     st.integers(0, 30),
 )
+@example(b'{"query": "a", "passage": "b"}', "", 0)
+@example(gzip.compress(b'{"query": "a", "passage": "b"}'), ".gz", 0)
+@example(b'[{"question": "a", "positive_ctxs": [{"title": "", "text": "b"}]}]', "", 0)
 @settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -1060,9 +1063,10 @@ def test_any_bytes_give_pairs_or_a_value_error(tmp_path, content, packed, cut):
         path.write_bytes(content[:-cut] if cut > 20 else content)
         try:
             pairs = cl.load_pairs(f"{kind}:{path}")
-            assert pairs.train
         except ValueError as error:
             assert str(path) in str(error)
+        else:
+            assert pairs.train
 
 
 @given(
