@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contaccum_lite.core.objectives import attach_objective
 from contaccum_lite.core.trainer import EXTENSIONS, Trainer
 from contaccum_lite.scale.incremental_softmax import attach_incremental_softmax
 from contaccum_lite.scale.precision import configure_precision
@@ -14,6 +15,7 @@ from contaccum_lite.staleness.passage_cache import attach_cache
 Trainer.process_group_type = ProcessGroup
 EXTENSIONS[:] = [
     configure_precision,
+    attach_objective,
     attach_cache,
     attach_bank_corrector,
     attach_bank_refresh,
