@@ -72,6 +72,7 @@ class Learner:
         self.loss_scale = NoLossScale()
         self.extensions: list[Extension] = []
         self.gradient_hook: Callable | None = None  # changes a LossAndGradients (notebook 04)
+        self.fixed_ids = torch.zeros(0, dtype=torch.int64)  # passages that are always columns
         self.observed = False  # True: a `MicroStep` has its matrix with incremental softmax too
 
     @property
@@ -159,7 +160,7 @@ class Learner:
         pair_ids, hard_ids, num_rows = batch.pair_ids, batch.hard_ids, len(batch.pair_ids)
         if use_banks:
             pair_ids = torch.cat([pair_ids, self.banks.passage_bank.ids])
-            hard_ids = torch.cat([hard_ids, self.banks.hard_bank.ids])
+            hard_ids = torch.cat([hard_ids, self.banks.hard_bank.ids, self.fixed_ids])
             num_rows += 0 if self.query_bank_dropped(step) else len(self.banks.query_bank)
         columns = torch.cat([pair_ids, hard_ids])
         return Layout(len(batch.pair_ids), pair_ids[:num_rows], columns, len(pair_ids))
@@ -198,7 +199,7 @@ class Learner:
 
     def duplicate_mask(self, layout: Layout) -> Tensor | None:
         """`loss.duplicate_mask` of this matrix, (rows, columns); None where nothing is masked."""
-        return layout_mask(layout, self.keys, self.settings)
+        return layout_mask(self, layout)
 
     # --- the banks --------------------------------------------------------------------------------
 

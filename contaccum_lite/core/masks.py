@@ -29,18 +29,29 @@ def _has_repeats(keys: Tensor) -> bool:
     return len(set(keys.tolist())) < len(keys)  # faster than sorting, up to some thousands
 
 
-def layout_mask(layout, keys, settings) -> Tensor | None:
-    """`duplicate_mask` of a matrix by its `Layout`, (rows, columns); None where nothing is masked.
+def keys_of(layout, keys) -> tuple[Tensor, Tensor]:
+    """(query keys, passage keys) of a `Layout`'s columns, for `duplicate_mask`.
 
     keys: `DuplicateKeys` of the training pairs.
     """
-    if not settings.mask_duplicates:
-        return None
     pairs, hard = layout.column_ids.tensor_split([layout.hard_from])
     query_keys = torch.cat([keys.query[pairs], torch.full((len(hard),), -1)])
-    passage_keys = torch.cat([keys.passage[pairs], keys.text[hard]])
-    mask = duplicate_mask(query_keys, passage_keys, len(layout.row_ids))
-    return mask if mask is None else mask.to(settings.device)
+    return query_keys, torch.cat([keys.passage[pairs], keys.text[hard]])
+
+
+def layout_mask(learner, layout) -> Tensor | None:
+    """What is left out of a `Layout`'s matrix, (rows, columns); None where nothing is.
+
+    Duplicates by their texts, and what a guide (staleness/guide.py) takes for a false negative.
+    """
+    mask = None
+    if learner.settings.mask_duplicates:
+        mask = duplicate_mask(*keys_of(layout, learner.keys), len(layout.row_ids))
+    mask = mask if mask is None else mask.to(learner.settings.device)
+    guide = learner.extension("guide")
+    if guide is None:
+        return mask
+    return guide.mask(layout) if mask is None else mask | guide.mask(layout)
 
 
 def above_margin(scores: Tensor, margin: float) -> Tensor:

@@ -69,8 +69,8 @@ def sogclr_loss(scores: Tensor, log_u: Tensor, gamma: float) -> tuple[Tensor, Te
     has_negative = log_ratios > -torch.inf
     present = log_ratios - log_counts
     remembered = torch.where(log_u.isnan(), present, log_u)
-    kept = remembered + math.log1p(-gamma) if gamma < 1 else torch.full_like(present, -torch.inf)
-    new = torch.logaddexp(kept, present + math.log(gamma))
+    old_share = math.log1p(-gamma) if gamma < 1 else -math.inf
+    new = torch.logaddexp(remembered + old_share, present + math.log(gamma))
     grad_scores *= torch.where(has_negative, (present - new).exp(), 0.0)[:, None]
     grad_scores.diagonal().sub_(grad_scores.sum(1))
     loss = (new + log_counts)[has_negative].sum() / len(scores)

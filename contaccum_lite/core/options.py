@@ -194,6 +194,11 @@ def check_loss(settings) -> None:
                 f"similarity is 'tiled', and {other}: tiles are made for info_nce and decoupled, "
                 "in the direction 'query', with their own scores. Set similarity to 'full'."
             )
+    if settings.mask_guide != "self" and settings.directions != "query":
+        raise ValueError(
+            f"mask_guide is {settings.mask_guide!r}, and directions is {settings.directions!r}: "
+            "the guide scores queries with passages alone. Set one of them to its default."
+        )
     if settings.mask_guide != "self" and settings.mask_margin is None:
         raise ValueError(
             f"mask_guide is {settings.mask_guide!r}, and mask_margin is None: nothing is masked "
@@ -213,11 +218,12 @@ def check_towers(settings) -> None:
             "corpus_columns is True, and train_towers is 'both': the corpus's vectors would be of "
             "the passage tower before the first update. Set train_towers to 'query'."
         )
-    if settings.corpus_columns and settings.cache_negatives:
-        raise ValueError(
-            f"corpus_columns is True, and cache_negatives is {settings.cache_negatives}: every "
-            "passage is a column already. Set cache_negatives to 0."
-        )
+    for name in ("cache_negatives", "hard_negatives"):
+        if settings.corpus_columns and getattr(settings, name):
+            raise ValueError(
+                f"corpus_columns is True, and {name} is {getattr(settings, name)}: every passage "
+                f"is a column already. Set {name} to 0."
+            )
 
 
 def check_start(settings) -> None:
