@@ -6,6 +6,7 @@ Reading path 6 of 9. Before: core/gradients.py. After: core/trainer.py.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -45,6 +46,7 @@ class BatchSampler:
         self.queries = tokenize_split(pairs, tower, settings, "train")
         self.tokenized_rows, self.passages = self._tokenize(pairs, tower)
         self.sizes = micro_batch_sizes(len(self.rows), self.micro_batch_size, self.batch_size)
+        self.compose: Callable | None = None  # another order of an epoch (core/composition.py)
         self._epoch = -1
         self._order = self._hard_draws = np.empty(0)  # of this epoch
 
@@ -92,6 +94,8 @@ class BatchSampler:
         if self._epoch != epoch:
             rng = np.random.default_rng([self.settings.seed, epoch])
             self._order = rng.permutation(self.rows)
+            if self.compose is not None:
+                self._order = self.compose(self._order, epoch)
             self._hard_draws = rng.random((len(self.positives), self.settings.hard_negatives))
             self._epoch = epoch
 

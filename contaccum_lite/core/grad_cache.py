@@ -2,7 +2,7 @@
 
 GradCache (Gao et al., 2021) gives the exact gradient of the big batch with the graph of one
 micro-batch in memory at a time. It encodes everything twice, and in between contrasts all vectors
-at once.
+at once: with each other and, where there is a bank, with those of earlier updates.
 """
 
 from __future__ import annotations
@@ -80,7 +80,10 @@ def build_gradient_cache(learner: Learner, embeddings: list[Embeddings], batches
         torch.empty(0),
         torch.empty(0),
     )
-    result, layout = learner.compute_loss(concat_embeddings(gathered), big_batch, step, False)
+    result, layout = learner.compute_loss(concat_embeddings(gathered), big_batch, step)
+    if learner.settings.has_bank:  # only after the loss: the bank holds earlier updates alone
+        for local, batch in zip(gathered, batches):
+            learner.enqueue(local, batch, step)
     gradients = split_embeddings(Embeddings(*result.gradients), batches)
     return result, layout, gradients
 
@@ -146,7 +149,7 @@ def accumulate_in_one_forward(
     local_embeddings = split_embeddings(all_embeddings, shards)
     for index, (local, batch) in enumerate(zip(local_embeddings, batches)):
         embeddings = learner.group.all_gather(local.detach(), batch)
-        result, layout = learner.compute_loss(embeddings, batch, step)
+        result, layout = learner.compute_loss(embeddings, batch, step, 1 / len(batches))
         if learner.gradient_hook is not None:
             result = learner.gradient_hook(result)
         gradients.append(Embeddings(*learner.group.local_slice(result.gradients, batch)))

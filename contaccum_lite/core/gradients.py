@@ -18,9 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from contaccum_lite.core.bank import DualBank, MemoryBank
+from contaccum_lite.core.directions import contrast
 from contaccum_lite.core.hooks import Extension, NoLossScale, SingleProcess
-from contaccum_lite.core.loss import LossAndGradients, duplicate_mask, info_nce_with_gradients
+from contaccum_lite.core.loss import LossAndGradients
+from contaccum_lite.core.masks import layout_mask
 from contaccum_lite.core.micro_step import Layout, MicroStep
+from contaccum_lite.core.objectives import bound_objectives
 from contaccum_lite.core.settings import Settings
 from contaccum_lite.data.duplicates import DuplicateKeys
 from contaccum_lite.encoders.encode import encode, has_dropout, without_noise
@@ -69,6 +72,7 @@ class Learner:
         self.loss_scale = NoLossScale()
         self.extensions: list[Extension] = []
         self.gradient_hook: Callable | None = None  # changes a LossAndGradients (notebook 04)
+        self.fixed_ids = torch.zeros(0, dtype=torch.int64)  # passages that are always columns
         self.observed = False  # True: a `MicroStep` has its matrix with incremental softmax too
 
     @property
@@ -135,27 +139,28 @@ class Learner:
     # --- the loss ---------------------------------------------------------------------------------
 
     def compute_loss(
-        self, embeddings: Embeddings, batch: MicroBatch, step: int, use_banks: bool = True
+        self, embeddings: Embeddings, batch: MicroBatch, step: int, share: float = 1.0
     ) -> tuple[LossAndGradients, Layout]:
         """(Loss and gradients by equation 7, layout) of a micro-batch with itself and the banks."""
         embeddings = embeddings.detach()  # the gradients are by hand: no graph is needed
-        use_banks = use_banks and step >= self.settings.bank_warmup
+        use_banks = step >= self.settings.bank_warmup
         layout = self.layout(batch, step, use_banks)
-        if not use_banks:
-            return self.full_matrix_loss(embeddings, None, layout), layout
-        for extension in self.extensions:
+        for extension in self.extensions if use_banks else ():
             result = extension.bank_loss(embeddings, batch, step)
             if result is not None:
                 return result, layout
         memory = Embeddings(*(self.read_bank(bank, step) for bank in self.banks))
-        return self.full_matrix_loss(embeddings, memory, layout), layout
+        result = self.full_matrix_loss(embeddings, memory if use_banks else None, layout)
+        for extension in self.extensions:
+            extension.after_loss(share)
+        return result, layout
 
     def layout(self, batch: MicroBatch, step: int, use_banks: bool) -> Layout:
         """Which pair each row and each column of this micro-batch's matrix belongs to."""
         pair_ids, hard_ids, num_rows = batch.pair_ids, batch.hard_ids, len(batch.pair_ids)
         if use_banks:
             pair_ids = torch.cat([pair_ids, self.banks.passage_bank.ids])
-            hard_ids = torch.cat([hard_ids, self.banks.hard_bank.ids])
+            hard_ids = torch.cat([hard_ids, self.banks.hard_bank.ids, self.fixed_ids])
             num_rows += 0 if self.query_bank_dropped(step) else len(self.banks.query_bank)
         columns = torch.cat([pair_ids, hard_ids])
         return Layout(len(batch.pair_ids), pair_ids[:num_rows], columns, len(pair_ids))
@@ -179,7 +184,7 @@ class Learner:
             )
         if len(layout.row_ids) == layout.local:  # no memory rows: no query bank, or it is dropped
             past_queries = None
-        return info_nce_with_gradients(
+        return contrast(
             embeddings.queries,
             embeddings.passages,
             past_queries,
@@ -188,17 +193,13 @@ class Learner:
             self.settings.temperature,
             bank_hard_negatives=past_hard,
             mask=self.duplicate_mask(layout),
+            directions=self.settings.directions,
+            objectives=bound_objectives(self, layout),
         )
 
     def duplicate_mask(self, layout: Layout) -> Tensor | None:
         """`loss.duplicate_mask` of this matrix, (rows, columns); None where nothing is masked."""
-        if not self.settings.mask_duplicates:
-            return None
-        pairs, hard = layout.column_ids.tensor_split([layout.hard_from])
-        query_keys = torch.cat([self.keys.query[pairs], torch.full((len(hard),), -1)])
-        passage_keys = torch.cat([self.keys.passage[pairs], self.keys.text[hard]])
-        mask = duplicate_mask(query_keys, passage_keys, len(layout.row_ids))
-        return mask if mask is None else mask.to(self.settings.device)
+        return layout_mask(self, layout)
 
     # --- the banks --------------------------------------------------------------------------------
 
@@ -235,7 +236,7 @@ def accumulate_gradients(
         with learner.replayable_rng(step, index):
             local = learner.encode(learner.group.shard(batch))  # with its graph
         embeddings = learner.group.all_gather(local, batch)  # the vectors of all processes
-        result, layout = learner.compute_loss(embeddings, batch, step)
+        result, layout = learner.compute_loss(embeddings, batch, step, 1 / len(batches))
         if learner.gradient_hook is not None:
             result = learner.gradient_hook(result)
         gradients = learner.group.local_slice(result.gradients, batch)
@@ -247,5 +248,6 @@ def accumulate_gradients(
 def backward(embeddings: Embeddings, gradients: tuple[Tensor | None, ...], scale: float) -> None:
     """The chain rule into the towers: ∂loss/∂weights = Σ ∂loss/∂vector · ∂vector/∂weights."""
     pairs = [(v, g) for v, g in zip(embeddings, gradients) if v is not None and g is not None]
+    pairs = [(v, g) for v, g in pairs if v.requires_grad]  # a tower held still has no graph
     if len(embeddings.queries):
         torch.autograd.backward([v for v, _ in pairs], [g * scale for _, g in pairs])

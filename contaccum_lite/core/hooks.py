@@ -14,8 +14,8 @@ class Extension:
     """A feature that joins a run's updates. Every method may be left as it is.
 
     In the order in which they are called: `begin_update` once, then for each micro-batch
-    `bank_loss`, `read_bank`, `before_enqueue` and `after_enqueue`, then `end_update` or
-    `abandon_update`.
+    `bank_loss`, `read_bank`, `after_loss`, `before_enqueue` and `after_enqueue`, then `end_update`
+    or `abandon_update`.
     """
 
     name = ""  # of its tensors in a checkpoint
@@ -34,6 +34,9 @@ class Extension:
         """The bank's vectors as they should enter the loss, or None: as they are stored."""
         return None
 
+    def after_loss(self, share: float) -> None:
+        """A micro-batch's full matrix has become a loss, which is this share of its update's."""
+
     def before_enqueue(self, embeddings, batch, step: int):
         """See what a micro-batch has encoded; returns the vectors that go into the banks."""
         return embeddings
@@ -46,6 +49,10 @@ class Extension:
 
     def abandon_update(self) -> None:
         """Be again as before `begin_update`; the banks are already."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Numbers of its own that the run's optimiser moves; it adds their gradients itself."""
+        return []
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}

@@ -8,7 +8,9 @@ One idea carries the whole library. Whatever the method, with grad_scores = ∂l
     ∂loss/∂rows    = grad_scores @ columns / τ          (equation 8)
     ∂loss/∂columns = grad_scores.T @ rows / τ           (equation 9)
 
-So a method is only what stands in the rows and columns of its matrix. Nothing here knows encoders.
+So a method is only what stands in the rows and columns of its matrix, and an objective is only a
+function from scores to (loss, grad_scores): `softmax_loss` here, others in core/objectives.py.
+Nothing here knows encoders.
 
 Reading path 2 of 9. Before: minimal.py. After: core/bank.py.
 """
@@ -22,6 +24,8 @@ import torch
 from torch import Tensor
 
 from contaccum_lite.core import shapes
+from contaccum_lite.core.masks import Objective
+from contaccum_lite.core.masks import duplicate_mask as duplicate_mask
 
 
 class LossAndGradients(NamedTuple):
@@ -122,12 +126,13 @@ def info_nce_with_gradients(
     *,
     bank_hard_negatives=None,
     mask: Tensor | None = None,
+    objective: Objective | None = None,
 ) -> LossAndGradients:
     """Loss and gradients of `info_nce` in one pass: what every training method calls.
 
-    Same arguments as `info_nce`. Banked vectors get no gradient, but they are in both sums below:
-    banked passages in equation 8, banked queries in equation 9. With S the row-wise softmax and n
-    the number of rows:
+    Same arguments as `info_nce`; objective: another function than `softmax_loss`. Banked vectors
+    get no gradient, but they are in both sums below: banked passages in equation 8, banked queries
+    in equation 9. With S the row-wise softmax and n the number of rows:
         ∂loss/∂q_l = -(p_l - Σ_j S_lj p_j) / nτ     over all columns j      (equation 8)
         ∂loss/∂p_l = -(q_l - Σ_i S_il q_i) / nτ     over all rows i         (equation 9)
     """
@@ -138,7 +143,7 @@ def info_nce_with_gradients(
     scores = rows @ columns.T / temperature
     if mask is not None:
         scores.masked_fill_(shapes.checked_mask(mask, scores), -torch.inf)
-    loss, grad_scores = softmax_loss(scores)
+    loss, grad_scores = (objective or softmax_loss)(scores)
 
     num_local = len(queries)
     first_hard = num_local + shapes.num_vectors(passage_bank)
@@ -167,22 +172,3 @@ def softmax_loss(scores: Tensor) -> tuple[Tensor, Tensor]:
     grad_scores.diagonal().sub_(1)  # each row's positive pulls
     grad_scores /= len(scores)  # the mean over all rows, memory rows too
     return loss, grad_scores
-
-
-def duplicate_mask(query_keys: Tensor, passage_keys: Tensor, rows: int) -> Tensor | None:
-    """True where column j has row i's query or its passage's text, and is not its positive.
-
-    query_keys: (columns,) equal for two columns of the same query; -1 for hard negatives.
-    passage_keys: (columns,) equal for two columns of the same text. rows: the number of rows; row i
-    is the query of column i. Returns (rows, columns), or None where nothing is masked.
-    """
-    if not (_has_repeats(query_keys[query_keys >= 0]) or _has_repeats(passage_keys)):
-        return None
-    mask = passage_keys[:rows, None] == passage_keys
-    mask |= query_keys[:rows, None] == query_keys
-    mask.fill_diagonal_(False)
-    return mask
-
-
-def _has_repeats(keys: Tensor) -> bool:
-    return len(set(keys.tolist())) < len(keys)  # faster than sorting, up to some thousands

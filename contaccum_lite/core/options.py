@@ -1,11 +1,12 @@
-"""Settings that the method does not need: stale vectors, and how it is computed."""
+"""Settings that the method does not need: another loss, other batches, stale vectors, and how it is
+computed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from contaccum_lite.core.fields import MANY, MethodDefault, setting
-from contaccum_lite.core.presets import CORRECTOR_NAMES, TOWERS
+from contaccum_lite.core.presets import CORRECTOR_NAMES, PRESETS, TOWERS
 from contaccum_lite.utils.text import shown
 
 INCREMENTAL_FROM = 256  # vectors in a bank from which keeping scores is faster (benchmarks/cost.py)
@@ -14,6 +15,69 @@ INCREMENTAL_FROM = 256  # vectors in a bank from which keeping scores is faster 
 @dataclass(frozen=True)
 class Options:
     """The fields of `Settings` that one can leave alone."""
+
+    # --- how a row of scores becomes a loss (core/objectives.py, core/directions.py, core/masks.py)
+    objective: str = setting(
+        MethodDefault("info_nce"),
+        "how a row of scores becomes a loss: softmax, softmax without the positive in the "
+        "denominator, one normaliser remembered for each pair, or a sigmoid for each score",
+        choices=("info_nce", "decoupled", "sogclr", "sigmoid"),
+    )
+    gamma: float = setting(
+        0.8,
+        "share of a pair's remembered normaliser that is new at each visit, for sogclr; "
+        "1 remembers nothing",
+        *(0.001, 1.0, "γ"),
+    )
+    gamma_schedule: str = setting(
+        "constant",
+        "gamma through the run: the same, or by a cosine from 1 down to it (as in FastCLIP)",
+        choices=("constant", "cosine"),
+    )
+    sigmoid_bias: float = setting(
+        -2.3, "the sigmoid objective's bias before the first update; it is learned", -100.0, 100.0
+    )
+    directions: str = setting(
+        "query",
+        "what is scored: each query against passages; both, also each passage against queries; "
+        "or all four pairings of queries and passages in one softmax",
+        choices=("query", "both", "all"),
+    )
+    mask_margin: float | None = setting(
+        None,
+        "leave out columns whose score, divided by temperature, is above the positive's by more "
+        "than this; None is off",
+        *(-1000.0, 1000.0, "m"),
+    )
+    mask_guide: str = setting(
+        "self",
+        "whose scores mask_margin compares: the towers' own, or those that the towers had before "
+        "the first update",
+        choices=("self", "start"),
+    )
+
+    # --- which pairs meet, and which tower moves
+    batch_by: str = setting(
+        "shuffle",
+        "how micro-batches are made: by chance, or of pairs whose queries lie in one cluster",
+        choices=("shuffle", "cluster"),
+    )
+    clusters: int = setting(
+        100, "clusters of the training queries, for batch_by='cluster'", 1, MANY
+    )
+    cluster_every: int = setting(
+        1, "epochs from one clustering to the next, for batch_by='cluster'; 0 is never", 0, MANY
+    )
+    train_towers: str = setting(
+        MethodDefault("both"),
+        "which towers learn: both, or the query tower alone while the passage tower is held still",
+        choices=("both", "query"),
+    )
+    corpus_columns: bool = setting(
+        MethodDefault(False),
+        "every passage of the corpus stands as a column, by the vector that the passage tower, "
+        "which is held still, gives it",
+    )
 
     # --- stale vectors
     cache_negatives: int = setting(
@@ -61,9 +125,9 @@ class Options:
     # --- how it is computed
     similarity: str = setting(
         MethodDefault("full"),
-        "how a bank's part of the similarity matrix is computed: whole each time, "
-        "or kept while its vectors live",
-        choices=("full", "incremental"),
+        "how the similarity matrix is computed: whole each time, its banked part kept while its "
+        "vectors live, or in tiles that are never held together",
+        choices=("full", "incremental", "tiled"),
     )
     one_forward: bool = setting(
         False,
@@ -87,10 +151,18 @@ class Options:
     )
     device: str = setting("cpu", "where it runs: 'cpu', 'cuda', 'cuda:1', …")
 
+    @property
+    def row_softmax(self) -> bool:
+        """Whether the loss is one plain softmax over each query's own row, with fixed masks."""
+        plain = self.objective == "info_nce" and self.directions == "query"
+        return plain and self.mask_margin is None and not self.corpus_columns
+
 
 def keeps_scores(settings) -> bool:
     """Whether scores among banked vectors stay (`scale/incremental_softmax.py`)."""
     banked_stay = not settings.momentum and settings.corrector == "identity"
+    one_by_one = PRESETS[settings.method]["algorithm"] == "accumulate"
+    banked_stay = banked_stay and one_by_one and settings.row_softmax
     return settings.has_bank and banked_stay and not settings.refresh_banks
 
 
@@ -102,8 +174,56 @@ def default_similarity(settings) -> str:
 
 def check_options(settings) -> None:
     """Raise `ValueError` where settings contradict each other."""
-    for check in (check_start, check_cache, check_corrector, check_refresh):
+    checks = (check_start, check_cache, check_corrector, check_refresh, check_loss, check_towers)
+    for check in checks:
         check(settings)
+
+
+def check_loss(settings) -> None:
+    """Raise `ValueError` where the objective's settings contradict each other."""
+    if settings.similarity == "tiled":
+        other = ""
+        if settings.objective not in ("info_nce", "decoupled"):
+            other = f"objective is {settings.objective!r}"
+        elif settings.directions != "query":
+            other = f"directions is {settings.directions!r}"
+        elif settings.mask_margin is not None and settings.mask_guide != "self":
+            other = f"mask_guide is {settings.mask_guide!r}"
+        if other:
+            raise ValueError(
+                f"similarity is 'tiled', and {other}: tiles are made for info_nce and decoupled, "
+                "in the direction 'query', with their own scores. Set similarity to 'full'."
+            )
+    if settings.mask_guide != "self" and settings.directions != "query":
+        raise ValueError(
+            f"mask_guide is {settings.mask_guide!r}, and directions is {settings.directions!r}: "
+            "the guide scores queries with passages alone. Set one of them to its default."
+        )
+    if settings.mask_guide != "self" and settings.mask_margin is None:
+        raise ValueError(
+            f"mask_guide is {settings.mask_guide!r}, and mask_margin is None: nothing is masked "
+            "by scores. Set mask_margin to a number, such as 0."
+        )
+
+
+def check_towers(settings) -> None:
+    """Raise `ValueError` where a tower that is held still contradicts the other settings."""
+    if settings.train_towers == "query" and settings.shared:
+        raise ValueError(
+            "train_towers is 'query', and shared is True: with one tower for both, none can be "
+            "held still. Set one of them to its default."
+        )
+    if settings.corpus_columns and settings.train_towers != "query":
+        raise ValueError(
+            "corpus_columns is True, and train_towers is 'both': the corpus's vectors would be of "
+            "the passage tower before the first update. Set train_towers to 'query'."
+        )
+    for name in ("cache_negatives", "hard_negatives"):
+        if settings.corpus_columns and getattr(settings, name):
+            raise ValueError(
+                f"corpus_columns is True, and {name} is {getattr(settings, name)}: every passage "
+                f"is a column already. Set {name} to 0."
+            )
 
 
 def check_start(settings) -> None:
@@ -129,10 +249,10 @@ def check_cache(settings) -> None:
                     f"{name} is {getattr(settings, name)!r}, and there is no cache: "
                     "set cache_negatives to 1 or more."
                 )
-    elif settings.hard_negatives or settings.method == "grad_cache":
+    elif settings.hard_negatives or settings.method.startswith("grad_cache"):
         other = f"hard_negatives is {settings.hard_negatives}"
         if not settings.hard_negatives:
-            other = "method is 'grad_cache'"
+            other = f"method is {settings.method!r}"
         raise ValueError(
             f"cache_negatives is {settings.cache_negatives} and {other}: a cache gives the hard "
             "negatives itself, micro-batch by micro-batch. Set one of them to 0."

@@ -35,6 +35,12 @@ PRESETS: dict[str, dict] = {
         fixed=_NO_BANK,
         algorithm="grad_cache",
     ),
+    "grad_cache_bank": _method(
+        "GradCache, bank",
+        "GradCache, and a dual bank of earlier updates",
+        fixed=_DUAL,
+        algorithm="grad_cache",
+    ),
     "pre_batch": _method(
         "pre-batch",
         "micro-batches and a passage bank alone (pre-batch negatives)",
@@ -105,6 +111,17 @@ PRESETS: dict[str, dict] = {
         "a passage bank alone, corrected for age when it is read; no query bank",
         fixed=_PASSAGES_ONLY,
         defaults={"corrector": "ridge", "probes": 32},
+    ),
+    "sogclr": _method(
+        "SogCLR",
+        "micro-batches, and one remembered normaliser for each training pair",
+        fixed={"objective": "sogclr", **_NO_BANK},
+    ),
+    "query_only": _method(
+        "query tower only",
+        "the passage tower held still, and the whole corpus as columns (as in ADORE, LiT)",
+        fixed={"train_towers": "query", **_NO_BANK},
+        defaults={"corpus_columns": True},
     ),
 }
 

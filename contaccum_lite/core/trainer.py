@@ -71,6 +71,8 @@ class Trainer:
             if hasattr(tower, "accumulate_embedding_grad"):
                 setattr(tower, "accumulate_embedding_grad", True)
             parameters += [p for p in tower.parameters() if p.requires_grad]
+        for extension in self.learner.extensions:
+            parameters += extension.parameters()
         self.optimizer = torch.optim.AdamW(
             parameters, lr=settings.learning_rate, eps=1e-8, weight_decay=0.0, fused=True
         )

@@ -22,6 +22,7 @@ STUDIES = {
     "failure": FOLDER / "failure.json",
     "corrected": FOLDER / "corrected.json",
     "negatives": FOLDER / "negatives.json",
+    "field": FOLDER / "field.json",
 }
 
 

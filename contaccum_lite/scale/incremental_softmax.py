@@ -36,6 +36,7 @@ from contaccum_lite.core.bank import MemoryBank
 from contaccum_lite.core.gradients import Embeddings
 from contaccum_lite.core.hooks import Extension
 from contaccum_lite.core.loss import LossAndGradients
+from contaccum_lite.core.presets import PRESETS
 from contaccum_lite.core.shapes import check_temperature, check_vectors, num_vectors
 
 _REFILL_ROWS = 1024  # banked rows compared at a time where the table is filled from the banks
@@ -61,8 +62,8 @@ class IncrementalLoss(Extension):
     def why_not(self) -> str:
         """Why the full similarity matrix is computed after all; nothing where it is not."""
         settings = self.learner.settings
-        if settings.similarity == "full":
-            return "similarity is 'full'"
+        if settings.similarity != "incremental":
+            return f"similarity is {settings.similarity!r}"
         if not settings.has_bank:
             return "no bank whose scores could be kept"
         if settings.momentum:
@@ -71,6 +72,10 @@ class IncrementalLoss(Extension):
             return "the banks' vectors are corrected anew each time they are read"
         if settings.refresh_banks:
             return "the banks' texts are encoded again before each update"
+        if not settings.row_softmax:
+            return "the loss is another than one softmax over each query's own row"
+        if PRESETS[settings.method]["algorithm"] != "accumulate":
+            return "GradCache compares all of an update's vectors at once"
         if self.learner.gradient_hook is not None:
             return "an intervention (`gradient_hook`) looks at it"
         return ""
@@ -81,7 +86,7 @@ class IncrementalLoss(Extension):
 
     @property
     def note(self) -> str:
-        if self.learner.settings.similarity == "full" or not self.why_not:
+        if self.learner.settings.similarity != "incremental" or not self.why_not:
             return ""
         return f"The whole similarity matrix is computed: {self.why_not}."
 
