@@ -103,6 +103,15 @@ def test_drawn_sequences_equal_the_sums_over_all_scores(data, size, strides, spr
     assert bank.error() < 1e-12 * max(1, spread**2)
 
 
+def test_many_rows_at_a_time_are_the_same():
+    bank = Bank(300, [16, 1], spread=10.0)
+    for turn in range(90):
+        bank.step(7)
+        if turn == 60:
+            bank.fill()
+        assert bank.error() < 1e-10
+
+
 def test_a_state_of_other_strides_is_not_taken():
     bank = Bank(20, [4, 1])
     bank.step(8)

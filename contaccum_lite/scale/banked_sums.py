@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 _ROWS = 1024  # rows whose scores are computed together
+_MANY_ROWS = 64
 
 
 def block_strides(size: int, numbers: int) -> list[int]:
@@ -263,7 +264,12 @@ def _sums_from(scores: Tensor, start: int, stride: int) -> Tensor:
     padded = pad(scores, (before, after), value=-torch.inf)
     blocks = padded.reshape(len(scores), -1, stride)
     blocks = blocks.logsumexp(2) if stride > 1 else blocks[:, :, 0]
-    return blocks.flip(1).logcumsumexp(1).flip(1).T
+    if blocks.is_cuda or len(blocks) < _MANY_ROWS:
+        return blocks.flip(1).logcumsumexp(1).flip(1).T
+    sums = blocks.T.contiguous()  # on a processor, five times as fast row by row
+    for column in range(len(sums) - 2, -1, -1):
+        torch.logaddexp(sums[column], sums[column + 1], out=sums[column])
+    return sums
 
 
 def ring(start: int, count: int, size: int) -> Iterator[tuple[slice, slice]]:
