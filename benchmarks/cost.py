@@ -102,6 +102,8 @@ def one_similarity(size: int, dim: int, device: str) -> dict:
     fast._make_room()  # time does not depend on what the table holds, so it need not be made from the banks
     for part in (fast.older, fast.newer, fast.positives):
         part.fill_(5.0)
+    if fast.sums is not None:
+        fast.sums.written = size
     fast._versions = fast._now()
     found = in_turns({"kept": kept}, 9, device)
     if size <= WHOLE_UP_TO:

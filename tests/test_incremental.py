@@ -3,6 +3,8 @@
 Drawn sequences, drift, what it multiplies, and whole runs.
 """
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
@@ -121,9 +123,20 @@ class Both:
     mask=st.booleans(),
     temperature=st.sampled_from([0.25, 1.0, 8.0]),
     planned=st.booleans(),
+    large=st.booleans(),
     seed=st.integers(0, 10**6),
 )
 def test_drawn_sequences_equal_the_whole_matrix(
+    data, size, local, hard, keep_hard, query_bank, mask, temperature, planned, large, seed
+):
+    # a large bank's sums in blocks, or the full table
+    with patch.object(IncrementalSoftmax, "_is_large", lambda self, slices: large):
+        draw_sequence(
+            data, size, local, hard, keep_hard, query_bank, mask, temperature, planned, seed
+        )
+
+
+def draw_sequence(
     data, size, local, hard, keep_hard, query_bank, mask, temperature, planned, seed
 ):
     both = Both(
@@ -258,6 +271,53 @@ def test_the_table_needs_no_product_of_its_own(hard, epoch):
             both.fast.older.numel() + size,
         )
     assert both.fast.bytes < 8 * (size * (size / min(8, np.mean(epoch)) + 3) + 2 * size)
+
+
+def test_the_sums_of_a_large_bank_take_less_memory_than_the_bank():
+    size, dim = 65_536, 768
+    banks = [cl.MemoryBank(n, dim) for n in (size, size, 0)]
+    fast = IncrementalSoftmax(*banks)
+    fast.expect(np.array([8]))
+    fast._make_room()
+    assert fast.sums is not None and fast.bytes < 0.4 * 2 * size * dim * 4
+    small = IncrementalSoftmax(*(cl.MemoryBank(n, dim) for n in (8192, 8192, 0)))
+    small.expect(np.array([8]))
+    small._make_room()
+    assert small.sums is None and small.bytes < 2 * 8192 * dim * 4
+
+
+def test_a_table_that_was_saved_serves_a_bank_that_keeps_sums_now():
+    both = Both(24)
+    for _ in range(9):
+        batch = both.micro_batch(4)
+        both.error(batch)
+        both.write(batch)
+    state = both.fast.state_dict()
+    with patch.object(IncrementalSoftmax, "_is_large", lambda self, slices: True):
+        both.fast = IncrementalSoftmax(*both.banks, 1.0, both.keys)
+        both.fast.load_state_dict(state)
+        assert both.error(both.micro_batch(4)) < 1e-12 and both.fast.sums is not None
+        state = both.fast.state_dict()
+    both.fast = IncrementalSoftmax(*both.banks, 1.0, both.keys)
+    both.fast.load_state_dict(state)
+    assert both.error(both.micro_batch(4)) < 1e-12 and both.fast.sums is None
+
+
+def test_runs_of_a_large_bank_resume_bit_for_bit(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(IncrementalSoftmax, "_is_large", lambda self, slices: True)
+    fields = dict(memory_size=37, local_batch=4, accumulation_steps=3, updates=14)
+    run = cl.Run(toy, cl.Settings(**fields, similarity="incremental"))
+    whole = cl.Run(toy, cl.Settings(**fields, similarity="full", dtype="float32"))
+    for _ in range(14):
+        if run.step_count == 8:
+            run.save(tmp_path / "run")
+        assert abs(run.step().loss - whole.step().loss) < 1e-5
+    again = cl.Run.load(tmp_path / "run", toy)
+    assert again.learner.extension("softmax").table._versions is not None
+    while again.step_count < 14:
+        again.step()
+    for one, other in zip(run.query_tower.parameters(), again.query_tower.parameters()):
+        assert torch.equal(one, other)
 
 
 def test_joint_keys_are_the_relation_or_none():

@@ -20,12 +20,14 @@ come in at the new one:
     newer[i]       over the columns that have come since: each micro-batch adds its own
 
 Both are filled from scores that the loss has computed anyway. The table has N rows' worth of N / B
-micro-batches: 4·N²/B bytes in float32. Notebook 08 derives it in four pictures.
+micro-batches: 4·N²/B bytes in float32. Notebook 08 derives it in four pictures. Where that is more
+than the banks themselves (and than 64 MiB), `banked_sums.py` takes its place, which keeps fewer
+sums and computes some scores twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +40,9 @@ from contaccum_lite.core.hooks import Extension
 from contaccum_lite.core.loss import LossAndGradients
 from contaccum_lite.core.presets import PRESETS
 from contaccum_lite.core.shapes import check_temperature, check_vectors, num_vectors
+from contaccum_lite.scale.banked_sums import BankedSums, SumsSnapshot, block_strides, ring
 
+SMALL_TABLE = 2**26  # bytes up to which the table may be larger than the banks
 _REFILL_ROWS = 1024  # banked rows compared at a time where the table is filled from the banks
 
 
@@ -177,6 +181,7 @@ class _Snapshot(NamedTuple):
     newer: Tensor
     positives: Tensor
     slices: list[tuple[slice, Tensor]]  # of `older`, where rows will be written
+    sums: SumsSnapshot | None  # of `sums`, which takes the place of `older` and `newer`
 
 
 class IncrementalSoftmax:
@@ -222,6 +227,7 @@ class IncrementalSoftmax:
         self.older = torch.empty(1, 0, **like)
         self.newer = torch.empty(0, **like)
         self.positives = torch.empty(0, **like)
+        self.sums: BankedSums | None = None  # in place of `older` and `newer` for a large bank
 
     @staticmethod
     def _like(tensor: Tensor) -> dict:
@@ -229,8 +235,9 @@ class IncrementalSoftmax:
 
     @property
     def bytes(self) -> int:
-        """Memory of the table: about N² / B numbers."""
-        return sum(t.numel() * t.element_size() for t in (self.older, self.newer, self.positives))
+        """Memory of the table: about N² / B numbers, and at most the banks' for a large bank."""
+        table = sum(t.numel() * t.element_size() for t in (self.older, self.newer, self.positives))
+        return table + (self.sums.bytes if self.sums is not None else 0)
 
     def expect(self, sizes: Sequence[int], place: int = 0) -> None:
         """Say how large the micro-batches of an epoch are, and how many of them are done.
@@ -390,11 +397,17 @@ class IncrementalSoftmax:
         highest = scores.amax(0).clamp_(min=lowest)
         softmax = scores.sub_(highest).exp_()
         local = softmax.sum(0).log_().add_(highest)  # log-sum-exp over the local columns
-        banked = torch.logaddexp(self.newer[:rows], self.older[self.clock, :rows])
+        banked = self._banked_totals(rows)
         total = torch.logaddexp(local, banked)
         softmax *= (highest - total).exp_()
         loss = (total - self.positives[:rows]).sum()
         return _BankedRows(loss, softmax, local if entering is None else entering)
+
+    def _banked_totals(self, rows: int) -> Tensor:
+        """(rows,): log-sum-exp of each banked row over the banked columns."""
+        if self.sums is not None:
+            return self.sums.totals()
+        return torch.logaddexp(self.newer[:rows], self.older[self.clock, :rows])
 
     def _add_banked_row_gradients(self, gradients: list[Tensor], softmax: Tensor) -> None:
         """Add what the banked rows give to the passages, and to the hard negatives if any."""
@@ -461,32 +474,41 @@ class IncrementalSoftmax:
         batch, self._compared = self._compared, None
         if not self.query_bank.size or batch.banked_queries != batch.banked_passages:
             return  # no banked rows, or none any more
-        if batch.local_batch != self._sizes[self._position]:
-            self.expect(np.array([batch.local_batch]))
-        self._position = (self._position + 1) % len(self._sizes)
+        self._advance(batch.local_batch)
         if self._versions is None and batch.banked_passages:
             return  # the table is for micro-batches of other sizes: filled again next time
         self._make_room()
         self._write_batch(batch)
         self._versions = ()
 
+    def _advance(self, local_batch: int) -> None:
+        """One micro-batch more of the epoch is done; one of another size begins another epoch."""
+        if local_batch != self._sizes[self._position] and self.sums is None:
+            self.expect(np.array([local_batch]))
+        self._position = (self._position + 1) % len(self._sizes)
+
     def _write_batch(self, batch: _Compared) -> None:
         """Add the new columns to the rows that are there, and write the new rows."""
         slot, size = self.passage_bank.write_ptr, self.passage_bank.size
         b, n = batch.local_batch, batch.banked_passages
         new = min(b, size)
-        if batch.entering is not None:
+        if batch.entering is not None and self.sums is None:
             torch.logaddexp(self.newer[:n], batch.entering, out=self.newer[:n])
         banked, local = self._pair_scores(batch)
         first = slot if n == size else 0
         stay = min(n + new, size) - new
         oldest_first = torch.cat([banked[:, first:], banked[:, :first]], 1)[:, n - stay :]
-        self.clock = (self.clock + 1) % len(self.older)
-        self._fill(slot, torch.cat([oldest_first, local[:, b - new :]], 1)[b - new :])
+        scores = torch.cat([oldest_first, local[:, b - new :]], 1)[b - new :]
         positives = batch.scores.diagonal()[b - new :]
-        for slots, rows in _ring(slot, new, size):
-            self.newer[slots] = -torch.inf
+        for slots, rows in ring(slot, new, size):
             self.positives[slots] = positives[rows]
+        if self.sums is not None:
+            self.sums.enter(scores, batch.entering)
+            return
+        self.clock = (self.clock + 1) % len(self.older)
+        self._fill(slot, scores)
+        for slots, _ in ring(slot, new, size):
+            self.newer[slots] = -torch.inf
 
     def _pair_scores(self, batch: _Compared) -> tuple[Tensor, Tensor]:
         """Scores with the banked and with the local pairs' columns.
@@ -548,15 +570,39 @@ class IncrementalSoftmax:
         return self._written
 
     def _make_room(self) -> None:
-        """A table of this bank's size: a slice for each micro-batch that a row can live to see."""
+        """A table of this bank's size: a slice for each micro-batch that a row can live to see.
+
+        For a large bank, `sums`.
+        """
         self._schedule()
         slices, size = self._slices, self.passage_bank.size
-        if self.older.shape != (slices, size):
-            like = self._like(self.older)
+        like = self._like(self.older)
+        if self._is_large(slices):
+            if self.sums is None or self.sums.size != size:
+                strides = block_strides(size, self._bank_bytes() // (size * self._item_size))
+                sums = BankedSums(size, self._banked_scores, strides, **like)
+                self.positives = torch.zeros(size, **like)
+                self.older, self.newer = torch.empty(1, 0, **like), torch.empty(0, **like)
+                self.sums, self.clock = sums, 0
+        elif self.older.shape != (slices, size) or self.sums is not None:
             # All three are there before one is replaced: memory may run out on the way.
             older = torch.full((slices, size), -torch.inf, **like)
             newer, positives = torch.full((size,), -torch.inf, **like), torch.zeros(size, **like)
             self.older, self.newer, self.positives, self.clock = older, newer, positives, 0
+            self.sums = None
+
+    @property
+    def _item_size(self) -> int:
+        return self.older.element_size()
+
+    def _bank_bytes(self) -> int:
+        banks = self.query_bank, self.passage_bank, self.hard_bank
+        return sum(bank.size * bank.dim for bank in banks) * self._item_size
+
+    def _is_large(self, slices: int) -> bool:
+        """Whether the table would be larger than the banks, and not small."""
+        table = slices * self.passage_bank.size * self._item_size
+        return table > max(SMALL_TABLE, self._bank_bytes())
 
     def _fill(self, slot: int, scores: Tensor) -> None:
         """Write `older` of the rows from this slot on.
@@ -567,8 +613,8 @@ class IncrementalSoftmax:
         sums = (
             blocks.logsumexp(2).flip(1).logcumsumexp(1).flip(1).T
         )  # (micro-batches to come, rows)
-        for times, steps in _ring(self.clock, len(sums), len(self.older)):
-            for slots, rows in _ring(slot, len(scores), self.older.shape[1]):
+        for times, steps in ring(self.clock, len(sums), len(self.older)):
+            for slots, rows in ring(slot, len(scores), self.older.shape[1]):
                 self.older[times, slots] = sums[steps, rows]
 
     def _leaving_together(self, scores: Tensor) -> Tensor:
@@ -591,11 +637,16 @@ class IncrementalSoftmax:
             return
         self._versions = None  # until the table is complete: memory may run out on the way
         self._make_room()
+        rows = len(self.query_bank)
+        oldest = self.query_bank.write_ptr - rows
+        if self.sums is not None:
+            self._set_positives()
+            self.sums.fill(oldest % self.passage_bank.size, rows)
+            self._versions = versions
+            return
         self.clock = 0
         self.newer.fill_(-torch.inf)
-        rows = len(self.query_bank)
         order = self.query_bank.order()
-        oldest = self.query_bank.write_ptr - rows
         for start in range(0, rows, _REFILL_ROWS):
             scores = self._refill_scores(order[start : start + _REFILL_ROWS])
             self._fill((oldest + start) % self.passage_bank.size, scores[:, order])
@@ -618,15 +669,41 @@ class IncrementalSoftmax:
             hard.masked_fill_(same_hard.to(hard.device), -torch.inf)
         return _with_hard_negatives(scores, hard) if len(self.hard_bank) else scores
 
+    def _set_positives(self) -> None:
+        """The banked rows' scores with their own passages."""
+        rows = len(self.query_bank)
+        products = (self.query_bank.vectors / self.temperature) * self.passage_bank.vectors
+        self.positives[:rows] = products.sum(1)
+
+    def _banked_scores(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Scores of the queries in these slots with the pairs in these slots, for `sums`."""
+        queries = self.query_bank.vectors[rows] / self.temperature
+        scores = queries @ self.passage_bank.vectors[columns].T
+        each = self.hard_bank.size // self.passage_bank.size
+        hard_slots = (columns[:, None] * each + torch.arange(each, device=columns.device)).flatten()
+        hard = queries @ self.hard_bank.vectors[hard_slots].T
+        if self.keys is not None:
+            _, passage_keys, text_keys = self.keys
+            row_ids = self.passage_bank.ids[rows.cpu()]
+            column_ids = self.passage_bank.ids[columns.cpu()]
+            same = self._same_pair(row_ids, column_ids)
+            same &= (rows[:, None] != columns).cpu()
+            scores.masked_fill_(same.to(scores.device), -torch.inf)
+            hard_keys = text_keys[self.hard_bank.ids[hard_slots.cpu()]]
+            same_hard = passage_keys[row_ids][:, None] == hard_keys
+            hard.masked_fill_(same_hard.to(hard.device), -torch.inf)
+        return _with_hard_negatives(scores, hard) if each else scores
+
     # --- taking back, saving ---------------------------------------------------------------------
 
     def snapshot(self, count: int) -> _Snapshot:
         """What `restore` needs to take back the entering of up to `count` pairs in all."""
         current = self._versions is not None and self._versions == self._now()
         slices = []
-        if current:
+        sums = self.sums.snapshot(count) if current and self.sums is not None else None
+        if current and self.sums is None:
             bank = self.passage_bank
-            for slots, _ in _ring(bank.write_ptr, min(count, bank.size), bank.size):
+            for slots, _ in ring(bank.write_ptr, min(count, bank.size), bank.size):
                 slices.append((slots, self.older[:, slots].clone()))
         return _Snapshot(
             current,
@@ -636,6 +713,7 @@ class IncrementalSoftmax:
             self.newer.clone(),
             self.positives.clone(),
             slices,
+            sums,
         )
 
     def restore(self, snapshot: _Snapshot) -> None:
@@ -646,8 +724,11 @@ class IncrementalSoftmax:
         slices = snapshot.slices
         same_shape = snapshot.newer.shape == self.newer.shape
         same_steps = all(len(older) == len(self.older) for _, older in slices)
+        same_way = (snapshot.sums is None) == (self.sums is None)
         self._versions = None
-        if snapshot.current and same_shape and same_steps:
+        if snapshot.current and same_shape and same_steps and same_way:
+            if self.sums is not None:
+                self.sums.restore(snapshot.sums)
             self.newer, self.positives = snapshot.newer, snapshot.positives
             for slots, older in slices:
                 self.older[:, slots] = older
@@ -657,6 +738,13 @@ class IncrementalSoftmax:
         """All of it as tensors; empty where it would be filled from the banks anyway."""
         if self._versions != self._now() or not self.query_bank.size:
             return {}
+        if self.sums is not None:
+            return {
+                "positives": self.positives,
+                "sizes": torch.from_numpy(np.asarray(self._sizes)),
+                "place": torch.tensor(self._position),
+                **{f"sums.{name}": value for name, value in self.sums.state_dict().items()},
+            }
         return {
             "older": self.older,
             "newer": self.newer,
@@ -670,12 +758,29 @@ class IncrementalSoftmax:
         """Continue as the table that gave this state; the banks are loaded before."""
         if not state:
             return
+        self._sizes, self._position = state["sizes"].cpu().numpy(), int(state["place"])
+        self._written = None
+        if self._is_large(self._slices_of_schedule()):
+            self._load_sums(state)
+            return
+        if "older" not in state:
+            return  # of a larger table: filled from the banks
         self.older, self.newer, self.positives = (
             state[name].to(self.older).clone() for name in ("older", "newer", "positives")
         )
-        self.clock, self._position = int(state["clock"]), int(state["place"])
-        self._sizes = state["sizes"].cpu().numpy()
-        self._written, self._versions = None, self._now()
+        self.clock, self.sums, self._versions = int(state["clock"]), None, self._now()
+
+    def _slices_of_schedule(self) -> int:
+        self._schedule()
+        return self._slices
+
+    def _load_sums(self, state: dict[str, Tensor]) -> None:
+        """Continue from a state of `sums`; a full table is filled again from the banks."""
+        self._make_room()
+        names = [name for name in state if name.startswith("sums.")]
+        if self.sums.load_state_dict({name[5:]: state[name] for name in names}):
+            self.positives = state["positives"].to(self.positives).clone()
+            self._versions = self._now()
 
 
 def _local_row_gradients(
@@ -735,14 +840,3 @@ def _with_hard_negatives(scores: Tensor, hard: Tensor) -> Tensor:
     """
     each = hard.shape[1] // max(1, scores.shape[1])
     return torch.cat([scores[:, :, None], hard.reshape(*scores.shape, each)], 2).logsumexp(2)
-
-
-def _ring(start: int, count: int, size: int) -> Iterator[tuple[slice, slice]]:
-    """`count` slots of a ring from `start` on, as one slice or two.
-
-    Each comes with the slice of what goes there.
-    """
-    first = min(count, size - start)
-    yield slice(start, start + first), slice(0, first)
-    if count > first:
-        yield slice(0, count - first), slice(first, count)
