@@ -32,6 +32,8 @@ from contaccum_lite.core.presets import PRESETS
 from contaccum_lite.core.run import Run
 from contaccum_lite.core.settings import Settings
 from contaccum_lite.course.check import check
+from contaccum_lite.course.my_contaccum import MyContAccum
+from contaccum_lite.course.yours import yours
 from contaccum_lite.data.load import load_pairs
 from contaccum_lite.data.types import Pair, Pairs, Passage
 from contaccum_lite.diagnostics.measure import (
@@ -82,6 +84,7 @@ __all__ = [
     "IncrementalSoftmax",
     "MemoryBank",
     "MicroStep",
+    "MyContAccum",
     "Pair",
     "Pairs",
     "Passage",
@@ -107,6 +110,7 @@ __all__ = [
     "similarity_matrix",
     "softmax_gap",
     "tensor_memory",
+    "yours",
 ]
 
 
