@@ -63,3 +63,16 @@ def test_what_is_no_exercise_or_no_function_is_refused():
         cl.yours("99.9", without_mean)
     with pytest.raises(ValueError, match="give it the function itself"):
         cl.yours("04.4", GRADIENTS)
+
+
+def test_the_failing_arguments_can_be_had():
+    seen = []
+
+    def wrong(gradients):
+        seen.append(gradients.clone())
+        return gradients
+
+    verdict = cl.check("04.4", wrong)
+    assert len(verdict.arguments) == 1 and torch.equal(verdict.arguments[0], seen[-1])
+    assert torch.equal(cl.check("04.4", blank).arguments[0], seen[0])
+    assert cl.check("04.4", without_mean).arguments == []

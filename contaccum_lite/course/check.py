@@ -45,13 +45,20 @@ class Verdict:
     """The result of a check, which is true if the function passed.
 
     `passed`, the `sentence` that explains it, and for wrong values `target` and `yours`, which are
-    drawn side by side.
+    drawn side by side. `arguments` are those of the case that failed, to try it by hand:
+    `my_function(*verdict.arguments)`.
     """
 
     def __init__(
-        self, passed: bool, sentence: str, target: Tensor | None = None, yours: Tensor | None = None
+        self,
+        passed: bool,
+        sentence: str,
+        target: Tensor | None = None,
+        yours: Tensor | None = None,
+        arguments=(),
     ):
         self.passed, self.sentence, self.target, self.yours = passed, sentence, target, yours
+        self.arguments = copies(arguments)
 
     def __bool__(self):
         return self.passed
@@ -144,15 +151,15 @@ def _try_all_cases(exercise: Exercise, function: Callable) -> Verdict:
         try:
             answer, case_tolerance = _try(exercise, function, case)
         except Failed as failure:
-            return Verdict(False, str(failure))
+            return Verdict(False, str(failure), arguments=case.arguments)
         answers.append(answer)
         tolerance = max(tolerance, case_tolerance)
         if not _close(answer, case.target, case_tolerance):
             tried = list(zip(cases, answers))
             sentence = f"{case.name}, {case}: {_explain_values(exercise, tried, tolerance)}"
             if case.target.ndim == 0:
-                return Verdict(False, sentence)
-            return Verdict(False, sentence, case.target, answer)
+                return Verdict(False, sentence, arguments=case.arguments)
+            return Verdict(False, sentence, case.target, answer, case.arguments)
     sizes = sorted({str(case) for case in cases}, key=len)
     sentence = (
         f"right on {CASES} drawn cases to {tolerance.atol:g}, from {sizes[0]} to {sizes[-1]}."
@@ -188,9 +195,8 @@ def _try(exercise: Exercise, function: Callable, case: Case) -> tuple[Tensor, To
     except BaseException as error:
         if isinstance(error, NotImplementedError) and not error.args:
             raise Failed("not written yet: fill in the blank, then run this cell again.") from None
-        raise Failed(
-            f"your function stopped in {case.name}{_line_of(error)}: {describe_error(error)}"
-        ) from None
+        sentence = f"your function stopped in {case.name}{_line_of(error)}: {describe_error(error)}"
+        raise Failed(f"{sentence} {exercise.when_stopped}".rstrip()) from None
     try:
         numbers = _read_numbers(exercise, returned, arguments, case.target)
     except WrongShape as error:

@@ -44,3 +44,4 @@ class Exercise(NamedTuple):
     slips: Callable  # (*arguments) -> a list of `Slip`, always in one order
     compare_on: Callable = whole_answer  # (answer, arguments) -> the numbers that are compared
     in_place: bool = False  # the function changes its arguments, of which `compare_on` reads
+    when_stopped: str = ""  # said where the function raises: what usually makes it stop
