@@ -31,6 +31,7 @@ from contaccum_lite.core.micro_step import MicroStep, Update
 from contaccum_lite.core.presets import PRESETS
 from contaccum_lite.core.run import Run
 from contaccum_lite.core.settings import Settings
+from contaccum_lite.course.capstone import leaderboard, submit, verify
 from contaccum_lite.course.check import check
 from contaccum_lite.course.my_contaccum import MyContAccum
 from contaccum_lite.course.yours import yours
@@ -102,6 +103,7 @@ __all__ = [
     "gradient_error",
     "info_nce",
     "info_nce_gradients",
+    "leaderboard",
     "load_pairs",
     "load_tower",
     "make_corrector",
@@ -109,7 +111,9 @@ __all__ = [
     "similarity_mass",
     "similarity_matrix",
     "softmax_gap",
+    "submit",
     "tensor_memory",
+    "verify",
     "yours",
 ]
 
