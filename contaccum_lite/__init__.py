@@ -31,7 +31,10 @@ from contaccum_lite.core.micro_step import MicroStep, Update
 from contaccum_lite.core.presets import PRESETS
 from contaccum_lite.core.run import Run
 from contaccum_lite.core.settings import Settings
+from contaccum_lite.course.capstone import leaderboard, submit, verify
 from contaccum_lite.course.check import check
+from contaccum_lite.course.my_contaccum import MyContAccum
+from contaccum_lite.course.yours import yours
 from contaccum_lite.data.load import load_pairs
 from contaccum_lite.data.types import Pair, Pairs, Passage
 from contaccum_lite.diagnostics.measure import (
@@ -82,6 +85,7 @@ __all__ = [
     "IncrementalSoftmax",
     "MemoryBank",
     "MicroStep",
+    "MyContAccum",
     "Pair",
     "Pairs",
     "Passage",
@@ -99,6 +103,7 @@ __all__ = [
     "gradient_error",
     "info_nce",
     "info_nce_gradients",
+    "leaderboard",
     "load_pairs",
     "load_tower",
     "make_corrector",
@@ -106,7 +111,10 @@ __all__ = [
     "similarity_mass",
     "similarity_matrix",
     "softmax_gap",
+    "submit",
     "tensor_memory",
+    "verify",
+    "yours",
 ]
 
 

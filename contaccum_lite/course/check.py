@@ -15,12 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contaccum_lite.course.exercise import Exercise
+from contaccum_lite.course.exercise import Exercise, Unreadable, copies
 from contaccum_lite.course.exercises import EXERCISES
 from contaccum_lite.lab import stills
 from contaccum_lite.utils.text import one_line, without_halves
 
 CASES = 12
+
+#: The last function that passed, by name of its exercise.
+_passed: dict[str, Callable] = {}
 
 
 class Tolerance(NamedTuple):
@@ -42,13 +45,20 @@ class Verdict:
     """The result of a check, which is true if the function passed.
 
     `passed`, the `sentence` that explains it, and for wrong values `target` and `yours`, which are
-    drawn side by side.
+    drawn side by side. `arguments` are those of the case that failed, to try it by hand:
+    `my_function(*verdict.arguments)`.
     """
 
     def __init__(
-        self, passed: bool, sentence: str, target: Tensor | None = None, yours: Tensor | None = None
+        self,
+        passed: bool,
+        sentence: str,
+        target: Tensor | None = None,
+        yours: Tensor | None = None,
+        arguments=(),
     ):
         self.passed, self.sentence, self.target, self.yours = passed, sentence, target, yours
+        self.arguments = copies(arguments)
 
     def __bool__(self):
         return self.passed
@@ -70,8 +80,12 @@ class Failed(Exception):
     """A function that fails in a case; the text is the verdict's sentence."""
 
 
-class Unreadable(Exception):
-    """An answer of which no numbers can be compared; the text says why."""
+class WrongShape(Unreadable):
+    """An answer of another shape; its numbers may be those of a slip."""
+
+    def __init__(self, sentence: str, value):
+        super().__init__(sentence)
+        self.value = value
 
 
 class Case(NamedTuple):
@@ -82,13 +96,16 @@ class Case(NamedTuple):
     target: Tensor  # the right answer, float64
 
     def __str__(self) -> str:
-        sizes = (
-            " × ".join(map(str, argument.shape))
-            if torch.is_tensor(argument) and argument.ndim
-            else f"{float(argument):g}"
-            for argument in self.arguments
-        )
-        return ", ".join(sizes)
+        return ", ".join(filter(None, map(_size, self.arguments)))
+
+
+def _size(argument) -> str:
+    """An argument in few words: a shape, a number, how many there are; nothing for an object."""
+    if isinstance(argument, Tensor) and argument.ndim:
+        return " × ".join(map(str, argument.shape))
+    if isinstance(argument, (Tensor, int, float)):
+        return f"{float(argument):g}"
+    return f"{len(argument)} of them" if isinstance(argument, list) else ""
 
 
 def check(name: str, answer: Callable) -> Verdict:
@@ -98,17 +115,33 @@ def check(name: str, answer: Callable) -> Verdict:
     of a wrong type or shape, becomes a sentence of the verdict. Raises `ValueError` for an unknown
     exercise or something that is no function.
     """
-    if not isinstance(name, str) or name not in EXERCISES:
-        raise ValueError(
-            f"there is no exercise {name!r:.80}: the exercises are {', '.join(EXERCISES)}."
-        )
+    _check_name(name)
     if not callable(answer):
         raise ValueError(
             f"check was given a {type(answer).__name__}: give it the function itself, as in "
             f"check({name!r}, my_function), without calling it."
         )
     with torch.enable_grad(), torch.device("cpu"):  # whatever a function before this one has set
-        return _try_all_cases(EXERCISES[name], answer)
+        verdict = _try_all_cases(EXERCISES[name], answer)
+    if verdict.passed:
+        _passed[name] = answer
+    return verdict
+
+
+def last_passed(name: str) -> Callable | None:
+    """The last function that passed `check(name, …)` in this session; None if none has.
+
+    Raises `ValueError` for an unknown exercise.
+    """
+    _check_name(name)
+    return _passed.get(name)
+
+
+def _check_name(name: str) -> None:
+    if not isinstance(name, str) or name not in EXERCISES:
+        raise ValueError(
+            f"there is no exercise {name!r:.80}: the exercises are {', '.join(EXERCISES)}."
+        )
 
 
 def _try_all_cases(exercise: Exercise, function: Callable) -> Verdict:
@@ -118,15 +151,15 @@ def _try_all_cases(exercise: Exercise, function: Callable) -> Verdict:
         try:
             answer, case_tolerance = _try(exercise, function, case)
         except Failed as failure:
-            return Verdict(False, str(failure))
+            return Verdict(False, str(failure), arguments=case.arguments)
         answers.append(answer)
         tolerance = max(tolerance, case_tolerance)
         if not _close(answer, case.target, case_tolerance):
             tried = list(zip(cases, answers))
             sentence = f"{case.name}, {case}: {_explain_values(exercise, tried, tolerance)}"
             if case.target.ndim == 0:
-                return Verdict(False, sentence)
-            return Verdict(False, sentence, case.target, answer)
+                return Verdict(False, sentence, arguments=case.arguments)
+            return Verdict(False, sentence, case.target, answer, case.arguments)
     sizes = sorted({str(case) for case in cases}, key=len)
     sentence = (
         f"right on {CASES} drawn cases to {tolerance.atol:g}, from {sizes[0]} to {sizes[-1]}."
@@ -141,8 +174,8 @@ def _try_all_cases(exercise: Exercise, function: Callable) -> Verdict:
 
 def _make_case(exercise: Exercise, number: int) -> Case:
     arguments = exercise.make_case(torch.Generator().manual_seed(1000 + number), number)
-    copies = _copies(arguments)
-    target = _float64(exercise, exercise.reference(*copies), copies)
+    copied = copies(arguments)
+    target = _float64(exercise, exercise.reference(*copied), copied)
     return Case(f"case {number + 1} of {CASES}", arguments, target)
 
 
@@ -154,7 +187,7 @@ def _float64(exercise: Exercise, answer, arguments) -> Tensor:
 
 def _try(exercise: Exercise, function: Callable, case: Case) -> tuple[Tensor, Tolerance]:
     """The function's numbers in one case, and how near they must be. Raises `Failed`."""
-    arguments = _copies(case.arguments)
+    arguments = copies(case.arguments)
     try:
         returned = function(*arguments)
     except KeyboardInterrupt:  # the student stops it
@@ -162,13 +195,17 @@ def _try(exercise: Exercise, function: Callable, case: Case) -> tuple[Tensor, To
     except BaseException as error:
         if isinstance(error, NotImplementedError) and not error.args:
             raise Failed("not written yet: fill in the blank, then run this cell again.") from None
-        raise Failed(
-            f"your function stopped in {case.name}{_line_of(error)}: {describe_error(error)}"
-        ) from None
+        sentence = f"your function stopped in {case.name}{_line_of(error)}: {describe_error(error)}"
+        raise Failed(f"{sentence} {exercise.when_stopped}".rstrip()) from None
     try:
         numbers = _read_numbers(exercise, returned, arguments, case.target)
+    except WrongShape as error:
+        sentence = _explain_shape(exercise, case, error)
+        raise Failed(f"{case.name}, {case}: {sentence}") from None
     except Unreadable as error:
         raise Failed(f"{case.name}, {case}: {error}") from None
+    if exercise.in_place:
+        return numbers
     for number, (before, after) in enumerate(zip(case.arguments, arguments), 1):
         if not _unchanged(before, after):
             raise Failed(
@@ -199,12 +236,22 @@ def _explain_values(exercise: Exercise, tried: list, tolerance: Tolerance) -> st
     return f"right shape, wrong values; the largest difference is{difference}"
 
 
+def _explain_shape(exercise: Exercise, case: Case, error: WrongShape) -> str:
+    """The slip that gives an answer of this wrong shape, or what shape was expected."""
+    try:
+        answer = _plain_tensor(error.value)
+    except Exception:  # it is no number and no plain tensor
+        return str(error)
+    feedback = _find_slip(exercise, [(case, answer)], FLOAT32)
+    return feedback or str(error)
+
+
 def _find_slip(exercise: Exercise, tried: list, tolerance: Tolerance) -> str | None:
     """The feedback of the first slip that gives all answers so far."""
     agreeing = None
     try:
         for case, answer in tried:
-            arguments = _copies(case.arguments)
+            arguments = copies(case.arguments)
             feedbacks = [
                 slip.feedback
                 for slip in exercise.slips(*arguments)
@@ -236,14 +283,15 @@ def _read_numbers(
 ) -> tuple[Tensor, Tolerance]:
     """The numbers of an answer in float64, and how near they must be. Raises `Unreadable`."""
     try:
-        tolerance = _tolerance_for(returned, target, exercise)
+        tolerance = EXACT if exercise.in_place else _tolerance_for(returned, target, exercise)
         value = _compared_value(exercise, returned, arguments)
         if value is not returned:
             tolerance = max(tolerance, _tolerance_for(value, target, exercise))
         shape = tuple(value.shape) if isinstance(value, Tensor) else ()
         if shape != tuple(target.shape):
-            raise Unreadable(
-                f"your answer has shape {shape}, expected {tuple(target.shape)}: {exercise.prompt}"
+            raise WrongShape(
+                f"your answer has shape {shape}, expected {tuple(target.shape)}: {exercise.prompt}",
+                value,
             )
         numbers = _plain_tensor(value)
     except Unreadable:
@@ -302,6 +350,8 @@ def _compared_value(exercise: Exercise, returned, arguments: list):
         return exercise.compare_on(returned, arguments)
     except KeyboardInterrupt:
         raise
+    except Unreadable:
+        raise
     except BaseException as error:
         raise Unreadable(
             f"no gradient can be taken of your answer ({describe_error(error)}); "
@@ -324,10 +374,6 @@ def _close(a: Tensor, b: Tensor, tolerance: Tolerance) -> bool:
     if a.shape != b.shape:
         return False
     return torch.allclose(a, b, rtol=tolerance.rtol, atol=tolerance.atol)
-
-
-def _copies(arguments) -> list:
-    return [a.clone() if torch.is_tensor(a) else a for a in arguments]
 
 
 def _unchanged(before, after) -> bool:

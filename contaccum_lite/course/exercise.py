@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple
+
+from torch import nn
+
+
+class Unreadable(Exception):
+    """An answer of which no numbers can be compared; the text says why."""
 
 
 class Slip(NamedTuple):
@@ -18,6 +25,16 @@ def whole_answer(answer, arguments):
     return answer
 
 
+def copies(arguments) -> list:
+    """Copies of an exercise's arguments; an optimizer's copy moves the copies of its towers."""
+    copied = copy.deepcopy(list(arguments))
+    for before, after in zip(arguments, copied):
+        if isinstance(before, nn.Module):
+            for old, new in zip(before.parameters(), after.parameters()):
+                new.grad = None if old.grad is None else old.grad.clone()  # deepcopy leaves it out
+    return copied
+
+
 class Exercise(NamedTuple):
     """What `check` needs to know of an exercise."""
 
@@ -26,3 +43,5 @@ class Exercise(NamedTuple):
     reference: Callable  # (*arguments) -> the right answer
     slips: Callable  # (*arguments) -> a list of `Slip`, always in one order
     compare_on: Callable = whole_answer  # (answer, arguments) -> the numbers that are compared
+    in_place: bool = False  # the function changes its arguments, of which `compare_on` reads
+    when_stopped: str = ""  # said where the function raises: what usually makes it stop

@@ -128,7 +128,9 @@ def strip_markup(text: str) -> str:
 # --- files ---------------------------------------------------------------------------------------
 
 
-class _File(NamedTuple):
+class SourceFile(NamedTuple):
+    """A Python file, and the module that it is."""
+
     module: str
     path: Path
 
@@ -139,11 +141,12 @@ class _File(NamedTuple):
         return names if self.path.name == "__init__.py" else names[:-1]
 
 
-def _is_public(name: str) -> bool:
+def is_public(name: str) -> bool:
+    """Whether no part of a qualified name begins with an underscore."""
     return not any(each.startswith("_") or not each for each in name.split("."))
 
 
-def _files() -> list[_File]:
+def source_files() -> list[SourceFile]:
     """Every file that is read, of the standard library and of the packages."""
     files = []
     for package, root in _roots().items():
@@ -154,7 +157,7 @@ def _files() -> list[_File]:
                 continue
             if names[-1] == "__init__":
                 names.pop()
-            files.append(_File(".".join(names), path))
+            files.append(SourceFile(".".join(names), path))
     return files
 
 
@@ -178,9 +181,9 @@ def _is_skipped(names: list[str]) -> bool:
 def _public_docstrings(progress: Callable) -> Iterator[tuple[str, str]]:
     """(public name, docstring): first of what public modules define, then of what they show of
     private modules, then of compiled functions whose docstrings private modules attach."""
-    files = {file.module: file for file in _files()}
-    public = [file for file in files.values() if _is_public(file.module)]
-    private = [file for file in files.values() if not _is_public(file.module)]
+    files = {file.module: file for file in source_files()}
+    public = [file for file in files.values() if is_public(file.module)]
+    private = [file for file in files.values() if not is_public(file.module)]
     # private module -> {name there: public name}; "*" stands for all, with the public module
     reexports = defaultdict(dict)
     for file in progress(public):
@@ -188,19 +191,21 @@ def _public_docstrings(progress: Callable) -> Iterator[tuple[str, str]]:
     yield from _reexported_docstrings(files, reexports)
     for file in private:
         source = file.path.read_bytes()
-        tree = _parse(source) if _attaches_docstrings(source) else None
+        tree = parse_source(source) if _attaches_docstrings(source) else None
         if tree is not None:
             yield from _public_only(_attached_docstrings(tree, file.module))
 
 
-def _public_module_docstrings(file: _File, reexports: defaultdict) -> Iterator[tuple[str, str]]:
+def _public_module_docstrings(
+    file: SourceFile, reexports: defaultdict
+) -> Iterator[tuple[str, str]]:
     """What a public module defines and attaches; what it shows of private ones is noted."""
     source = file.path.read_bytes()
-    tree = _parse(source)
+    tree = parse_source(source)
     if tree is None:
         return
     docstring = ast.get_docstring(tree, clean=False)
-    yield from _public_only(_definitions(tree.body, file.module, docstring))
+    yield from _public_only(definitions(tree.body, file.module, docstring))
     if file.path.name == "__init__.py" or b"import *" in source:
         _note_reexports(file, tree, reexports)
     if _attaches_docstrings(source):
@@ -208,15 +213,15 @@ def _public_module_docstrings(file: _File, reexports: defaultdict) -> Iterator[t
 
 
 def _reexported_docstrings(
-    files: dict[str, _File], reexports: defaultdict
+    files: dict[str, SourceFile], reexports: defaultdict
 ) -> Iterator[tuple[str, str]]:
     """What public modules show of private ones, which may take it from further private ones."""
     done = set()
     while len(done) < len(reexports):
         for module in [module for module in reexports if module not in done]:
             done.add(module)
-            if module in files and not _is_public(module):
-                tree = _parse(files[module].path.read_bytes())
+            if module in files and not is_public(module):
+                tree = parse_source(files[module].path.read_bytes())
                 if tree is not None:
                     yield from _public_only(_reexported(files[module], tree, reexports))
 
@@ -225,7 +230,7 @@ def _attaches_docstrings(source: bytes) -> bool:
     return b"add_docstr" in source or b"add_newdoc(" in source
 
 
-def _parse(source: bytes) -> ast.Module | None:
+def parse_source(source: bytes) -> ast.Module | None:
     """The syntax tree; None for a file without docstrings, generated or for another Python."""
     relevant = any(text in source for text in (b'"""', b"'''", b"import *"))
     if not relevant or _GENERATED.search(source[:3000]):
@@ -237,10 +242,10 @@ def _parse(source: bytes) -> ast.Module | None:
 
 
 def _public_only(entries) -> Iterator[tuple[str, str]]:
-    return ((name, docstring) for name, docstring in entries if docstring and _is_public(name))
+    return ((name, docstring) for name, docstring in entries if docstring and is_public(name))
 
 
-def _definitions(
+def definitions(
     body, prefix: str, docstring: str | None = None
 ) -> Iterator[tuple[str, str | None]]:
     """(qualified name, docstring) of what is defined here, and of classes' members."""
@@ -251,7 +256,7 @@ def _definitions(
             yield f"{prefix}.{node.name}", ast.get_docstring(node, clean=False)
         elif isinstance(node, ast.ClassDef):
             docstring = ast.get_docstring(node, clean=False)
-            yield from _definitions(node.body, f"{prefix}.{node.name}", docstring)
+            yield from definitions(node.body, f"{prefix}.{node.name}", docstring)
 
 
 def _statements(body) -> Iterator[ast.stmt]:
@@ -266,22 +271,22 @@ def _statements(body) -> Iterator[ast.stmt]:
         yield from _statements(node.orelse)
 
 
-def _note_reexports(file: _File, tree: ast.Module, reexports) -> None:
+def _note_reexports(file: SourceFile, tree: ast.Module, reexports) -> None:
     """Note which names of private modules this public one shows.
 
     These are all names of a star import, and what a package's __init__.py imports.
     """
     is_package = file.path.name == "__init__.py"
     for source, name, alias in _imports(file, tree):
-        if _is_public(source):
+        if is_public(source):
             continue
         if name == "*":
             reexports[source].setdefault(name, file.module)
-        elif is_package and _is_public(alias):
+        elif is_package and is_public(alias):
             reexports[source].setdefault(name, f"{file.module}.{alias}")
 
 
-def _imports(file: _File, tree: ast.Module) -> Iterator[tuple[str, str, str]]:
+def _imports(file: SourceFile, tree: ast.Module) -> Iterator[tuple[str, str, str]]:
     """(module, name, alias) of each `from module import name as alias`."""
     for node in _statements(tree.body):
         if isinstance(node, ast.ImportFrom):
@@ -290,14 +295,14 @@ def _imports(file: _File, tree: ast.Module) -> Iterator[tuple[str, str, str]]:
             yield from ((source, a.name, a.asname or a.name) for a in node.names)
 
 
-def _reexported(file: _File, tree: ast.Module, reexports) -> Iterator[tuple[str, str | None]]:
+def _reexported(file: SourceFile, tree: ast.Module, reexports) -> Iterator[tuple[str, str | None]]:
     """What others show of this private module, under its public name.
 
     What this module itself takes from elsewhere is noted for its source.
     """
     names = reexports[file.module]
     defined = set()
-    for name, docstring in _definitions(tree.body, ""):
+    for name, docstring in definitions(tree.body, ""):
         top, dot, member = name[1:].partition(".")
         defined.add(top)
         public = names.get(top) or ("*" in names and f"{names['*']}.{top}")

@@ -1,7 +1,7 @@
-"""The exercises of the notebooks by name, one file a notebook."""
+"""The exercises by name: one file a notebook, and the spine that runs through all of them."""
 
 from contaccum_lite.course.exercise import Exercise
-from contaccum_lite.course.exercises import nb01, nb02, nb03, nb04, nb07, nb08, nb09
+from contaccum_lite.course.exercises import nb01, nb02, nb03, nb04, nb07, nb08, nb09, spine
 
 EXERCISES: dict[str, Exercise] = {
     **nb01.EXERCISES,
@@ -11,4 +11,5 @@ EXERCISES: dict[str, Exercise] = {
     **nb07.EXERCISES,
     **nb08.EXERCISES,
     **nb09.EXERCISES,
+    **spine.EXERCISES,
 }

@@ -83,6 +83,7 @@ def batch_loss(scores):
 
 
 def batch_loss_slips(scores):
+    negatives = scores.masked_fill(torch.eye(len(scores), dtype=torch.bool), -torch.inf)
     return [
         Slip(
             "softmax over columns: each query (row) chooses among passages, so its row must sum "
@@ -99,6 +100,16 @@ def batch_loss_slips(scores):
             -scores.softmax(1).log_softmax(1).diagonal().mean(),
         ),
         Slip("the sign is turned round: the loss is minus the log.", -batch_loss(scores)),
+        Slip(
+            "the mean of both directions, as CLIP has it: here only queries choose, so take the "
+            "rows alone.",
+            (batch_loss(scores) + batch_loss(scores.T)) / 2,
+        ),
+        Slip(
+            "the positive is missing from the sum below: it runs over all passages of the row, "
+            "the positive too.",
+            (negatives.logsumexp(1) - scores.diagonal()).mean(),
+        ),
     ]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from contaccum_lite.course.exercise import Exercise, Slip
+from contaccum_lite.course.exercise import Exercise, Slip, Unreadable
 from contaccum_lite.course.exercises.random_cases import randint, randn
 
 
@@ -101,6 +102,11 @@ def surrogate_slips(vectors, gradient):
 
 def gradient_of_surrogate(answer, arguments):
     """∂surrogate/∂vectors, which is what GradCache needs of it."""
+    if isinstance(answer, Tensor) and answer.ndim:
+        raise Unreadable(
+            f"no gradient can be taken of an answer of shape {tuple(answer.shape)}: return one "
+            "number, such as the sum of all entries."
+        )
     return torch.autograd.grad(answer, arguments[0])[0]
 
 

@@ -108,6 +108,7 @@ EXERCISES = {
         ring_case,
         enqueue,
         enqueue_slips,
+        when_stopped="(Do the new vectors go past the last slot? After it comes slot 0.)",
     ),
     "03.2": Exercise(
         "negatives per local query once the bank is full: one number.",

@@ -28,6 +28,11 @@ def grad_queries_slips(queries, passages, temperature):
             -(passages - over_columns @ passages) / (n * temperature),
         ),
         Slip(
+            "missing both 1/N and 1/τ: the loss is a mean over the rows, and the scores were "
+            "divided by the temperature.",
+            right * n * temperature,
+        ),
+        Slip(
             "the mean over the passages is without its weights: each is weighted by the softmax.",
             -(passages - passages.mean(0)) / (n * temperature),
         ),
@@ -45,6 +50,12 @@ def grad_passages_slips(queries, passages, temperature):
     scores = queries @ passages.T / temperature
     softmax, over_columns = scores.softmax(1), scores.softmax(0)
     return [
+        Slip("the sign is turned round: this points uphill.", -right),
+        Slip(
+            "missing both 1/N and 1/τ: the loss is a mean over the rows, and the scores were "
+            "divided by the temperature.",
+            right * n * temperature,
+        ),
         Slip(
             "transposed: passage l gathers its column of the softmax, over all queries i.",
             -(queries - softmax @ queries) / (n * temperature),
