@@ -49,11 +49,12 @@ def jobs():
 
     def job(method, **fields):
         fixes = cl.PRESETS[method]["fixed"]
+        preset = cl.Settings(method=method)
         cached = (
             {"hard_negatives": 0, "bank_warmup": 2}
-            if cl.Settings(method=method).cache_negatives
+            if preset.cache_negatives or preset.corpus_columns
             else {}
-        )  # a cache gives its hard negatives itself
+        )  # a cache gives its hard negatives itself, and the whole corpus holds them
         fields = {
             **SMALL,
             "local_batch": 8,
@@ -79,6 +80,14 @@ def jobs():
     found["contaccum, query bank dropped"] = job("contaccum", drop_query_bank_at=5)
     found["contaccum, bert"] = job("contaccum", tower="bert")
     found["grad_cache, bert"] = job("grad_cache", tower="bert")
+    for objective in ("decoupled", "sogclr", "sigmoid"):
+        for directions in ("query", "both", "all"):
+            found[f"contaccum, {objective}, {directions}"] = job(
+                "contaccum", objective=objective, directions=directions, mask_margin=3.0
+            )
+    found["contaccum, clusters"] = job("contaccum", batch_by="cluster", clusters=3)
+    found["contaccum, guide"] = job("contaccum", mask_margin=0.0, mask_guide="start")
+    found["contaccum, tiled"] = job("contaccum", similarity="tiled", objective="decoupled")
     for name in ("contaccum, bert", "grad_cache, bert"):
         found[name] = found[name].replace(updates=UPDATES)
     return found

@@ -390,12 +390,16 @@ def test_in_place_lookup_equals_autograd(toy):
         assert close(a.grad, b.grad)
 
 
-# a cache gives its hard negatives itself
+def gives_negatives(settings):
+    """A cache gives its hard negatives itself, and the whole corpus holds them all."""
+    return settings.cache_negatives or settings.corpus_columns
+
+
 METHOD_AND_HARD = [
     (method, hard)
     for method in cl.PRESETS
     for hard in (0, 1)
-    if not (hard and cl.Settings(method=method).cache_negatives)
+    if not (hard and gives_negatives(cl.Settings(method=method)))
 ]
 
 
