@@ -62,8 +62,11 @@ class Track:
 
     def value_at(self, name: str, update: int):
         """What a setting was in this update, counted from 0."""
-        values = [change.value for change in self.changes if change[1] == name and change[0] <= update]
-        return values[-1] if values else getattr(self.start, name)
+        value = getattr(self.start, name)
+        for change in self.changes:
+            if change.name == name and change.step <= update:
+                value = change.value
+        return value
 
     @property
     def mrr(self) -> list[tuple[int, float]]:
