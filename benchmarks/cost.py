@@ -171,7 +171,7 @@ def prepared(
             bank.write(torch.arange(size) % len(pairs.train), torch.randn(size, shape["dim"]), 0)
         softmax = run.learner.extension("softmax")
         if softmax is not None:
-            softmax.table.expect(run.sampler.sizes)
+            softmax.table.expect(*softmax.schedule.at(0))
             softmax.table._catch_up()  # the table is made from the banks, once
     return run
 

@@ -396,7 +396,7 @@ def test_a_ragged_end_of_an_epoch_is_known_ahead(toy, monkeypatch):
             similarity="incremental",
         ),
     )
-    assert len(set(run.sampler.sizes)) == 2
+    assert len(set(run.learner.extension("softmax").schedule.at(0)[0])) == 2
     made = []
     keep = IncrementalSoftmax._catch_up
     monkeypatch.setattr(

@@ -94,7 +94,8 @@ def furthest(some, other, name):
 
 
 def test_an_epoch_of_the_worker_ends_with_one_pair():
-    sizes = cl.Run(worker.pairs(), worker.jobs()["contaccum"]).sampler.sizes
+    run = cl.Run(worker.pairs(), worker.jobs()["contaccum"])
+    sizes, _ = run.learner.extension("softmax").schedule.at(0)
     assert sizes.tolist() == [8] * 6 + [1]  # of two processes, one has none; 3 updates an epoch
 
 

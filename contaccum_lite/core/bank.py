@@ -196,10 +196,17 @@ class DualBank(nn.Module):
             bank.clear()
 
     def resized(self, settings) -> list[MemoryBank]:
-        """New banks of the settings' sizes with the newest vectors of these, for `adopt`."""
-        resized = []
-        for bank, size in zip(self, self.sizes(settings), strict=True):
-            resized.append(bank if bank.size == size else bank.resized(size))
+        """New banks of the settings' sizes with the newest vectors of these, for `adopt`.
+
+        Where a query bank is switched on, all begin empty: a past query without its past passage
+        has no positive.
+        """
+        sizes, resized = self.sizes(settings), []
+        for bank, size in zip(self, sizes, strict=True):
+            if sizes[0] and not self.query_bank.size:
+                resized.append(MemoryBank(size, bank.dim, bank.slots.dtype, bank.slots.device))
+            else:
+                resized.append(bank if bank.size == size else bank.resized(size))
         return resized
 
     def adopt(self, banks: list[MemoryBank]) -> None:

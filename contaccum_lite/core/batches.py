@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from contaccum_lite.core.cursor import Cursor
 from contaccum_lite.core.gradients import MicroBatch
 from contaccum_lite.core.settings import Settings
 from contaccum_lite.data.duplicates import DuplicateKeys
@@ -29,9 +30,7 @@ class BatchSampler:
     """
 
     def __init__(self, pairs: Pairs, settings: Settings, tower, world_size: int = 1):
-        self.settings = settings
-        self.micro_batch_size = settings.local_batch * world_size
-        self.batch_size = settings.total_batch * world_size
+        self.settings, self.world_size, self.cursor = settings, world_size, Cursor()
         rows, self.note = list(range(len(pairs.train))), ""
         if settings.hard_negatives:
             rows, self.note = pairs.with_hard_negatives()
@@ -45,7 +44,6 @@ class BatchSampler:
                 self.hard_negatives.append([pairs.row_of[p.id] for p in pair.hard_negatives])
         self.queries = tokenize_split(pairs, tower, settings, "train")
         self.tokenized_rows, self.passages = self._tokenize(pairs, tower)
-        self.sizes = micro_batch_sizes(len(self.rows), self.micro_batch_size, self.batch_size)
         self.compose: Callable | None = None  # another order of an epoch (core/composition.py)
         self._epoch = -1
         self._order = self._hard_draws = np.empty(0)  # of this epoch
@@ -63,6 +61,10 @@ class BatchSampler:
         hard = [np.array(rows) for rows in self.hard_negatives if rows]
         met = np.unique(np.concatenate([self.positives, *hard]))
         return met, tokenize_passages(tower, [pairs.passages[row] for row in met], self.settings)
+
+    @property
+    def batch_size(self) -> int:
+        return self.settings.total_batch * self.world_size
 
     @property
     def updates_per_epoch(self) -> int:
@@ -83,11 +85,16 @@ class BatchSampler:
 
     def batches(self, update: int) -> list[MicroBatch]:
         """The micro-batches of this update: up to K, each of up to N_local pairs (× processes)."""
-        epoch, index = divmod(update, self.updates_per_epoch)
+        epoch, first = self.locate(update)
         self._shuffle(epoch)
-        rows = self._order[index * self.batch_size : (index + 1) * self.batch_size]
-        starts = range(0, len(rows), self.micro_batch_size)
-        return [self.micro_batch(rows[start : start + self.micro_batch_size]) for start in starts]
+        rows = self._order[first : first + self.batch_size]
+        size = self.settings.local_batch * self.world_size
+        starts = range(0, len(rows), size)
+        return [self.micro_batch(rows[start : start + size]) for start in starts]
+
+    def locate(self, update: int) -> tuple[int, int]:
+        """(epoch, pairs of it that are taken before this update)."""
+        return self.cursor.locate(update, len(self.rows), self.batch_size)
 
     def _shuffle(self, epoch: int) -> None:
         """Draw an epoch's order of pairs, and which of its hard negatives each pair gets."""
@@ -113,14 +120,3 @@ class BatchSampler:
         passage_tokens = self.passages[np.searchsorted(self.tokenized_rows, corpus_rows)]
         ids = torch.from_numpy(np.asarray(rows)), torch.from_numpy(hard_rows)
         return MicroBatch(*ids, self.queries[rows], passage_tokens)
-
-
-def micro_batch_sizes(num_pairs: int, micro_batch_size: int, batch_size: int) -> np.ndarray:
-    """Sizes of all micro-batches of an epoch; the last of each update may be smaller."""
-    sizes = []
-    for start in range(0, num_pairs, batch_size):
-        left = min(batch_size, num_pairs - start)
-        while left > 0:
-            sizes.append(min(micro_batch_size, left))
-            left -= micro_batch_size
-    return np.array(sizes)

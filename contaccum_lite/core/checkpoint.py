@@ -51,6 +51,7 @@ _OPTIONAL: dict[str, type] = {
     "loss_scale": list,
     "encodes": dict,
     "digests": dict,
+    "place": list,
 }  # not in every older run
 
 #: What earlier versions call a bank's buffers, and what they are called now.
@@ -114,6 +115,7 @@ def _record(run, state: Path) -> dict:
         "loss_scale": run.learner.loss_scale.state(),
         "history": run.history,
         "encodes": run.encodes,
+        "place": run.sampler.locate(run.step_count),
         "digests": digests_of(state),
     }
 
@@ -207,6 +209,8 @@ def _load(folder, record: dict, state: Path, pairs, make_run: Callable):
     run = make_run(settings, (towers[0], towers[-1]))
     _read_state(run, state / "state.safetensors")
     run.set_history(record["history"])
+    if "place" in record:  # else no update has had another size
+        run.set_place(*record["place"])
     run.learner.loss_scale.load_state(record.get("loss_scale"))
     run.learner.encodes.update(record.get("encodes", {}))
     return run
@@ -302,10 +306,15 @@ def _is_loss_scale(scale: list) -> bool:
     return len(scale) == 2 and all(map(_is_number, scale)) and 0 < scale[0] < math.inf
 
 
+def _is_place(place: list) -> bool:
+    return len(place) == 2 and all(type(number) is int and number >= 0 for number in place)
+
+
 #: What must hold of a list or an object in run.json.
 _VALID = {
     "history": _is_history,
     "loss_scale": _is_loss_scale,
+    "place": _is_place,
     "encodes": lambda counts: all(type(count) is int for count in counts.values()),
     "digests": lambda digests: all(type(digest) is str for digest in digests.values()),
 }

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from contaccum_lite.core import checkpoint
+from contaccum_lite.core.cursor import Cursor
 from contaccum_lite.core.metrics import Hits
 from contaccum_lite.core.micro_step import Update
 from contaccum_lite.core.retriever import PairsCorpus, Retriever
@@ -93,14 +94,32 @@ class Run(Trainer):
 
     # --- changing it on the way -------------------------------------------------------------------
 
-    def change(self, learning_rate: float | None = None, memory_size: int | None = None) -> None:
-        """From the next update on, another learning rate, or another size of the banks.
+    def change(
+        self,
+        learning_rate: float | None = None,
+        memory_size: int | None = None,
+        accumulation_steps: int | None = None,
+        local_batch: int | None = None,
+        query_bank: bool | None = None,
+    ) -> None:
+        """From the next update on, train with other values of these settings.
 
-        The newest vectors stay. An update under way is undone. Raises `ValueError` for a value out
-        of range or that the method does not allow, and `MemoryError` where memory runs out; nothing is
-        changed then.
+        An update under way is undone. Updates take their pairs from the place in the epoch where
+        the last one ended, N_local × K at a time; the learning rate's schedule stays in updates.
+        The banks keep their newest vectors. Without its query bank, the loss is that of pre-batch
+        negatives; switched on again, both banks begin empty and fill in step, because a past query
+        needs its past passage in the same slot.
+
+        Raises `ValueError` for a value out of range or that the method does not allow, and
+        `MemoryError` where memory runs out; nothing is changed then.
         """
-        changes = {"learning_rate": learning_rate, "memory_size": memory_size}
+        changes = {
+            "learning_rate": learning_rate,
+            "memory_size": memory_size,
+            "accumulation_steps": accumulation_steps,
+            "local_batch": local_batch,
+            "query_bank": query_bank,
+        }
         changes = {name: value for name, value in changes.items() if value is not None}
         settings = self.settings.replace(**changes)
         self.cancel_update()
@@ -111,9 +130,16 @@ class Run(Trainer):
                 f"memory_size is {settings.memory_size}, and there is no memory for banks of this "
                 f"size ({error}): choose a smaller one."
             ) from None
+        place = self.sampler.locate(self.step_count)
         with defer_sigint():
             self.learner.banks.adopt(banks)
-            self.settings = self.learner.settings = settings
+            self.settings = self.learner.settings = self.sampler.settings = settings
+            self.set_place(*place)
+
+    def set_place(self, epoch: int, position: int) -> None:
+        """Let the next update begin after this many pairs of this epoch's shuffle."""
+        sampler = self.sampler
+        sampler.cursor = Cursor.at(self.step_count, epoch, position, sampler.batch_size)
 
     # --- save and resume --------------------------------------------------------------------------
 

@@ -30,8 +30,13 @@ def grad_norm_ratio(run) -> float:
 
 
 def next_micro_batch(run) -> MicroBatch:
-    """The first micro-batch of the run's next update."""
-    return run.sampler.batches(run.step_count % run.sampler.updates_per_epoch)[0]
+    """The first micro-batch of the run's next update.
+
+    After the first epoch, of the update that stands in its place there.
+    """
+    first = run.sampler.cursor.update
+    since = (run.step_count - first) % run.sampler.updates_per_epoch
+    return run.sampler.batches(first + since)[0]
 
 
 @torch.no_grad()

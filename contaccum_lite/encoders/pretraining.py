@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from contaccum_lite.encoders.encode import encode_to_tensor
 from contaccum_lite.encoders.files import check_shapes, read_weights
-from contaccum_lite.encoders.tokens import Tokens
+from contaccum_lite.encoders.tokens import Tokens, tokenizer_hash
+from contaccum_lite.encoders.vocabulary import vocabulary_for
 from contaccum_lite.utils.files import cache_folder, write_atomically
 
 #: Goes up when pre-training changes, so that no older tower is taken from the cache.
@@ -43,13 +44,26 @@ def load_pretrained_weights(tower: nn.Module, pairs) -> None:
     They are in `pairs.memo`, in the cache, or made now: some seconds on one core, with a progress
     bar. They depend on the pairs and the kind of tower alone, not on the seed of a run.
     """
-    dev = [(pair.id, pair.query, pair.passage) for pair in pairs.dev]
-    data = hashlib.sha256(repr((tower.tokenizer_hash, pairs.fingerprint, dev)).encode())
-    kind = f"{tower.dim}-{tower.ending}"
-    name = f"start-{_VERSION}-{kind}-{data.hexdigest()[:32]}.safetensors"
+    name = _file_name(pairs, tower.tokenizer_hash, tower.dim, tower.ending)
     if name not in pairs.memo:
         pairs.memo[name] = _cached_weights(name, tower, pairs)
     tower.load_state_dict(pairs.memo[name])
+
+
+def must_pretrain(settings, pairs) -> bool:
+    """Whether a run of these settings has to wait, some seconds, until its towers are trained."""
+    if settings.tower != "bag" or settings.start != "pretrained":
+        return False
+    tokenizer = tokenizer_hash(vocabulary_for(pairs))
+    name = _file_name(pairs, tokenizer, settings.dim, settings.ending)
+    return name not in pairs.memo and not (cache_folder() / name).is_file()
+
+
+def _file_name(pairs, tokenizer: str, dim: int, ending: str) -> str:
+    """The cache's name for the weights of this kind of tower on these pairs."""
+    dev = [(pair.id, pair.query, pair.passage) for pair in pairs.dev]
+    data = hashlib.sha256(repr((tokenizer, pairs.fingerprint, dev)).encode())
+    return f"start-{_VERSION}-{dim}-{ending}-{data.hexdigest()[:32]}.safetensors"
 
 
 def _cached_weights(name: str, tower: nn.Module, pairs) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import math
 import ipywidgets
 import numpy as np
 
+from contaccum_lite.core.presets import PRESETS
 from contaccum_lite.lab import stills
 from contaccum_lite.lab.grid import Grid, colours
 from contaccum_lite.lab.view import View, paragraph
@@ -93,7 +94,9 @@ class BanksView(View):
                 marks = [divmod(bank.write_ptr, self.across(bank.size))]
                 legend = [_format_age(self.oldest(bank.size)), "new"]
             elif not getattr(self.lab.training.settings, f"{name}_bank"):
-                empty = f"this method keeps no {name} bank"
+                fixed = f"{name}_bank" in PRESETS[self.lab.training.settings.method]["fixed"]
+                reason = f"this method keeps no {name} bank", f"the {name} bank is switched off"
+                empty = reason[not fixed]
             with grid.hold_sync():
                 cells = self.cells(name)
                 grid.show(cells, colours=palette, marks=marks, legend=legend, empty=empty)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipywidgets as widgets
 
 from contaccum_lite.core.presets import PRESETS
-from contaccum_lite.lab.fields import FIELDS, NAMES, SLIDERS
+from contaccum_lite.lab.fields import FIELDS, NAMES, SLIDERS, SWITCHES
 
 _LAYOUT = {"width": "330px"}
 _PACES = [
@@ -67,7 +67,8 @@ class Controls:
         )
         pace = widgets.Dropdown(options=_PACES, value=0.0, description="pace", layout=_LAYOUT)
         sliders = {name: self._slider(name) for name in SLIDERS}
-        self.controls = {"method": method, "start": start, **sliders, "pace": pace}
+        switches = {name: self._switch(name) for name in SWITCHES}
+        self.controls = {"method": method, "start": start, **sliders, **switches, "pace": pace}
         for name, control in self.controls.items():
             self.bind(control, lambda value, name=name: self.set(name, value))
         self.line = widgets.Text(
@@ -110,6 +111,15 @@ class Controls:
             return widgets.IntSlider(min=low, max=high, **options)
         return widgets.SelectionSlider(options=_options_including(choices, value), **options)
 
+    def _switch(self, name: str):
+        return widgets.Checkbox(
+            value=getattr(self.lab, name),
+            description=name.replace("_", " "),
+            tooltip=FIELDS[name].metadata["help"],
+            indent=False,
+            layout={"width": "auto"},
+        )
+
     def set(self, name: str, value) -> None:
         """A control was moved: the lab takes its value, or `message` says why not."""
         if getattr(self.lab, name) == value:
@@ -135,7 +145,7 @@ class Controls:
         control, value = self.controls[name], getattr(self.lab, name)
         if hasattr(control, "max"):
             control.max, control.min = max(control.max, value), min(control.min, value)
-        elif name not in ("method", "start"):
+        elif name not in ("method", "start", *SWITCHES):
             known = [choice for _, choice in control.options]
             if value not in known and name == "pace":
                 control.options = [*control.options, (f"{value:g} a second", value)]

@@ -104,7 +104,8 @@ class CurvesView(View):
         last = run.history[-1]
         columns = last.negatives + 1
         short = ""
-        if micro is not None and 0 < micro.local < run.settings.local_batch:
+        local_batch = micro and self.lab.track.value_at("local_batch", micro.update)
+        if micro is not None and 0 < micro.local < local_batch:
             short = f"; the last micro-batch of an epoch has {micro.local} pairs"
         return (
             f"After update {last.step}: loss {last.loss:.2f} (log {columns} = "

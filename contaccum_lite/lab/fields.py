@@ -8,14 +8,18 @@ from contaccum_lite.core.presets import PRESETS
 from contaccum_lite.core.settings import Settings
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
-LIVE_FIELDS = ("learning_rate", "memory_size")  # a run under way can take these
+#: A run under way can take these, at its next update.
+LIVE_FIELDS = ("learning_rate", "memory_size", "accumulation_steps", "local_batch", "query_bank")
 #: Other fields' defaults depend on these.
 FIELDS_THAT_SET_DEFAULTS = ("method", "tower", "dim", "start")
+#: Some of the live ones follow from these: while one waits for Reset, sliders are of the next run.
+FIELDS_THAT_SET_LIVE_ONES = ("method", "tower", "start")
 SLIDERS = tuple(name for name, field in FIELDS.items() if field.metadata["slider"])
+SWITCHES = ("query_bank",)  # on or off by hand
 BUTTONS = ("micro", "update", "stop", "reset", "race")  # without Play, which always stays
 VIEWS = ("matrix", "banks", "curves", "search")
 #: What a teacher can leave out of a lab: its settings' controls, its buttons and its views.
-HIDEABLE = ("method", "start", *SLIDERS, "pace", *BUTTONS, "kind", *VIEWS, "line")
+HIDEABLE = ("method", "start", *SLIDERS, *SWITCHES, "pace", *BUTTONS, "kind", *VIEWS, "line")
 NAMES = {method: preset["name"] for method, preset in PRESETS.items()}
 #: start -> how a sentence names a run that starts so
 START_WORDS = {

@@ -23,7 +23,7 @@ class Track:
 
     `scores` has (update, {"mrr@10": …, "top@20": …, "top@1": …}) pairs, each score in [0, 1]; the
     first is of update 0, the towers as they start. `mrr` and `top20` are one score each, derived.
-    `changes` has the sliders that moved while it ran, `seconds` the time spent in training, without
+    `changes` has the sliders and switches that moved while it ran, `seconds` the time spent in training, without
     evaluation and drawing.
     """
 
@@ -40,18 +40,33 @@ class Track:
         self.record_change(name, value)
 
     def record_change(self, name: str, value) -> None:
-        """Remember a change. Of several at rest, the last is enough.
+        """Remember a change. Of several at rest, as few as make the same run again.
 
-        Of the banks' sizes also the smallest, which forgot the most.
+        The last is enough, but for what the banks do at once: of their sizes also one that made
+        them forget, or move, and of the query bank's switch each turn that no later one repeats.
         """
         step = self.run.step_count
-        earlier = [change for change in self.changes if change[:2] == (step, name)]
-        self.changes = [change for change in self.changes if change not in earlier]
-        if name == "memory_size" and earlier:
-            smallest = min(change.value for change in earlier)
-            if smallest < value:
-                self.changes.append(Change(step, name, smallest))
-        self.changes.append(Change(step, name, value))
+        before = self.value_at(name, step - 1)
+        earlier = [change.value for change in self.changes if change[:2] == (step, name)]
+        self.changes = [change for change in self.changes if change[:2] != (step, name)]
+        if name == "query_bank":
+            turns = [*earlier, value]
+            values = turns if len(turns) < 4 else turns[:2]
+        elif name == "memory_size" and earlier and min(earlier) < min(before, value):
+            values = [min(earlier), value]
+        elif name == "memory_size" and earlier and value == before:
+            values = [max(earlier), value]
+        else:
+            values = [value] if value != before else []
+        self.changes += [Change(step, name, value) for value in values]
+
+    def value_at(self, name: str, update: int):
+        """What a setting was in this update, counted from 0."""
+        value = getattr(self.start, name)
+        for change in self.changes:
+            if change.name == name and change.step <= update:
+                value = change.value
+        return value
 
     @property
     def mrr(self) -> list[tuple[int, float]]:
@@ -130,7 +145,10 @@ def _label(track: Track, differing: list[str]) -> str:
         if name not in PRESETS[settings.method]["fixed"]:
             items.append(f"{symbol(name)} {format_value(name, getattr(settings, name))}")
     for step, name, value in track.changes[-2:]:
-        items.append(f"from update {step + 1} {symbol(name)} {format_value(name, value)}")
+        change = f"{symbol(name)} {format_value(name, value)}"
+        if name == "query_bank":
+            change = "query bank on" if value else "query bank off"
+        items.append(f"from update {step + 1} {change}")
     return ", ".join(items)
 
 

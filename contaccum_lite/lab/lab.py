@@ -17,8 +17,10 @@ class Lab(Player):
     """A retriever to train by hand: choose, play, look, stop.
 
     `lab` as the last line of a cell shows it. Every field of `Settings` is a
-    trait of the lab, with its range: `lab.memory_size = 256`. A new learning rate or memory size
-    holds from the next update on; any other change waits for `reset()`, and `message` says so.
+    trait of the lab, with its range: `lab.memory_size = 256`. Before the first update, every choice
+    takes hold at once. In a run under way, K, N_local, N_memory, the learning rate and the query
+    bank's switch hold from the next update on; any other change waits for `reset()`: `message` says
+    so, and `needs_reset` has its name.
     `training` is the `Run`; `ghosts` are the earlier ones. Notebooks 00 and 05.
 
     pairs: from `load_pairs`. settings or **fields: where it starts. every: updates between two
@@ -51,7 +53,7 @@ class Lab(Player):
         super().close()
 
     def share(self) -> str:
-        """The run under way in one line, with the sliders that moved while it ran.
+        """The run under way in one line, with the sliders and switches that moved while it ran.
 
         `load` makes it again, bit for bit.
         """

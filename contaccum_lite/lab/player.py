@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import traitlets
 
@@ -16,13 +17,27 @@ from contaccum_lite.core.run import Run
 from contaccum_lite.core.settings import Settings
 from contaccum_lite.core.trainer import UpdateCancelled
 from contaccum_lite.data.types import Pairs
-from contaccum_lite.lab.fields import FIELDS, LIVE_FIELDS, NAMES, format_value, symbol
+from contaccum_lite.encoders.pretraining import must_pretrain
+from contaccum_lite.lab.fields import (
+    FIELDS,
+    FIELDS_THAT_SET_LIVE_ONES,
+    LIVE_FIELDS,
+    NAMES,
+    format_value,
+    symbol,
+)
 from contaccum_lite.lab.history import GHOSTS, Track
 from contaccum_lite.lab.state import LabState, chosen_in
 
 EVENT_LOOP_YIELDS = 10  # a message of the page goes through several passes before it is heard
 YIELD_INTERVAL_S = 0.01  # between two looks at the buttons, between micro-batches
+#: What decides the towers of a run and its scores before the first update.
+_TOWER_FIELDS = (
+    *("tower", "start", "shared", "pooling", "dim", "ending", "seed", "dtype", "device"),
+    *("precision", "activation_checkpointing", "compile", "query_tokens", "passage_tokens"),
+)
 RACE = ("dpr", "grad_accum", "pre_batch", "contaccum")
+_ONE_BATCH = "DPR takes all pairs of an update, N_local × K, as one batch"
 
 
 class Player(LabState):
@@ -36,6 +51,7 @@ class Player(LabState):
         help="micro-batches per second while it plays; 0 is as fast as it can",
     )
     message = traitlets.Unicode("", help="what the lab wants you to know, in words")
+    needs_reset = traitlets.Tuple(help="settings that wait for Reset, by name")
     ghosts = traitlets.List(help="earlier runs, the newest last")
     ticks = traitlets.Int(0, help="pieces of work done: what pictures watch")
 
@@ -210,7 +226,7 @@ class Player(LabState):
             )
         self._restart(self._new_track(queue[0]), self._overrides)
         self._queue = queue[1:]
-        self.message = f"In a row: {', '.join(NAMES[settings.method] for settings in queue)}."
+        self._say_queue()
 
     def race(self, methods=RACE) -> None:
         """Train these methods one after the other before returning.
@@ -225,11 +241,28 @@ class Player(LabState):
         self.pause()
         self._cancel_update()
 
-    def _new_track(self, settings: Settings) -> Track:
-        """A run of which every micro-batch's matrix can be looked at."""
-        run = Run(self.pairs, settings)
-        run.learner.observed = True
-        return Track(run)
+    def _new_track(self, settings: Settings, like: Track | None = None) -> Track:
+        """A run of which every micro-batch's matrix can be looked at.
+
+        like: one that has made no update, whose towers are taken over where they are the same.
+        """
+        message, towers = self.message, {}
+        if like is not None and _have_same_towers(like.run.settings, settings):
+            towers = {"towers": (like.run.query_tower, like.run.passage_tower)}
+        try:
+            if not towers and must_pretrain(settings, self.pairs):
+                self.message = (
+                    f"Pre-training the towers for d = {settings.dim} on random crops of the "
+                    "passages: this takes some seconds, once."
+                )
+            track = Track(Run(self.pairs, settings, **towers))
+        except BaseException:
+            self.message = message
+            raise
+        if towers:
+            track.scores = like.scores
+        track.run.learner.observed = True
+        return track
 
     def _restart(self, track: Track, overrides: dict) -> None:
         """Switch to a run that was made before, so that nothing can fail here."""
@@ -251,7 +284,34 @@ class Player(LabState):
         self._work_iterator = self._work()
         self.mid_update = False
         self.message = ""
+        self._say_pending()
         self.ticks += 1
+
+    def _remake_run(self) -> None:
+        """Make a run that has made no update again, with what the sliders say.
+
+        So do those that are queued behind it. Changes that a loaded line has in store stay, unless
+        they no longer fit.
+        """
+        settings = self.settings
+        if settings == self.training.settings:
+            return
+        changes = _changes_that_fit(self._scheduled_changes, settings)
+        queue = [self._resolve_defaults("method", queued.method) for queued in self._queue]
+        became_dpr = settings.method == "dpr" != self.training.settings.method
+        self._restart(self._new_track(settings, like=self.track), self._overrides)
+        self._scheduled_changes, self._queue = changes, queue
+        if queue:
+            self._say_queue()
+        elif became_dpr:
+            self.message = (
+                f"{_ONE_BATCH}: N_local = {settings.local_batch}, K = 1, so {settings.local_batch} "
+                "pairs are in memory at once."
+            )
+
+    def _say_queue(self) -> None:
+        methods = [self.training.settings.method, *(queued.method for queued in self._queue)]
+        self.message = f"In a row: {', '.join(NAMES[method] for method in methods)}."
 
     def _start_next_in_queue(self) -> None:
         track = self._new_track(self._queue[0])
@@ -343,9 +403,10 @@ class Player(LabState):
         current = self.training.settings
         if name != "learning_rate":
             follows = name == "similarity" and name not in self._overrides
-            if not (name == "memory_size" or follows):
+            if not (name in LIVE_FIELDS or follows) or self._sliders_are_of_the_next_run:
                 return False
-            if not current.passage_bank or self.method != current.method:
+            of_batch = name in ("accumulation_steps", "local_batch")
+            if not (current.passage_bank or of_batch):
                 return False
         try:
             current.replace(**{name: getattr(self, name)})
@@ -353,14 +414,27 @@ class Player(LabState):
             return False
         return True
 
+    @property
+    def _sliders_are_of_the_next_run(self) -> bool:
+        """Whether a choice waits for a reset that brings its own values of what can change."""
+        current = self.training.settings
+        return any(getattr(self, n) != getattr(current, n) for n in FIELDS_THAT_SET_LIVE_ONES)
+
     def apply_settings(self) -> None:
-        """Let a run at rest take what was chosen, and say what waits for a reset."""
-        if not self.playing and not self.mid_update:
+        """Let the run take what was chosen, and say what waits for a reset.
+
+        A run that has made no update is made again. One that is at rest takes what it can at once,
+        one under way at its next update.
+        """
+        if not self.training.step_count:
+            self._remake_run()
+        elif not self.playing and not self.mid_update:
             self._apply_changes()
         self._say_pending()
 
     def _say_pending(self) -> None:
         pending = self.pending
+        self.needs_reset = tuple(pending)
         if pending:
             old = [f"{symbol(n)} = {format_value(n, value)}" for n, (value, _) in pending.items()]
             new = [f"{symbol(n)} = {format_value(n, value)}" for n, (_, value) in pending.items()]
@@ -368,6 +442,8 @@ class Player(LabState):
                 f"Press Reset to train with {', '.join(new)}. "
                 f"Until then this run goes on with {', '.join(old)}."
             )
+            if "method" in pending and self.method == "dpr":
+                self.message += f" {_ONE_BATCH}."
         elif self.message.startswith("Press Reset"):
             self.message = ""
 
@@ -393,7 +469,9 @@ class Player(LabState):
         self.ticks += 1
 
     def _set_slider(self, name: str, value) -> None:
-        """Move a slider, if the others allow it."""
+        """Move a slider, if it is of this run and the others allow it."""
+        if name != "learning_rate" and self._sliders_are_of_the_next_run:
+            return
         try:
             settings = self.settings.replace(**{name: value})
         except ValueError:
@@ -419,6 +497,24 @@ class Player(LabState):
         if self._loop is None or not self._loop.is_running():
             return None
         return self._loop.call_later(seconds, action)
+
+
+def _have_same_towers(settings: Settings, other: Settings) -> bool:
+    """Whether runs of these settings start from the same towers, which nothing has wrapped."""
+    if settings.compile or settings.activation_checkpointing:
+        return False
+    return all(getattr(settings, name) == getattr(other, name) for name in _TOWER_FIELDS)
+
+
+def _changes_that_fit(changes: dict[int, list], settings: Settings) -> dict[int, list]:
+    """Those of a loaded line's changes that a run of these settings can take."""
+    fitting: dict[int, list] = {}
+    for step, of_step in changes.items():
+        for name, value in of_step:
+            with suppress(ValueError):
+                settings.replace(**{name: value})
+                fitting.setdefault(step, []).append((name, value))
+    return fitting
 
 
 def _start_key(run: Run) -> tuple | None:

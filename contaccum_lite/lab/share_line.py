@@ -12,18 +12,18 @@ from contaccum_lite.lab.fields import FIELDS, LIVE_FIELDS, validate_hidden
 
 
 class Change(NamedTuple):
-    """A slider that moved while a run trained."""
+    """A slider that moved, or a switch that was turned, while a run trained."""
 
     step: int  # updates made before it
     name: str
-    value: float
+    value: float | bool
 
 
 class ShareLine(NamedTuple):
     """What a share line says; `hide` is None where it says nothing of it."""
 
     settings: Settings
-    changes: dict[int, list[tuple[str, float]]]  # updates made -> [(field, value)]
+    changes: dict[int, list[tuple[str, float | bool]]]  # updates made -> [(field, value)]
     hide: tuple[str, ...] | None
 
 

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from contaccum_lite.core.bank import MemoryBank
+from contaccum_lite.core.cursor import micro_batch_sizes
 from contaccum_lite.core.gradients import Embeddings
 from contaccum_lite.core.hooks import Extension
 from contaccum_lite.core.loss import LossAndGradients
@@ -60,6 +61,7 @@ class IncrementalLoss(Extension):
         self.learner, self.sampler = run.learner, run.sampler
         keys = run.learner.keys if run.settings.mask_duplicates else None
         self.table = IncrementalSoftmax(*run.learner.banks, run.settings.temperature, keys)
+        self.schedule = Schedule(run.sampler)
         self._snapshot = None
 
     @property
@@ -96,8 +98,7 @@ class IncrementalLoss(Extension):
 
     def begin_update(self, batches: list, step: int) -> list:
         if self.keeps_scores:
-            done = step % self.sampler.updates_per_epoch * self.learner.settings.accumulation_steps
-            self.table.expect(self.sampler.sizes, done)
+            self.table.expect(*self.schedule.at(step))
             self._snapshot = self.table.snapshot(sum(len(batch.pair_ids) for batch in batches))
         return batches
 
@@ -142,6 +143,32 @@ class IncrementalLoss(Extension):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.table.load_state_dict(state)
+
+
+class Schedule:
+    """How large the micro-batches to come are, as `IncrementalSoftmax.expect` wants to know it."""
+
+    def __init__(self, sampler):
+        self.sampler = sampler
+        self._sizes, self._of = np.zeros(0, dtype=np.int64), None  # what they were made of
+
+    def at(self, update: int) -> tuple[np.ndarray, int]:
+        """(the pairs in each micro-batch of an epoch, how many of these are done).
+
+        In the epoch in which N_local or K has changed, what is left of it and a whole one.
+        """
+        sampler = self.sampler
+        epoch, position = sampler.locate(update)
+        start = sampler.cursor.start if epoch == sampler.cursor.epoch else 0
+        micro_batch = sampler.settings.local_batch * sampler.world_size
+        numbers = len(sampler.rows), micro_batch, sampler.batch_size
+        if self._of != (*numbers, start):
+            whole = micro_batch_sizes(*numbers)
+            rest = micro_batch_sizes(*numbers, start)
+            self._sizes = np.concatenate([rest, whole]) if start else whole
+            self._of = (*numbers, start)
+        updates = (position - start) // sampler.batch_size
+        return self._sizes, updates * sampler.settings.accumulation_steps
 
 
 class _Masks(NamedTuple):
