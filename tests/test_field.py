@@ -36,9 +36,7 @@ VARIANTS = {
     ),
     "sogclr, both": dict(objective="sogclr", directions="both"),
     "sigmoid": dict(objective="sigmoid"),
-    "sigmoid, both, hard negatives": dict(
-        objective="sigmoid", directions="both", hard_negatives=1
-    ),
+    "sigmoid, both, hard negatives": dict(objective="sigmoid", directions="both", hard_negatives=1),
     "both": dict(directions="both"),
     "all, decoupled, hard negatives": dict(
         directions="all", objective="decoupled", hard_negatives=1
@@ -217,7 +215,9 @@ def test_a_visit_writes_the_normalisers_of_its_own_pairs():
             assert torch.allclose(table.log_u[0, ids].exp(), expected, rtol=1e-10)
             visited += ids.tolist()
         others = [i for i in range(47) if i not in visited]
-        assert torch.equal(table.log_u[0, others].nan_to_num(7.0), before[0, others].nan_to_num(7.0))
+        assert torch.equal(
+            table.log_u[0, others].nan_to_num(7.0), before[0, others].nan_to_num(7.0)
+        )
     assert not table.log_u.isnan().any()
 
 
@@ -233,7 +233,9 @@ def test_the_sigmoids_scale_and_bias_are_learned():
     """Their gradient is that of the update's mean loss, by finite differences."""
     run = run_of(dict(objective="sigmoid", memory_size=0, query_bank=False, passage_bank=False))
     extension = run.learner.extension("objective")
-    assert any(p is extension.scale_and_bias for g in run.optimizer.param_groups for p in g["params"])
+    assert any(
+        p is extension.scale_and_bias for g in run.optimizer.param_groups for p in g["params"]
+    )
     start = extension.scale_and_bias.detach().clone()
     assert start.tolist() == [0.0, -2.3]
 
@@ -354,7 +356,10 @@ def test_a_guides_mask_is_by_the_scores_of_the_start():
     layout = run.learner.layout(batch, 5, True)
     mask = guide.mask(layout)
     pairs_, passages = run.pairs.train, run.pairs.passages
-    corpus = [passages[run.pairs.row_of[pairs_[i].passage_id]] for i in layout.column_ids[: layout.hard_from]]
+    corpus = [
+        passages[run.pairs.row_of[pairs_[i].passage_id]]
+        for i in layout.column_ids[: layout.hard_from]
+    ]
     corpus += [passages[i] for i in layout.column_ids[layout.hard_from :]]
     queries = first.retriever.encode_queries([pairs_[i].query for i in layout.row_ids])
     columns = first.retriever.encode_passages(corpus)
@@ -438,7 +443,10 @@ def test_tiles_are_the_whole(case, decoupled, tile):
 @pytest.mark.parametrize("objective", ["info_nce", "decoupled"])
 def test_a_run_in_tiles_is_the_run(method, objective):
     fields = dict(method=method, objective=objective, hard_negatives=1)
-    tiled, plain = run_of({**fields, "similarity": "tiled"}), run_of({**fields, "similarity": "full"})
+    tiled, plain = (
+        run_of({**fields, "similarity": "tiled"}),
+        run_of({**fields, "similarity": "full"}),
+    )
     for _ in range(8):
         tiled.step(), plain.step()
     assert (weights(tiled) - weights(plain)).abs().max() < 1e-9

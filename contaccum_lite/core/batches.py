@@ -63,6 +63,10 @@ class BatchSampler:
         return met, tokenize_passages(tower, [pairs.passages[row] for row in met], self.settings)
 
     @property
+    def micro_batch_size(self) -> int:
+        return self.settings.local_batch * self.world_size
+
+    @property
     def batch_size(self) -> int:
         return self.settings.total_batch * self.world_size
 
@@ -88,7 +92,7 @@ class BatchSampler:
         epoch, first = self.locate(update)
         self._shuffle(epoch)
         rows = self._order[first : first + self.batch_size]
-        size = self.settings.local_batch * self.world_size
+        size = self.micro_batch_size
         starts = range(0, len(rows), size)
         return [self.micro_batch(rows[start : start + size]) for start in starts]
 
