@@ -23,8 +23,8 @@ class Track:
 
     `scores` has (update, {"mrr@10": …, "top@20": …, "top@1": …}) pairs, each score in [0, 1]; the
     first is of update 0, the towers as they start. `mrr` and `top20` are one score each, derived.
-    `changes` has the sliders and switches that moved while it ran, `seconds` the time spent in training, without
-    evaluation and drawing.
+    `changes` has the sliders and switches that moved while it ran, `seconds` the time spent in
+    training, without evaluation and drawing.
     """
 
     def __init__(self, run: Run):
