@@ -126,9 +126,8 @@ def test_notebook_00_is_played(page):
 
     view.handle("K").focus()  # by keyboard, while it plays
     page.page.keyboard.press("ArrowRight")
-    view.until(
-        lambda: "Press Reset to train with K = 17" in view.message(), what=f"K: {view.message()!r}"
-    )
+    view.until(lambda: "of 17:" in view.sentence(), what=f"K: {view.sentence()!r}")
+    assert view.message() == ""
     view.handle("N_memory").focus()
     page.page.keyboard.press("ArrowRight")
     view.until(lambda: "1032 rows" in view.sentence(), what=f"N_memory: {view.sentence()!r}")
