@@ -52,7 +52,9 @@ def measure(banks, large: bool) -> dict:
     softmax.expect(np.array([LOCAL]))
     softmax._make_room()
     for tensor in (softmax.older, softmax.newer, softmax.positives):
-        tensor.fill_(1.0)  # what is kept need not be made from the banks: time does not depend on it
+        tensor.fill_(
+            1.0
+        )  # what is kept need not be made from the banks: time does not depend on it
     block = 256
     if large:
         softmax.sums.written = size

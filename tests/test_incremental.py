@@ -136,9 +136,7 @@ def test_drawn_sequences_equal_the_whole_matrix(
         )
 
 
-def draw_sequence(
-    data, size, local, hard, keep_hard, query_bank, mask, temperature, planned, seed
-):
+def draw_sequence(data, size, local, hard, keep_hard, query_bank, mask, temperature, planned, seed):
     both = Both(
         size,
         hard=hard,
