@@ -163,25 +163,29 @@ class ContAccumLoss(nn.Module):
 
     def forward(self, sentence_features, labels: Tensor | None = None) -> Tensor:
         features = list(sentence_features)
-        _check_columns(features)
-        texts = _first_tensor(features[0])
-        again = self._pending_batch(texts)
+        check_columns(features)
+        again = self._pending_batch(features)
         # before the model: it may change the features
         keys = again.keys if again is not None else self._text_keys(features)
         with self._full_length_vectors() as full:
             embeddings = [self.model(column)["sentence_embedding"] for column in features]
         loss = self._compare(embeddings, keys, full, again)
+        self._await_backward(features, loss)
+        return loss
+
+    def _pending_batch(self, features: list[dict[str, Any]]) -> _Batch | None:
+        """This batch, if it comes again before its backward pass, as layers and lengths do."""
+        pending = self._pending_texts and self._pending_texts()
+        if self._uses_banks and pending is not None and pending is _first_tensor(features[0]):
+            return self._pending
+        return None
+
+    def _await_backward(self, features: list[dict[str, Any]], loss: Tensor) -> None:
+        """Know this batch again until its backward pass has come."""
+        texts = _first_tensor(features[0])
         if self._uses_banks and loss.requires_grad and texts is not None:
             self._pending_texts = weakref.ref(texts)
             loss.register_hook(self._on_backward)
-        return loss
-
-    def _pending_batch(self, texts: Tensor | None) -> _Batch | None:
-        """This batch, if it comes again before its backward pass, as layers and lengths do."""
-        pending = self._pending_texts and self._pending_texts()
-        if self._uses_banks and pending is not None and pending is texts:
-            return self._pending
-        return None
 
     def _on_backward(self, _: Tensor) -> None:
         self._pending = self._pending_texts = None
@@ -243,7 +247,8 @@ class ContAccumLoss(nn.Module):
         entering = vectors.detach()
         if len(full) == len(embeddings):
             entering = self._gathered(full, None)[0]
-        self._begin_batch(entering)
+        self._end_last_batch()
+        self._init_banks(entering)
         with torch.autocast(vectors.device.type, enabled=False):
             loss = self._contrast(vectors, all_keys, masks, is_cut)
         self._pending = self._enqueue(entering, all_keys, keys)
@@ -265,9 +270,8 @@ class ContAccumLoss(nn.Module):
             vectors, keys = all_gather_with_grad(vectors), all_gather(keys)
         return vectors, keys, masks
 
-    def _begin_batch(self, entering: Tensor) -> None:
+    def _end_last_batch(self) -> None:
         """Before a new batch is compared: the last one will not come again."""
-        self._init_banks(entering)
         self._register_clear_hook()
         # Sums that have not seen the last batch do not fit the banks any more.
         self._softmaxes = {
@@ -669,7 +673,8 @@ def _check_switches(**switches: bool) -> None:
 # --- small things -------------------------------------------------------------------------------
 
 
-def _check_columns(features: list[dict[str, Any]]) -> None:
+def check_columns(features: list[dict[str, Any]]) -> None:
+    """Refuse data of one column."""
     if len(features) < 2:
         raise ValueError(
             f"the data have {len(features)} column of texts: expected (anchor, positive), "
