@@ -7,35 +7,41 @@
 
 The trainer accumulates (`gradient_accumulation_steps` is K) and divides by K. Each micro-batch is
 compared with the banks as they stand and is then enqueued. The callback saves the banks in every
-checkpoint and restores them on resume. Needs the [scale] extra.
+checkpoint and restores them on resume. Needs the [scale] extra. `CachedContAccumLoss`
+(cached.py) computes a large batch exactly, and keeps banks of earlier updates.
 """
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import math
 import os
 import re
 import secrets
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from sentence_transformers.util import all_gather, all_gather_with_grad, cos_sim
+from sentence_transformers.util import all_gather, all_gather_with_grad, cos_sim, dot_score
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import TrainerCallback
 
 from contaccum_lite.core.loss import duplicate_mask
+from contaccum_lite.core.options import INCREMENTAL_FROM
+from contaccum_lite.integrations.bank_files import BANKS, digest_of, fault_of, read_banks
+from contaccum_lite.integrations.banked_softmax import BankedSoftmax, Kind
 from contaccum_lite.utils.files import write_atomically
 
-_BANKS = ("position", "vectors", "keys")
-_PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+logger = logging.getLogger(__name__)
+
 _LONGEST = 32_768  # tokens of a text that count for what it is
 _rng = np.random.Generator(np.random.PCG64(20240618))
 _HASH_FACTORS = torch.from_numpy(_rng.integers(-(2**63), 2**63, size=_LONGEST))
@@ -49,6 +55,16 @@ _CONFIG = (
     "mask_duplicates",
     "gather_across_devices",
 )
+
+
+class _Batch(NamedTuple):
+    """A batch whose backward pass has not come yet, and what it overwrote in the banks."""
+
+    keys: Tensor | None
+    slots: Tensor
+    vectors: Tensor
+    bank_keys: Tensor
+    position: Tensor
 
 
 class ContAccumLoss(nn.Module):
@@ -71,8 +87,15 @@ class ContAccumLoss(nn.Module):
     The columns of the data are (anchor, positive), with any number of negatives after them. With
     the callback, a training starts with empty banks, unless it resumes or `load_banks` was called
     before. In evaluation (`model.eval()`, or without gradients) the banks are neither read nor
-    written. Banks and scores are float32 at least, under autocast too. Losses that call this one
-    several times per batch (AdaptiveLayerLoss, MatryoshkaLoss, Matryoshka2dLoss) are refused.
+    written. Banks and scores are float32 at least, under autocast too.
+
+    Losses may call this one several times per batch. Each call compares the batch with the banks as
+    they stood before it, and its pairs enter them once. MatryoshkaLoss and Matryoshka2dLoss: banks
+    hold the vectors in full length, and are cut to the length that is compared. AdaptiveLayerLoss:
+    they hold the last layer's, with which the other layers' vectors are compared.
+
+    From 256 pairs on, scores among banked vectors are computed once (`scale/banked_sums.py`), if
+    similarity_fct is cos_sim or dot_score.
     Raises `ValueError` for settings or data that do not fit. Equation 7; notebooks 03 and 09.
     """
 
@@ -121,7 +144,10 @@ class ContAccumLoss(nn.Module):
         self.name = name
         self.callback = BankCallback(self)
         self._clear_hook = None
-        self._pending = None  # weak reference to a batch whose backward pass has not come yet
+        self._pending = None  # the batch whose backward pass has not come yet
+        self._pending_texts = None  # weak reference to its texts
+        self._softmaxes: dict[Kind, BankedSoftmax] = {}
+        self._has_told = False
         size = memory_size * passage_bank
         # the slot of the next pair, and how many pairs there are
         self.register_buffer("position", torch.zeros(2, dtype=torch.int64))
@@ -137,42 +163,58 @@ class ContAccumLoss(nn.Module):
 
     def forward(self, sentence_features, labels: Tensor | None = None) -> Tensor:
         features = list(sentence_features)
-        if len(features) < 2:
-            raise ValueError(
-                f"the data have {len(features)} column of texts: expected (anchor, positive), "
-                "and perhaps negatives after them."
-            )
-        tensors = [value for value in features[0].values() if isinstance(value, Tensor)]
-        texts = tensors[0] if tensors else None
-        self._check_new(texts)
-        keys = self._text_keys(features)  # before the model: it may change the features
-        embeddings = [self.model(column)["sentence_embedding"] for column in features]
-        loss = self.compute_loss_from_embeddings(embeddings, labels, keys)
-        if self._uses_banks and loss.requires_grad and texts is not None:
-            self._pending = weakref.ref(texts)
-            loss.register_hook(self._on_backward)
+        check_columns(features)
+        again = self._pending_batch(features)
+        # before the model: it may change the features
+        keys = again.keys if again is not None else self._text_keys(features)
+        with self._full_length_vectors() as full:
+            embeddings = [self.model(column)["sentence_embedding"] for column in features]
+        loss = self._compare(embeddings, keys, full, again)
+        self._await_backward(features, loss)
         return loss
 
-    def _check_new(self, texts: Tensor | None) -> None:
-        """Refuse a batch that comes again before its backward pass: banks would hold it twice."""
-        pending = self._pending and self._pending()
-        if self._uses_banks and pending is not None and pending is texts:
-            raise ValueError(
-                "ContAccumLoss was called a second time with the same batch, before the backward "
-                "pass of the first: each of its pairs would be in the banks several times. A loss "
-                "around it that calls it for several layers or dimensions (AdaptiveLayerLoss, "
-                "MatryoshkaLoss, Matryoshka2dLoss) does so: train with ContAccumLoss itself. To "
-                "look at a batch's loss, call it under torch.no_grad()."
-            )
+    def _pending_batch(self, features: list[dict[str, Any]]) -> _Batch | None:
+        """This batch, if it comes again before its backward pass, as layers and lengths do."""
+        pending = self._pending_texts and self._pending_texts()
+        if self._uses_banks and pending is not None and pending is _first_tensor(features[0]):
+            return self._pending
+        return None
+
+    def _await_backward(self, features: list[dict[str, Any]], loss: Tensor) -> None:
+        """Know this batch again until its backward pass has come."""
+        texts = _first_tensor(features[0])
+        if self._uses_banks and loss.requires_grad and texts is not None:
+            self._pending_texts = weakref.ref(texts)
+            loss.register_hook(self._on_backward)
 
     def _on_backward(self, _: Tensor) -> None:
-        self._pending = None
+        self._pending = self._pending_texts = None
 
     @property
     def _uses_banks(self) -> bool:
         """Whether a batch is compared with the banks and goes into them: in training only."""
         has_banks = self.memory_size > 0 and self.passage_bank
         return has_banks and self.model.training and torch.is_grad_enabled()
+
+    @property
+    def _is_cut(self) -> bool:
+        """Whether a MatryoshkaLoss cuts the model's vectors to a length that it sets."""
+        return hasattr(vars(self.model).get("forward"), "set_dim")
+
+    @contextmanager
+    def _full_length_vectors(self) -> Iterator[list[Tensor]]:
+        """What the model gives for each column before a MatryoshkaLoss cuts it."""
+        full: list[Tensor] = []
+        last = _last_module(self.model)
+        if not self._is_cut or last is None:
+            yield full
+            return
+        keep = lambda _, __, output: full.append(output["sentence_embedding"].detach())
+        hook = last.register_forward_hook(keep)
+        try:
+            yield full
+        finally:
+            hook.remove()
 
     def compute_loss_from_embeddings(
         self, embeddings: list[Tensor], labels: Tensor | None = None, keys: Tensor | None = None
@@ -181,31 +223,72 @@ class ContAccumLoss(nn.Module):
 
         keys: (B, columns) numbers, equal for equal texts; None masks no duplicates.
         """
-        uses_banks = self._uses_banks
+        return self._compare(embeddings, keys, [], None)
+
+    def _compare(
+        self,
+        embeddings: list[Tensor],
+        keys: Tensor | None,
+        full: list[Tensor],
+        again: _Batch | None,
+    ) -> Tensor:
+        """The loss, after which a batch that is new is enqueued.
+
+        full: the embeddings in full length, where they were cut.
+        """
+        uses_banks, is_cut = self._uses_banks, self._is_cut
+        vectors, all_keys, masks = self._gathered(embeddings, keys)
+        if not uses_banks:
+            with torch.autocast(vectors.device.type, enabled=False):
+                return self._contrast(vectors, all_keys, masks, is_cut)
+        if again is not None:
+            with self._as_before(again), torch.autocast(vectors.device.type, enabled=False):
+                return self._contrast(vectors, all_keys, masks, is_cut)
+        entering = vectors.detach()
+        if len(full) == len(embeddings):
+            entering = self._gathered(full, None)[0]
+        self._end_last_batch()
+        self._init_banks(entering)
+        with torch.autocast(vectors.device.type, enabled=False):
+            loss = self._contrast(vectors, all_keys, masks, is_cut)
+        self._pending = self._enqueue(entering, all_keys, keys)
+        return loss
+
+    def _gathered(
+        self, embeddings: list[Tensor], keys: Tensor | None
+    ) -> tuple[Tensor, Tensor, bool]:
+        """(B, columns, d) vectors and (B, columns) keys of all processes, and whether copies are
+        left out."""
         masks = self.mask_duplicates and self.memory_size > 0 and keys is not None
         columns = [vectors.to(_at_least_float32(vectors.dtype)) for vectors in embeddings]
-        vectors = torch.stack(columns, dim=1)  # (B, columns, d)
+        vectors = torch.stack(columns, dim=1)
         if keys is None:
             keys = torch.zeros(vectors.shape[:2], dtype=torch.int64, device=vectors.device)
         if self.gather_across_devices and _world_size() > 1:
             # Every process computes the loss of all rows. Data parallelism then averages the
             # weights' gradients, which should be added up; the gather's gradient makes up for it.
             vectors, keys = all_gather_with_grad(vectors), all_gather(keys)
-        if uses_banks:
-            self._init_banks(vectors)
-            self._register_clear_hook()
-        with torch.autocast(vectors.device.type, enabled=False):
-            loss = self._contrast(vectors, keys, len(self) if uses_banks else 0, masks)
-        if uses_banks:
-            self._enqueue(vectors.detach(), keys)
-        return loss
+        return vectors, keys, masks
 
-    def _contrast(self, vectors: Tensor, keys: Tensor, num_banked: int, masks: bool) -> Tensor:
+    def _end_last_batch(self) -> None:
+        """Before a new batch is compared: the last one will not come again."""
+        self._register_clear_hook()
+        # Sums that have not seen the last batch do not fit the banks any more.
+        self._softmaxes = {
+            kind: softmax for kind, softmax in self._softmaxes.items() if softmax.settle()
+        }
+
+    def _contrast(self, vectors: Tensor, keys: Tensor, masks: bool, is_cut: bool) -> Tensor:
         """The mean over the rows [local ; bank].
 
         Columns are [passages ; bank ; hard negatives ; banked hard negatives].
         """
+        num_banked = len(self) if self._uses_banks else 0
+        if num_banked and self._keeps_scores(vectors):
+            return self._banked_softmax(vectors, masks, is_cut).contrast(vectors, keys)
         bank = self.vectors[:num_banked].to(vectors) if num_banked else vectors[:0].detach()
+        if num_banked and is_cut:
+            bank = normalize(bank[..., : vectors.shape[2]], dim=-1)
         bank_keys = self.keys[:num_banked] if num_banked else keys[:0]
         rows = [vectors[:, 0]]
         if self.query_bank:
@@ -230,6 +313,34 @@ class ContAccumLoss(nn.Module):
             scores = scores if mask is None else scores.masked_fill(mask, -torch.inf)
         return nn.functional.cross_entropy(scores, torch.arange(len(rows), device=scores.device))
 
+    def _keeps_scores(self, vectors: Tensor) -> bool:
+        """Whether scores among banked vectors are computed once; otherwise the whole matrix is."""
+        if not self.query_bank or self.memory_size < INCREMENTAL_FROM:
+            return False
+        reason = ""
+        if self.similarity_fct not in (cos_sim, dot_score):
+            name = getattr(self.similarity_fct, "__name__", "another function")
+            reason = f"similarity_fct is {name}, and only cos_sim's and dot_score's can be kept"
+        elif vectors.dtype != self.vectors.dtype:
+            reason = f"the model's vectors are {vectors.dtype} and the banks' {self.vectors.dtype}"
+        if reason and not self._has_told:
+            self._has_told = True
+            logger.warning(
+                "ContAccumLoss computes the whole similarity matrix, of %d rows, for each "
+                "micro-batch: %s.",
+                len(vectors) + self.memory_size,
+                reason,
+            )
+        return not reason
+
+    def _banked_softmax(self, vectors: Tensor, masks: bool, is_cut: bool) -> BankedSoftmax:
+        """What is kept for vectors of this length, made from the banks where there is none."""
+        divides = is_cut or self.similarity_fct is cos_sim
+        kind = Kind(vectors.shape[2], divides, self.scale, masks, self.bank_hard_negatives)
+        if kind not in self._softmaxes:
+            self._softmaxes[kind] = BankedSoftmax(self, kind)
+        return self._softmaxes[kind]
+
     def _text_keys(self, features: list[dict[str, Any]]) -> Tensor | None:
         """(B, columns): a number for each text; None where texts are not rows of token ids."""
         if all(_has_token_ids(column) for column in features):
@@ -243,12 +354,14 @@ class ContAccumLoss(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy waits for no backward pass, and registers a hook of its own."""
-        return {**self.__dict__, "_pending": None, "_clear_hook": None}
+        mine = dict(_pending=None, _pending_texts=None, _clear_hook=None, _softmaxes={})
+        return {**self.__dict__, **mine}
 
     def _apply(self, fn, recurse: bool = True):
         """`half` and its like change the model; the banks move with it but keep their precision."""
         vectors = self.vectors
         super()._apply(fn, recurse)
+        self._forget_sums()
         if self.vectors.dtype.itemsize < vectors.dtype.itemsize:
             self.vectors = vectors.to(self.vectors.device)
         return self
@@ -258,6 +371,12 @@ class ContAccumLoss(nn.Module):
     def clear(self) -> None:
         """Forget all past vectors."""
         self.position.zero_()
+        self._forget_sums()
+
+    def _forget_sums(self) -> None:
+        """What was computed from the banks, or would be written back into them, is not theirs."""
+        self._pending = self._pending_texts = None
+        self._softmaxes = {}
 
     def _init_banks(self, vectors: Tensor) -> None:
         """Allocate the banks for the first vectors. Raises `ValueError` for another kind later."""
@@ -272,26 +391,43 @@ class ContAccumLoss(nn.Module):
                 f"this batch has {vectors.shape[1]} columns of vectors of length "
                 f"{vectors.shape[2]}, and the banks hold {self.vectors.shape[1]} of length "
                 f"{self.vectors.shape[2]}: one ContAccumLoss keeps one kind. Give each data set "
-                "its own; and a loss around it that shortens vectors (MatryoshkaLoss, "
-                "Matryoshka2dLoss) does not go with banks: train with ContAccumLoss itself."
+                "its own, each with another name=, as in loss={'one': ..., 'two': ...}."
             )
 
     @torch.no_grad()
-    def _enqueue(self, vectors: Tensor, keys: Tensor) -> None:
+    def _enqueue(self, vectors: Tensor, keys: Tensor, local_keys: Tensor | None) -> _Batch:
         """Write (B, columns, d) vectors over the oldest ones, after their loss was computed.
 
         A micro-batch that overflowed in half precision is left out. A trainer skips its update, and
         in the banks it would make the losses of all later updates nan.
         """
-        if not vectors.isfinite().all():
-            return
         start, count = self.position.tolist()
         new = min(len(vectors), self.memory_size)
+        if not vectors.isfinite().all():
+            self._softmaxes, new = {}, 0
         slots = torch.arange(start, start + new, device=vectors.device) % self.memory_size
-        self.vectors[slots] = vectors[-new:].to(self.vectors)
-        self.keys[slots] = keys[-new:]
+        before = self.vectors[slots], self.keys[slots], self.position.clone()
+        if new:
+            self.vectors[slots] = vectors[-new:].to(self.vectors)
+            self.keys[slots] = keys[-new:]
         self.position[0] = (start + new) % self.memory_size
         self.position[1] = min(count + new, self.memory_size)
+        return _Batch(local_keys, slots, *before)
+
+    @contextmanager
+    def _as_before(self, batch: _Batch) -> Iterator[None]:
+        """The banks as they stood before this batch went in."""
+        after = self.vectors[batch.slots], self.keys[batch.slots], self.position.clone()
+        self._overwrite(batch.slots, batch.vectors, batch.bank_keys, batch.position)
+        try:
+            yield
+        finally:
+            self._overwrite(batch.slots, *after)
+
+    @torch.no_grad()
+    def _overwrite(self, slots: Tensor, vectors: Tensor, keys: Tensor, position: Tensor) -> None:
+        self.vectors[slots], self.keys[slots] = vectors, keys
+        self.position.copy_(position)
 
     def _register_clear_hook(self) -> None:
         """Without past encoders, any optimiser that moves the model's weights empties the banks."""
@@ -300,9 +436,9 @@ class ContAccumLoss(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, *problems):
         """All of the banks or nothing; they are as large as their first batch made them."""
-        banks = {name: state_dict[prefix + name] for name in _BANKS if prefix + name in state_dict}
+        banks = {name: state_dict[prefix + name] for name in BANKS if prefix + name in state_dict}
         if banks:
-            fault = _fault(banks, len(self.vectors))
+            fault = fault_of(banks, len(self.vectors))
             if fault:
                 problems[-1].append(f"these are no banks of this ContAccumLoss: {fault}.")
                 return
@@ -310,27 +446,31 @@ class ContAccumLoss(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *problems)
 
     def _adopt(self, banks: dict[str, Tensor]) -> None:
-        """Hold copies of these banks, which `_fault` has checked."""
+        """Hold copies of these banks, which `fault_of` has checked."""
         with torch.inference_mode(False):  # no training could write into tensors made in that mode
-            for name in _BANKS:
+            for name in BANKS:
                 bank = banks[name].to(self.position.device, copy=True)
                 if name == "vectors":
                     bank = bank.to(_at_least_float32(bank.dtype))
                 setattr(self, name, bank)
+        self._forget_sums()
         self.callback.loaded = True
 
     def bank_state(self) -> dict[str, Tensor]:
         """The banks as tensors: vectors (N, columns, d), keys (N, columns), position (2,)."""
-        return {name: getattr(self, name).detach().cpu().contiguous().clone() for name in _BANKS}
+        return {name: getattr(self, name).detach().cpu().contiguous().clone() for name in BANKS}
 
     def save_banks(self, folder: str | Path) -> None:
         """Write the banks into a folder, all or nothing.
 
-        Of several processes that share them, the first one writes.
+        Of several processes that share them, the first one writes. What is computed from the banks
+        is computed again after it, as in a training that resumes from there: both are then the same
+        bit for bit.
         """
+        self._forget_sums()
         if self._rank == 0 or not self.gather_across_devices:
             banks = self.bank_state()
-            marks = {"training": self.callback.training, "digest": _digest(banks)}
+            marks = {"training": self.callback.training, "digest": digest_of(banks)}
             write_atomically(self.banks_file(folder), save(banks, marks))
 
     def load_banks(self, folder: str | Path, training: str | None = None) -> None:
@@ -341,7 +481,7 @@ class ContAccumLoss(nn.Module):
         ones; this loss then stays as it was.
         """
         file = self.banks_file(folder)
-        banks, written_by = _read(file)
+        banks, written_by = read_banks(file)
         size = len(banks["vectors"])
         if size != len(self.vectors):
             raise ValueError(
@@ -530,86 +670,32 @@ def _check_switches(**switches: bool) -> None:
             raise ValueError(f"{name} is {value!r}: expected True or False.")
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], str]:
-    """The banks in a file, and the number of the training that wrote it ("" without one)."""
-    try:
-        with safe_open(file, "pt") as content:
-            marks = content.metadata() or {}
-            banks = {name: content.get_tensor(name) for name in content.keys()}
-    except OSError as error:
-        raise ValueError(
-            f"{file.parent} holds no banks ({error}): expected {file.name}, which a trainer with "
-            "callbacks=[loss.callback] writes into its checkpoints."
-        ) from None
-    except SafetensorError as error:
-        reason = repr(str(error)[:200])  # with text of the file in it
-        raise ValueError(
-            f"{file} cannot be read ({reason}): it is damaged, or no file of banks. "
-            "Give another checkpoint."
-        ) from None
-    fault = _fault(banks)
-    if fault:
-        raise ValueError(
-            f"{file} holds no banks of a ContAccumLoss: {fault}. Give another checkpoint."
-        )
-    if not {"training", "digest"} & set(marks):  # written before there were marks
-        return banks, ""
-    if marks.get("digest") != _digest(banks):
-        raise ValueError(
-            f"{file} is damaged: its banks are not those that were written. "
-            "Give another checkpoint."
-        )
-    return banks, marks.get("training", "")
-
-
-def _digest(banks: dict[str, Tensor]) -> str:
-    """A hash of the banks: types, shapes and values."""
-    digest = hashlib.sha256()
-    for name in _BANKS:
-        digest.update(f"{name} {_kind(banks[name])} ".encode())
-        digest.update(banks[name].flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-
-
-def _fault(banks: dict[str, Tensor], size: int | None = None) -> str | None:
-    """Why these tensors are not banks of a ContAccumLoss (of `size` pairs), or None."""
-    if set(banks) != set(_BANKS):
-        return f"expected the tensors {', '.join(_BANKS)} and no others"
-    position, vectors, keys = (banks[name] for name in _BANKS)
-    fault = _fault_of_types(position, vectors, keys)
-    if fault:
-        return fault
-    if size is not None and size != len(vectors):
-        return f"they are of {len(vectors)} pairs, and this loss has {size}"
-    return _fault_of_position(*position.tolist(), vectors)
-
-
-def _fault_of_types(position: Tensor, vectors: Tensor, keys: Tensor) -> str | None:
-    """Why these tensors have not the number types and shapes of banks, or None."""
-    if vectors.ndim != 3 or vectors.shape[1] < 2 or vectors.dtype not in _PRECISIONS:
-        return f"vectors are {_kind(vectors)}, expected floating-point numbers (pairs, columns, d)"
-    if keys.shape != vectors.shape[:2] or keys.dtype != torch.int64:
-        return f"keys are {_kind(keys)}, expected int64 {tuple(vectors.shape[:2])}"
-    if position.shape != (2,) or position.dtype != torch.int64:
-        return f"position is {_kind(position)}, expected int64 (2,)"
-    return None
-
-
-def _fault_of_position(start: int, count: int, vectors: Tensor) -> str | None:
-    """Banks that are not full were filled from their beginning."""
-    size = len(vectors)
-    full = count == size and 0 <= start < max(1, size)
-    filling = 0 <= start == count < size
-    if not (full or filling):
-        return f"position is {[start, count]}, which no banks of {size} pairs have"
-    return f"it says {count} pairs of no length" if count and not vectors.numel() else None
-
-
 # --- small things -------------------------------------------------------------------------------
+
+
+def check_columns(features: list[dict[str, Any]]) -> None:
+    """Refuse data of one column."""
+    if len(features) < 2:
+        raise ValueError(
+            f"the data have {len(features)} column of texts: expected (anchor, positive), "
+            "and perhaps negatives after them."
+        )
+
+
+def _first_tensor(features: dict[str, Any]) -> Tensor | None:
+    """By which a batch is known."""
+    tensors = [value for value in features.values() if isinstance(value, Tensor)]
+    return tensors[0] if tensors else None
+
+
+def _last_module(model: nn.Module) -> nn.Module | None:
+    """The module whose output is the model's, inside of what trains it on several processes."""
+    while not isinstance(model, nn.Sequential):
+        inner = getattr(model, "module", None)
+        model = getattr(model, "_orig_mod", None) if inner is None else inner
+        if model is None:
+            return None
+    return model[-1] if len(model) else None
 
 
 def _has_token_ids(column: dict[str, Any]) -> bool:
