@@ -36,9 +36,7 @@ VARIANTS = {
     ),
     "sogclr, both": dict(objective="sogclr", directions="both"),
     "sigmoid": dict(objective="sigmoid"),
-    "sigmoid, both, hard negatives": dict(
-        objective="sigmoid", directions="both", hard_negatives=1
-    ),
+    "sigmoid, both, hard negatives": dict(objective="sigmoid", directions="both", hard_negatives=1),
     "both": dict(directions="both"),
     "all, decoupled, hard negatives": dict(
         directions="all", objective="decoupled", hard_negatives=1
@@ -54,6 +52,9 @@ VARIANTS = {
     "tiled": dict(similarity="tiled"),
     "tiled, decoupled": dict(
         similarity="tiled", objective="decoupled", hard_negatives=1, mask_margin=1.0
+    ),
+    "incremental, decoupled": dict(
+        similarity="incremental", objective="decoupled", hard_negatives=1
     ),
     "incremental asked for": dict(similarity="incremental", objective="sogclr"),
 }
@@ -217,7 +218,9 @@ def test_a_visit_writes_the_normalisers_of_its_own_pairs():
             assert torch.allclose(table.log_u[0, ids].exp(), expected, rtol=1e-10)
             visited += ids.tolist()
         others = [i for i in range(47) if i not in visited]
-        assert torch.equal(table.log_u[0, others].nan_to_num(7.0), before[0, others].nan_to_num(7.0))
+        assert torch.equal(
+            table.log_u[0, others].nan_to_num(7.0), before[0, others].nan_to_num(7.0)
+        )
     assert not table.log_u.isnan().any()
 
 
@@ -233,7 +236,9 @@ def test_the_sigmoids_scale_and_bias_are_learned():
     """Their gradient is that of the update's mean loss, by finite differences."""
     run = run_of(dict(objective="sigmoid", memory_size=0, query_bank=False, passage_bank=False))
     extension = run.learner.extension("objective")
-    assert any(p is extension.scale_and_bias for g in run.optimizer.param_groups for p in g["params"])
+    assert any(
+        p is extension.scale_and_bias for g in run.optimizer.param_groups for p in g["params"]
+    )
     start = extension.scale_and_bias.detach().clone()
     assert start.tolist() == [0.0, -2.3]
 
@@ -354,7 +359,10 @@ def test_a_guides_mask_is_by_the_scores_of_the_start():
     layout = run.learner.layout(batch, 5, True)
     mask = guide.mask(layout)
     pairs_, passages = run.pairs.train, run.pairs.passages
-    corpus = [passages[run.pairs.row_of[pairs_[i].passage_id]] for i in layout.column_ids[: layout.hard_from]]
+    corpus = [
+        passages[run.pairs.row_of[pairs_[i].passage_id]]
+        for i in layout.column_ids[: layout.hard_from]
+    ]
     corpus += [passages[i] for i in layout.column_ids[layout.hard_from :]]
     queries = first.retriever.encode_queries([pairs_[i].query for i in layout.row_ids])
     columns = first.retriever.encode_passages(corpus)
@@ -438,7 +446,10 @@ def test_tiles_are_the_whole(case, decoupled, tile):
 @pytest.mark.parametrize("objective", ["info_nce", "decoupled"])
 def test_a_run_in_tiles_is_the_run(method, objective):
     fields = dict(method=method, objective=objective, hard_negatives=1)
-    tiled, plain = run_of({**fields, "similarity": "tiled"}), run_of({**fields, "similarity": "full"})
+    tiled, plain = (
+        run_of({**fields, "similarity": "tiled"}),
+        run_of({**fields, "similarity": "full"}),
+    )
     for _ in range(8):
         tiled.step(), plain.step()
     assert (weights(tiled) - weights(plain)).abs().max() < 1e-9
@@ -486,3 +497,44 @@ def test_what_cannot_be_combined_is_said(fields, words):
     fields = dict(fields)
     with pytest.raises(ValueError, match=words):
         cl.Settings.preset(fields.pop("method", "contaccum"), **fields)
+
+
+# --- the incremental softmax ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        dict(memory_size=30),
+        dict(hard_negatives=2),
+        dict(hard_negatives=1, bank_hard_negatives=False),
+        dict(mask_duplicates=False),
+        dict(method="pre_batch"),
+        dict(method="contaccum_no_past"),
+        dict(drop_query_bank_at=4),
+        dict(bank_warmup=2),
+        dict(memory_size=100),
+        dict(local_batch=1, accumulation_steps=2, memory_size=1),
+    ],
+    ids=str,
+)
+def test_the_incremental_softmax_has_the_decoupled_loss_too(fields):
+    fields = {"objective": "decoupled", "updates": 12, **fields}
+    kept = run_of({**fields, "similarity": "incremental"})
+    whole = run_of({**fields, "similarity": "full"})
+    assert kept.similarity == "incremental" and not kept.notes
+    for one, other in zip(kept, whole):
+        assert one.loss == pytest.approx(other.loss, abs=1e-10)
+    assert (weights(kept) - weights(whole)).abs().max() < 1e-9
+
+
+def test_a_change_of_the_banks_size_keeps_the_decoupled_sums_right():
+    fields = {"objective": "decoupled", "updates": 12}
+    runs = [run_of({**fields, "similarity": kind}) for kind in ("incremental", "full")]
+    for step in range(12):
+        for run in runs:
+            if step == 5:
+                run.change(memory_size=20)
+            run.step()
+    assert (weights(runs[0]) - weights(runs[1])).abs().max() < 1e-9

@@ -36,6 +36,7 @@ from contaccum_lite.core.bank import MemoryBank
 from contaccum_lite.core.gradients import Embeddings
 from contaccum_lite.core.hooks import Extension
 from contaccum_lite.core.loss import LossAndGradients
+from contaccum_lite.core.objectives import decoupled_loss
 from contaccum_lite.core.presets import PRESETS
 from contaccum_lite.core.shapes import check_temperature, check_vectors, num_vectors
 
@@ -55,7 +56,9 @@ class IncrementalLoss(Extension):
     def __init__(self, run):
         self.learner, self.sampler = run.learner, run.sampler
         keys = run.learner.keys if run.settings.mask_duplicates else None
-        self.table = IncrementalSoftmax(*run.learner.banks, run.settings.temperature, keys)
+        decoupled = run.settings.objective == "decoupled"
+        banks, temperature = run.learner.banks, run.settings.temperature
+        self.table = IncrementalSoftmax(*banks, temperature, keys, decoupled)
         self._snapshot = None
 
     @property
@@ -186,10 +189,10 @@ class IncrementalSoftmax:
 
     query_bank, passage_bank, hard_bank: filled in step by their owner, who calls `contrast`, then
     `enter`, then writes the banks, then `settle`. A passage bank alone (pre-batch) needs no table:
-    its rows are local. keys: (of each training pair's query, of its passage, of each passage), by
-    which duplicates are known, as in `loss.duplicate_mask`; None masks nothing. Banks that were
-    changed by anyone else (resized, loaded, restored) are noticed, and the table is filled from
-    them again by one full product.
+    its rows are local. decoupled: leave each row's positive out of its sums. keys: (of each
+    training pair's query, of its passage, of each passage), by which duplicates are known, as in
+    `loss.duplicate_mask`; None masks nothing. Banks that were changed by anyone else (resized,
+    loaded, restored) are noticed, and the table is filled from them again by one full product.
     """
 
     def __init__(
@@ -199,11 +202,12 @@ class IncrementalSoftmax:
         hard_bank: MemoryBank,
         temperature: float = 1.0,
         keys: tuple[Tensor, Tensor, Tensor] | None = None,
+        decoupled: bool = False,
     ):
         check_temperature(temperature)
         _check_banks(query_bank, passage_bank, hard_bank)
         self.query_bank, self.passage_bank, self.hard_bank = query_bank, passage_bank, hard_bank
-        self.temperature, self.keys = temperature, keys
+        self.temperature, self.keys, self.decoupled = temperature, keys, decoupled
         self._joint = joint_keys(*keys[:2]) if keys is not None else None
         self._joint_count = 0
         if self._joint is not None and len(self._joint):
@@ -368,6 +372,9 @@ class IncrementalSoftmax:
             scores[:, :passages].masked_fill_(masks.passages, -torch.inf)
         if masks.hard is not None:
             scores[:, passages:].masked_fill_(masks.hard, -torch.inf)
+        if self.decoupled:
+            loss, weights = decoupled_loss(scores)
+            return scores, loss * len(scores), weights.mul_(len(scores))
         highest = scores.amax(1, keepdim=True)
         weights = (scores - highest).exp_()
         total = weights.sum(1, keepdim=True)
@@ -392,8 +399,14 @@ class IncrementalSoftmax:
         local = softmax.sum(0).log_().add_(highest)  # log-sum-exp over the local columns
         banked = torch.logaddexp(self.newer[:rows], self.older[self.clock, :rows])
         total = torch.logaddexp(local, banked)
+        if self.decoupled:  # a row without a negative adds nothing
+            has_negative = total > -torch.inf
+            losses = torch.where(has_negative, total - self.positives[:rows], 0.0)
+            total = total.clamp_(min=lowest)
+        else:
+            losses = total - self.positives[:rows]
         softmax *= (highest - total).exp_()
-        loss = (total - self.positives[:rows]).sum()
+        loss = losses.sum()
         return _BankedRows(loss, softmax, local if entering is None else entering)
 
     def _add_banked_row_gradients(self, gradients: list[Tensor], softmax: Tensor) -> None:
@@ -495,6 +508,8 @@ class IncrementalSoftmax:
         """
         b, n, hard = batch.local_batch, batch.banked_passages, batch.hard
         banked, local = batch.scores[:, b : b + n], batch.scores[:, :b]
+        if self.decoupled:
+            local = local.clone().fill_diagonal_(-torch.inf)
         if self.hard_bank.size:
             banked = _with_hard_negatives(banked, batch.scores[:, b + n + hard :])
             local = _with_hard_negatives(local, batch.scores[:, b + n : b + n + hard])
@@ -607,6 +622,8 @@ class IncrementalSoftmax:
         scores = queries @ self.passage_bank.vectors.T
         diagonal = torch.arange(len(rows)), rows
         self.positives[rows] = scores[diagonal]
+        if self.decoupled:
+            scores[diagonal] = -torch.inf
         hard = queries @ self.hard_bank.vectors.T
         if self.keys is not None:
             _, passage_keys, text_keys = self.keys
