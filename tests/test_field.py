@@ -53,6 +53,9 @@ VARIANTS = {
     "tiled, decoupled": dict(
         similarity="tiled", objective="decoupled", hard_negatives=1, mask_margin=1.0
     ),
+    "incremental, decoupled": dict(
+        similarity="incremental", objective="decoupled", hard_negatives=1
+    ),
     "incremental asked for": dict(similarity="incremental", objective="sogclr"),
 }
 
@@ -494,3 +497,44 @@ def test_what_cannot_be_combined_is_said(fields, words):
     fields = dict(fields)
     with pytest.raises(ValueError, match=words):
         cl.Settings.preset(fields.pop("method", "contaccum"), **fields)
+
+
+# --- the incremental softmax ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        dict(memory_size=30),
+        dict(hard_negatives=2),
+        dict(hard_negatives=1, bank_hard_negatives=False),
+        dict(mask_duplicates=False),
+        dict(method="pre_batch"),
+        dict(method="contaccum_no_past"),
+        dict(drop_query_bank_at=4),
+        dict(bank_warmup=2),
+        dict(memory_size=100),
+        dict(local_batch=1, accumulation_steps=2, memory_size=1),
+    ],
+    ids=str,
+)
+def test_the_incremental_softmax_has_the_decoupled_loss_too(fields):
+    fields = {"objective": "decoupled", "updates": 12, **fields}
+    kept = run_of({**fields, "similarity": "incremental"})
+    whole = run_of({**fields, "similarity": "full"})
+    assert kept.similarity == "incremental" and not kept.notes
+    for one, other in zip(kept, whole):
+        assert one.loss == pytest.approx(other.loss, abs=1e-10)
+    assert (weights(kept) - weights(whole)).abs().max() < 1e-9
+
+
+def test_a_change_of_the_banks_size_keeps_the_decoupled_sums_right():
+    fields = {"objective": "decoupled", "updates": 12}
+    runs = [run_of({**fields, "similarity": kind}) for kind in ("incremental", "full")]
+    for step in range(12):
+        for run in runs:
+            if step == 5:
+                run.change(memory_size=20)
+            run.step()
+    assert (weights(runs[0]) - weights(runs[1])).abs().max() < 1e-9

@@ -153,8 +153,9 @@ class Options:
 
     @property
     def row_softmax(self) -> bool:
-        """Whether the loss is one plain softmax over each query's own row, with fixed masks."""
-        plain = self.objective == "info_nce" and self.directions == "query"
+        """Whether the loss is one softmax over each query's own row, with fixed masks."""
+        softmax = self.objective in ("info_nce", "decoupled")
+        plain = softmax and self.directions == "query"
         return plain and self.mask_margin is None and not self.corpus_columns
 
 

@@ -39,6 +39,7 @@ from contaccum_lite.core.cursor import micro_batch_sizes
 from contaccum_lite.core.gradients import Embeddings
 from contaccum_lite.core.hooks import Extension
 from contaccum_lite.core.loss import LossAndGradients
+from contaccum_lite.core.objectives import decoupled_loss
 from contaccum_lite.core.presets import PRESETS
 from contaccum_lite.core.shapes import check_temperature, check_vectors, num_vectors
 from contaccum_lite.scale.banked_sums import BankedSums, SumsSnapshot, block_strides, ring
@@ -60,7 +61,9 @@ class IncrementalLoss(Extension):
     def __init__(self, run):
         self.learner, self.sampler = run.learner, run.sampler
         keys = run.learner.keys if run.settings.mask_duplicates else None
-        self.table = IncrementalSoftmax(*run.learner.banks, run.settings.temperature, keys)
+        decoupled = run.settings.objective == "decoupled"
+        banks, temperature = run.learner.banks, run.settings.temperature
+        self.table = IncrementalSoftmax(*banks, temperature, keys, decoupled)
         self.schedule = Schedule(run.sampler)
         self._snapshot = None
 
@@ -218,10 +221,10 @@ class IncrementalSoftmax:
 
     query_bank, passage_bank, hard_bank: filled in step by their owner, who calls `contrast`, then
     `enter`, then writes the banks, then `settle`. A passage bank alone (pre-batch) needs no table:
-    its rows are local. keys: (of each training pair's query, of its passage, of each passage), by
-    which duplicates are known, as in `loss.duplicate_mask`; None masks nothing. Banks that were
-    changed by anyone else (resized, loaded, restored) are noticed, and the table is filled from
-    them again by one full product.
+    its rows are local. decoupled: leave each row's positive out of its sums. keys: (of each
+    training pair's query, of its passage, of each passage), by which duplicates are known, as in
+    `loss.duplicate_mask`; None masks nothing. Banks that were changed by anyone else (resized,
+    loaded, restored) are noticed, and the table is filled from them again by one full product.
     """
 
     def __init__(
@@ -231,11 +234,12 @@ class IncrementalSoftmax:
         hard_bank: MemoryBank,
         temperature: float = 1.0,
         keys: tuple[Tensor, Tensor, Tensor] | None = None,
+        decoupled: bool = False,
     ):
         check_temperature(temperature)
         _check_banks(query_bank, passage_bank, hard_bank)
         self.query_bank, self.passage_bank, self.hard_bank = query_bank, passage_bank, hard_bank
-        self.temperature, self.keys = temperature, keys
+        self.temperature, self.keys, self.decoupled = temperature, keys, decoupled
         self._joint = joint_keys(*keys[:2]) if keys is not None else None
         self._joint_count = 0
         if self._joint is not None and len(self._joint):
@@ -402,6 +406,9 @@ class IncrementalSoftmax:
             scores[:, :passages].masked_fill_(masks.passages, -torch.inf)
         if masks.hard is not None:
             scores[:, passages:].masked_fill_(masks.hard, -torch.inf)
+        if self.decoupled:
+            loss, weights = decoupled_loss(scores)
+            return scores, loss * len(scores), weights.mul_(len(scores))
         highest = scores.amax(1, keepdim=True)
         weights = (scores - highest).exp_()
         total = weights.sum(1, keepdim=True)
@@ -426,8 +433,14 @@ class IncrementalSoftmax:
         local = softmax.sum(0).log_().add_(highest)  # log-sum-exp over the local columns
         banked = self._banked_totals(rows)
         total = torch.logaddexp(local, banked)
+        if self.decoupled:  # a row without a negative adds nothing
+            has_negative = total > -torch.inf
+            losses = torch.where(has_negative, total - self.positives[:rows], 0.0)
+            total = total.clamp_(min=lowest)
+        else:
+            losses = total - self.positives[:rows]
         softmax *= (highest - total).exp_()
-        loss = (total - self.positives[:rows]).sum()
+        loss = losses.sum()
         return _BankedRows(loss, softmax, local if entering is None else entering)
 
     def _banked_totals(self, rows: int) -> Tensor:
@@ -544,6 +557,8 @@ class IncrementalSoftmax:
         """
         b, n, hard = batch.local_batch, batch.banked_passages, batch.hard
         banked, local = batch.scores[:, b : b + n], batch.scores[:, :b]
+        if self.decoupled:
+            local = local.clone().fill_diagonal_(-torch.inf)
         if self.hard_bank.size:
             banked = _with_hard_negatives(banked, batch.scores[:, b + n + hard :])
             local = _with_hard_negatives(local, batch.scores[:, b + n : b + n + hard])
@@ -685,6 +700,8 @@ class IncrementalSoftmax:
         scores = queries @ self.passage_bank.vectors.T
         diagonal = torch.arange(len(rows)), rows
         self.positives[rows] = scores[diagonal]
+        if self.decoupled:
+            scores[diagonal] = -torch.inf
         hard = queries @ self.hard_bank.vectors.T
         if self.keys is not None:
             _, passage_keys, text_keys = self.keys
@@ -706,6 +723,8 @@ class IncrementalSoftmax:
         """Scores of the queries in these slots with the pairs in these slots, for `sums`."""
         queries = self.query_bank.vectors[rows] / self.temperature
         scores = queries @ self.passage_bank.vectors[columns].T
+        if self.decoupled:
+            scores.masked_fill_(rows[:, None] == columns, -torch.inf)
         each = self.hard_bank.size // self.passage_bank.size
         hard_slots = (columns[:, None] * each + torch.arange(each, device=columns.device)).flatten()
         hard = queries @ self.hard_bank.vectors[hard_slots].T
