@@ -46,7 +46,10 @@ def shown(lab, toy):
         "card": (card := cl.Card(toy.test[0]), card.widget),
         "rerun": (button := cl.Again("timeit", "x"), button.widget),
         "predict": (asked := cl.Predict("hosts.a", "?", options=["a"]), asked.widget),
-        "predict then": (asked := cl.Predict("hosts.b", "?", options=["a"], then=lab), asked.widget),
+        "predict then": (
+            asked := cl.Predict("hosts.b", "?", options=["a"], then=lab),
+            asked.widget,
+        ),
         "slide": (
             slide := cl.Slide(lambda t: cl.MatrixPicture([[t]], "x"), temperature=[1, 2]),
             slide.widget,
