@@ -4,8 +4,11 @@ These tests pass with ipywidgets 7.7.1 too: `make colab` runs them there.
 """
 
 import base64
+import json
+import re
 import sys
 import types
+from pathlib import Path
 
 import ipywidgets
 import pytest
@@ -13,6 +16,7 @@ import pytest
 import contaccum_lite as cl
 from contaccum_lite.lab import hosts, page_drive, stills
 
+ROOT = Path(__file__).parent.parent
 SMALL = dict(updates=12, dim=8, accumulation_steps=2, memory_size=16)
 #: how the output of a widget reads, of ipywidgets 7 and of 8
 FORM = {"version_major": 2, "version_minor": 0}
@@ -380,3 +384,21 @@ def test_closing_ends_the_drive(driven):
     assert lab.drive is None
     grid.beaten += 1
     assert lab.training.step_count == step
+
+
+def test_binder_prepares_the_tower_that_a_lab_starts_from(toy, tmp_path, monkeypatch):
+    """postBuild's Python, on toy pairs in a cache of its own; then a lab adds no file to it."""
+    build = (ROOT / "binder" / "postBuild").read_text()
+    source = re.search(r"<<'END'\n(.*)\nEND", build, re.S)[1]
+    monkeypatch.setenv("CONTACCUM_LITE_CACHE", str(tmp_path))
+    exec(source.replace('"python-docs"', '"toy"'), {})
+    prepared = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    assert any(name.startswith("start-") for name in prepared)
+    cl.Lab(cl.load_pairs("toy")).close()
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == prepared
+
+
+def test_the_page_on_vs_code_has_what_its_settings_have():
+    settings = json.loads((ROOT / ".vscode" / "settings.json").read_text())
+    (line,) = (f'"{name}": {json.dumps(value)}' for name, value in settings.items())
+    assert line in (ROOT / "docs" / "lab.md").read_text()
