@@ -6,9 +6,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=120
+COLAB_TESTS := $(patsubst %,tests/test_%.py,bank loss methods minimal run settings)
 ROOT := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 
-.PHONY: lab test check notebooks pages gate sweep look regime speed clean
+.PHONY: lab test check notebooks pages links colab gate sweep look regime speed clean
 
 lab: .venv/ready
 	$(BIN)/jupyter lab $(ROOT) notebooks/00_start_here.ipynb
@@ -30,6 +31,16 @@ notebooks: .venv/ready
 # the course for where no kernel runs, in build/pages
 pages: .venv/ready
 	$(BIN)/python notebooks/pages.py
+
+# the repository's address in every badge, Binder link and set-up cell: make links REPO=owner/name
+links: .venv/ready
+	$(BIN)/python -m tools.links $(REPO)
+
+# notebooks 00 to 06 and the library's tests on Colab's packages, and what adding this one changes there
+colab: .colab/ready
+	.colab/bin/python -m tools.colab --resolve
+	.colab/bin/python -m tools.colab
+	.colab/bin/python -m pytest -m 'not processes and not browser' tests/test_hosts.py $(COLAB_TESTS)
 
 # times, memory and sizes of all notebooks, and the tables of the instructor's guide
 gate: .venv/ready
@@ -55,10 +66,16 @@ speed: .venv/ready
 	$(BIN)/python -m pip install --quiet --no-compile --upgrade-strategy only-if-needed $(PIP_FLAGS) -r requirements.txt
 	@touch $@
 
+.colab/ready: binder/colab-freeze.txt pyproject.toml
+	$(PYTHON) -m venv .colab
+	grep -v '^plotly' binder/colab-freeze.txt > .colab/pins.txt
+	.colab/bin/python -m pip install --quiet --no-compile $(PIP_FLAGS) -c .colab/pins.txt -e ".[widgets]" ipykernel nbclient psutil pytest hypothesis
+	@touch $@
+
 # a Chromium for the browser tests: one that is here, or Playwright's own; without either they are skipped
 .venv/browser: .venv/ready
 	@command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null || $(BIN)/python -m playwright install chromium || echo "No Chromium: the browser tests will be skipped."
 	@touch $@
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .colab build *.egg-info

@@ -203,6 +203,9 @@ def course(out: Path, names: str = "[0-9]*.ipynb") -> list[tuple[str, str]]:
     made.require_js_url = ""  # needed by widgets only, and loaded from elsewhere
     for path in sorted(HERE.glob(names)):
         notebook = nbformat.read(path, as_version=4)
+        notebook.cells = [
+            cell for cell in notebook.cells if "set-up" not in cell.metadata.get("tags", [])
+        ]
         body, _ = made.from_notebook_node(
             notebook, resources={"metadata": {"path": str(HERE), "name": path.stem}}
         )

@@ -65,7 +65,7 @@ def cut(notebook):
 
 def kind(cell, source: str) -> str:
     """What a cell, or a part of one, is on slides."""
-    if source.startswith("## References"):
+    if source.startswith("## References") or "set-up" in cell.metadata.get("tags", []):
         return "skip"
     if source.startswith(("# ", "## ")):
         return "slide"

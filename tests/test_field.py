@@ -11,6 +11,7 @@ from contaccum_lite.core.composition import kmeans, order_by_cluster
 from contaccum_lite.core.loss import info_nce_with_gradients
 from contaccum_lite.core.objectives import decoupled_loss
 from contaccum_lite.data import toy_pairs
+from contaccum_lite.scale.incremental_softmax import IncrementalSoftmax
 from contaccum_lite.scale.tiled import tiled_info_nce
 
 SMALL = {
@@ -519,13 +520,19 @@ def test_what_cannot_be_combined_is_said(fields, words):
     ],
     ids=str,
 )
-def test_the_incremental_softmax_has_the_decoupled_loss_too(fields):
+@pytest.mark.parametrize("blocks", [False, True])
+def test_the_incremental_softmax_has_the_decoupled_loss_too(fields, blocks, monkeypatch):
+    """blocks: with the sums that a large bank has."""
+    if blocks:
+        monkeypatch.setattr(IncrementalSoftmax, "_is_large", lambda *_: True)
     fields = {"objective": "decoupled", "updates": 12, **fields}
     kept = run_of({**fields, "similarity": "incremental"})
     whole = run_of({**fields, "similarity": "full"})
     assert kept.similarity == "incremental" and not kept.notes
     for one, other in zip(kept, whole):
         assert one.loss == pytest.approx(other.loss, abs=1e-10)
+    if blocks:
+        assert kept.learner.extension("softmax").table.sums is not None
     assert (weights(kept) - weights(whole)).abs().max() < 1e-9
 
 

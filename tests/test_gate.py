@@ -15,7 +15,7 @@ import nbformat
 import pytest
 
 import contaccum_lite as cl
-from tools import cost, lesson, notebooks as gate
+from tools import cost, lesson, links, notebooks as gate
 from contaccum_lite.evidence.records import COST, read_records
 from contaccum_lite.lab.lab import Lab
 from test_project import NOTEBOOKS, ROOT, pins
@@ -153,6 +153,7 @@ def folded(book):
         for n, c in enumerate(book.cells)
         if c.metadata.get("jupyter", {}).get("source_hidden")
         and not c.source.startswith("# Predict")
+        and not links.is_setup(c)
     ]
     return found + [
         f"cell {n} predicts in plain sight"

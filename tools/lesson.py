@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import re
 
+from tools.links import is_setup, without_launch
+
 WORDS, LINES, LOOK, TALK, ANSWER, PLAY = 120, 12, 0.5, 2, 1.5, 4
 HEADER = ("You will be able to", "You need", "Time", "The question", "Launch")
 
@@ -34,10 +36,11 @@ def header_seconds(notebook) -> int:
 def sections(notebook, seconds=()) -> list[dict]:
     """The `##` sections: title, minutes of reading, of exercises and of answering, seconds of computing.
 
-    seconds: of each cell, as the gate measured them.
+    seconds: of each cell but the set-up cell, as the gate measured them.
     """
     found, folded = [_section("Header")], False
-    for number, cell in enumerate(notebook.cells):
+    cells = [cell for cell in notebook.cells if not is_setup(cell)]
+    for number, cell in enumerate(cells):
         if number < len(seconds):
             found[-1]["seconds"] += seconds[number]
         if cell.cell_type == "code":
@@ -55,7 +58,7 @@ def sections(notebook, seconds=()) -> list[dict]:
                 re.findall(r"\bcl\.Predict\(|^guess\(", cell.source, re.M)
             ) + PLAY * bool(re.search(r"^(lab|figure3|race\.race\(\))$", cell.source, re.M))
             continue
-        for line in cell.source.splitlines():
+        for line in without_launch(cell.source).splitlines():
             folded = (folded or "<details>" in line) and "</details>" not in line
             if line.startswith("## "):
                 found.append(_section(line[3:]))

@@ -25,6 +25,7 @@ import nbformat
 from contaccum_lite.evidence.records import read_records
 from tools import docs, lesson
 from tools.docs import ROOT
+from tools.links import is_setup
 
 RECORDS = docs.RECORDS / "gate.json"
 LIMITS = dict(
@@ -103,7 +104,7 @@ def execute(path: Path, seed: int | None = None) -> dict:
                     used,
                     sum(kernel.cpu_times()[:4]),
                 )  # its own, and that of processes that it has waited for
-                if cell is not peak and number >= len(extra):
+                if cell is not peak and number >= len(extra) and not is_setup(cell):
                     found["cells"].append(round(used - before, 2))
                 if found["first_picture"] is None and any(
                     "image/png" in o.get("data", {}) for o in cell.get("outputs", [])

@@ -5,6 +5,7 @@ Nothing leaves the machine.
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 import math
@@ -16,7 +17,8 @@ import ipywidgets as w
 import traitlets
 
 from contaccum_lite.course.check import describe_error
-from contaccum_lite.lab.stills import widget_data
+from contaccum_lite.lab.hosts import tooltip
+from contaccum_lite.lab.stills import bundle, worded
 from contaccum_lite.utils.text import plain, without_halves
 
 #: What was committed on this machine, by name of the prediction.
@@ -155,7 +157,7 @@ def _make_field(question: str, options, number, curve) -> Sketch | _Options | _N
         raise ValueError(f"number is {_short(number)}: give the least and the most, as in (0, 10).")
     low, high = map(float, number)
     step, layout = (high - low) / 100, dict(width="26em")
-    return _Number(min=low, max=high, value=low, step=step, layout=layout, tooltip=question)
+    return _Number(min=low, max=high, value=low, step=step, layout=layout, **tooltip(question))
 
 
 class Predict:
@@ -340,13 +342,13 @@ class Predict:
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         """The question as a widget, with the picture and the words of what comes next."""
-        data = widget_data(self.widget)
         try:
-            following, metadata = self.then._repr_mimebundle_()
-            png, words = following["image/png"], following["text/plain"]
+            following, of_following = self.then._repr_mimebundle_()
+            png, words = base64.b64decode(following["image/png"]), following["text/plain"]
         except Exception:  # it has no picture, as a plain widget, or cannot be drawn now
-            return {**data, "text/plain": self.sentence}
-        return {**data, "image/png": png, "text/plain": f"{self.sentence} {words}"}, metadata
+            return worded(self.widget, self.sentence)
+        data, metadata = bundle(self.widget, png, f"{self.sentence} {words}")
+        return data, metadata | {"image/png": of_following["image/png"]}
 
 
 def _is_number(value) -> bool:

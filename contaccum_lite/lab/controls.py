@@ -6,6 +6,7 @@ import ipywidgets as widgets
 
 from contaccum_lite.core.presets import PRESETS
 from contaccum_lite.lab.fields import FIELDS, NAMES, SLIDERS, SWITCHES
+from contaccum_lite.lab.hosts import tooltip
 
 _LAYOUT = {"width": "330px"}
 _PACES = [
@@ -62,7 +63,7 @@ class Controls:
             options=[("pretrained on crops", "pretrained"), ("random weights", "random")],
             value=lab.start,
             description="start",
-            tooltip=FIELDS["start"].metadata["help"],
+            **tooltip(FIELDS["start"].metadata["help"]),
             layout=_LAYOUT,
         )
         pace = widgets.Dropdown(options=_PACES, value=0.0, description="pace", layout=_LAYOUT)
@@ -76,7 +77,7 @@ class Controls:
             description="share line",
             continuous_update=False,
             layout={"width": "700px"},
-            tooltip="this run in one line; paste another and press Enter",
+            **tooltip("this run in one line; paste another and press Enter"),
         )
         self.bind(self.line, self._load)
         lab.observe(self._on_trait_changed, list(self.controls))
@@ -89,10 +90,8 @@ class Controls:
         """Call `action(value)` on the training thread when the control's value changes."""
         control.observe(lambda change: self.lab.soon(action, change.new), "value")
 
-    def _button(self, text: str, icon: str, tooltip: str, action):
-        button = widgets.Button(
-            description=text, icon=icon, tooltip=tooltip, layout={"width": "auto"}
-        )
+    def _button(self, text: str, icon: str, help: str, action):
+        button = widgets.Button(description=text, icon=icon, tooltip=help, layout={"width": "auto"})
         button.on_click(lambda _: self.lab.soon(self._report_errors, action))
         return button
 
@@ -102,7 +101,7 @@ class Controls:
         options = dict(
             value=value,
             description=metadata["symbol"] or name.replace("_", " "),
-            tooltip=metadata["help"],
+            **tooltip(metadata["help"]),
             layout=_LAYOUT,
             style={"description_width": "90px"},
         )
@@ -115,7 +114,7 @@ class Controls:
         return widgets.Checkbox(
             value=getattr(self.lab, name),
             description=name.replace("_", " "),
-            tooltip=FIELDS[name].metadata["help"],
+            **tooltip(FIELDS[name].metadata["help"]),
             indent=False,
             layout={"width": "auto"},
         )

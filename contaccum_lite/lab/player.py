@@ -74,6 +74,8 @@ class Player(LabState):
         self._queue: list[Settings] = []
         self._scheduled_changes: dict[int, list] = {}  # updates made -> [(field, value)]
         self._task: asyncio.Task | None = None
+        #: trains a slice while it plays, in place of a task in the background (`PageDrive`)
+        self.drive: Callable[[], None] | None = None
         self._thread = threading.get_ident()
         try:
             self._loop = asyncio.get_running_loop()
@@ -103,9 +105,10 @@ class Player(LabState):
     def play(self) -> None:
         """Train by itself, in the background of the notebook, until `pause()`, `stop()` or the end.
 
-        Raises `RuntimeError` where no event loop runs (plain Python): use `run(updates)` there.
+        On Colab the page's answers drive it. Raises `RuntimeError` where no event loop runs (plain
+        Python): use `run(updates)` there.
         """
-        if self._loop is None or self._loop.is_closed():
+        if self.drive is None and (self._loop is None or self._loop.is_closed()):
             raise RuntimeError(
                 "nothing can play here, because no event loop runs: call lab.run(updates), "
                 "which does the same work at once."
@@ -113,7 +116,10 @@ class Player(LabState):
         if self.playing or self._say_if_done():
             return
         self.playing = True
-        self._task = self._loop.create_task(self._play())
+        if self.drive is not None:
+            self.drive()
+        else:
+            self._task = self._loop.create_task(self._play())
 
     async def _play(self) -> None:
         try:
@@ -134,6 +140,23 @@ class Player(LabState):
             if self._task is None or self._task is asyncio.current_task():
                 self.playing, self._task = False, None
                 self.ticks += 1  # a last picture
+
+    def train_for(self, seconds: float) -> None:
+        """Train for so many seconds before returning, at least one piece of work, while it plays.
+
+        At the end of the run it plays no longer.
+        """
+        end = time.perf_counter() + seconds
+        try:
+            while self.playing:
+                if self._do_next_work() is None:
+                    self.pause()
+                elif time.perf_counter() >= end:
+                    return
+        except KeyboardInterrupt:
+            self.stop()
+        except Exception:
+            self.ticks += 1  # `message` says it: no one sees an exception in a page's answer
 
     def pause(self) -> None:
         """Pause between two micro-batches; `play()` and `step()` resume."""
@@ -493,8 +516,11 @@ class Player(LabState):
             loop.call_soon_threadsafe(action, *arguments)
 
     def call_later(self, seconds: float, action: Callable) -> asyncio.TimerHandle | None:
-        """Schedule `action` after some seconds; without an event loop return None."""
-        if self._loop is None or not self._loop.is_running():
+        """Schedule `action` after some seconds.
+
+        Return None without an event loop, or where the page would not hear of what it does.
+        """
+        if self.drive is not None or self._loop is None or not self._loop.is_running():
             return None
         return self._loop.call_later(seconds, action)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import ipywidgets as w
 
-from contaccum_lite.lab.stills import widget_data
+from contaccum_lite.lab.stills import worded
 from contaccum_lite.utils.text import plain_text
 
 NUM_LINES = 12  # that a button shows of what it runs
@@ -98,7 +98,7 @@ class RerunButton:
         return shown
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        return {**widget_data(self.widget), "text/plain": f"{self.label}: python -m {self.module}"}
+        return worded(self.widget, f"{self.label}: python -m {self.module}")
 
 
 def _overwritten(line: str) -> str:

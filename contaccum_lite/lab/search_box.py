@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipywidgets
 
 from contaccum_lite.lab.fields import NAMES
-from contaccum_lite.lab.stills import widget_data
+from contaccum_lite.lab.stills import worded
 from contaccum_lite.utils.text import plain_text, short
 
 
@@ -76,7 +76,7 @@ class SearchBox:
         return f"For “{short(self.box.value, 120)}” {'; '.join(results)}."
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        return {**widget_data(self.widget), "text/plain": self.sentence}
+        return worded(self.widget, self.sentence)
 
 
 class Card:
@@ -94,4 +94,4 @@ class Card:
     def _repr_mimebundle_(self, include=None, exclude=None):
         title = short(self.pair.title, 120)
         text = f"The pair of {title}: run this cell to read its text."
-        return {**widget_data(self.widget), "text/plain": text}
+        return worded(self.widget, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import re
 import textwrap
@@ -10,6 +11,7 @@ from itertools import cycle
 
 import numpy as np
 
+from contaccum_lite.lab.hosts import no_widgets_because, widget_view
 from contaccum_lite.utils.text import without_halves
 
 _DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (9, 3))}
@@ -25,19 +27,40 @@ LINES = [
 
 
 def bundle(widget, png: bytes, sentence: str) -> tuple[dict, dict]:
-    """One output for all readers: the live widget, a picture for no kernel, the sentence."""
+    """One output for all readers: the live widget, a picture for no kernel, the sentence.
+
+    Where no widget can live, the picture and the sentence come with a line that says why.
+    """
     sentence = without_halves(sentence)
-    data = {"text/plain": sentence, "image/png": base64.b64encode(png).decode()}
-    if widget is not None:
-        view = "application/vnd.jupyter.widget-view+json"
-        data[view] = widget_data(widget)[view]
-    return data, {"image/png": {"alt": sentence}}
+    picture = base64.b64encode(png).decode()
+    data = {"text/plain": sentence, "image/png": picture}
+    metadata = {"image/png": {"alt": sentence}}
+    if widget is None:
+        return data, metadata
+    reason = no_widgets_because()
+    if reason:
+        image = f'<img alt="{html.escape(sentence)}" src="data:image/png;base64,{picture}">'
+        data["text/plain"] = _with_reason(sentence, reason)
+        data["text/html"] = f"{image}<p>{html.escape(reason)}</p>"
+        return data, metadata
+    view, view_metadata = widget_view(widget)
+    return data | view, metadata | view_metadata
 
 
-def widget_data(widget) -> dict:
-    """The MIME bundle of an ipywidget, without its metadata."""
-    data = widget._repr_mimebundle_()
-    return data[0] if isinstance(data, tuple) else data
+def worded(widget, sentence: str) -> dict | tuple[dict, dict]:
+    """The output of a widget that has no picture: live, and its sentence for where nothing runs."""
+    sentence = without_halves(sentence)
+    reason = no_widgets_because()
+    if reason:
+        return {"text/plain": _with_reason(sentence, reason)}
+    view, metadata = widget_view(widget)
+    data = {"text/plain": sentence, **view}
+    return (data, metadata) if metadata else data
+
+
+def _with_reason(sentence: str, reason: str) -> str:
+    """The sentence, and the line why there is no widget, once."""
+    return sentence if reason in sentence else f"{sentence}\n{reason}"
 
 
 def literal(text: str) -> str:

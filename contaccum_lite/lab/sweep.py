@@ -13,8 +13,12 @@ from contaccum_lite.core.settings import Settings
 from contaccum_lite.lab import stills
 from contaccum_lite.lab.fields import BEFORE
 from contaccum_lite.lab.grid import colours
+from contaccum_lite.lab.hosts import tooltip
 from contaccum_lite.lab.stills import bundle
 from contaccum_lite.utils.text import plain
+
+#: share of the scale of colours above which text on them is black
+_LIGHT = 0.5
 
 
 class HeatMap:
@@ -47,7 +51,9 @@ class HeatMap:
             description="results",
             layout={"width": "640px", "height": "4.5em"},
             continuous_update=False,
-            tooltip="copy this line to others; paste theirs below it and leave the field to merge",
+            **tooltip(
+                "copy this line to others; paste theirs below it and leave the field to merge"
+            ),
         )
         self.text.observe(lambda change: lab.soon(self._merge_field, change.new), "value")
         self.widget = ipywidgets.VBox([self.grid, self.words, self.text])
@@ -241,6 +247,10 @@ class HeatMap:
             seeds = len(self.found[cell])
             button.description = f"{value:.1f}" + (f" ({seeds})" if seeds > 1 else "")
             share = (value - low) / max(high - low, 1e-9)
+            if not style.has_trait(
+                "text_color"
+            ):  # ipywidgets 7: text is black, so colours are light
+                share = _LIGHT + (1 - _LIGHT) * share
             style.button_color, style.text_color = _button_colors(share)
         self.words.value = f"<p role='status'>{html.escape(self.sentence)}</p>"
         if self.line:

@@ -11,7 +11,9 @@ from contaccum_lite.lab.banks import BanksView
 from contaccum_lite.lab.controls import Controls
 from contaccum_lite.lab.curves import CurvesView
 from contaccum_lite.lab.fields import VIEWS
+from contaccum_lite.lab.hosts import in_colab
 from contaccum_lite.lab.matrix import MatrixView
+from contaccum_lite.lab.page_drive import PageDrive
 from contaccum_lite.lab.search_box import SearchBox
 from contaccum_lite.lab.stills import bundle, new, png
 from contaccum_lite.utils.text import plain
@@ -63,6 +65,7 @@ class LabWidget:
         for observer, traits in self._observers:
             lab.observe(observer, traits)
         self._apply_hidden()
+        self.drive = PageDrive(self) if in_colab() else None
         self.draw()
 
     def _layout(self):
@@ -114,6 +117,11 @@ class LabWidget:
     def _page_is_behind(self) -> bool:
         grid = self.matrix.grid
         return grid.beat - grid.beaten >= grid.window
+
+    def draw_unless_behind(self) -> None:
+        """Draw a frame while it plays, if the page has drawn the last one."""
+        if not self._page_is_behind():
+            self._draw_while_playing(time.perf_counter())
 
     def _draw_while_playing(self, now: float) -> None:
         with_text = now >= self._next_text
@@ -178,8 +186,8 @@ class LabWidget:
 
     def _on_stopped(self, change) -> None:
         """When the player stops, search again; a moment later, so that Stop is not delayed."""
-        if not change.new:
-            self.lab.call_later(0.4, self._search_at_rest)
+        if not change.new and self.lab.call_later(0.4, self._search_at_rest) is None:
+            self._search_at_rest()
 
     def _search_at_rest(self) -> None:
         if not self.lab.playing and not self.closed:
@@ -214,6 +222,8 @@ class LabWidget:
         """Stop observing the lab and close the widgets."""
         self.closed = True
         self.panel.close()
+        if self.drive is not None:
+            self.drive.close()
         for observer, traits in self._observers:
             self.lab.unobserve(observer, traits)
         if self._delayed_draw is not None:
