@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, normalize
 pytest.importorskip("sentence_transformers")
 pytest.importorskip("datasets")
 
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from sentence_transformers.sentence_transformer.losses import (
@@ -29,7 +29,7 @@ from test_sentence_transformers import (  # noqa: F401
     same_banks,
     sentence_transformer,
     small_bert,
-    triples,
+    triples,  # noqa: F401
     weights,
 )
 
@@ -84,8 +84,11 @@ def layer_vectors(model, features):
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_adaptive_layers_are_compared_with_the_last_layers_bank(
-    triples, tmp_path, kept, monkeypatch
-):  # noqa: F811
+    triples,  # noqa: F811
+    tmp_path,
+    kept,
+    monkeypatch,
+):
     """Loss and gradient of several batches, against hidden states and a list as bank."""
     monkeypatch.setattr(integration, "INCREMENTAL_FROM", 1 if kept else 10**9)
     folder = deep_bert(tmp_path / "bert")

@@ -716,7 +716,7 @@ class IncrementalSoftmax:
     def _set_positives(self) -> None:
         """The banked rows' scores with their own passages."""
         rows = len(self.query_bank)
-        products = (self.query_bank.vectors / self.temperature) * self.passage_bank.vectors
+        products = (self.query_bank.vectors / self.temperature) * self.passage_bank.vectors[:rows]
         self.positives[:rows] = products.sum(1)
 
     def _banked_scores(self, rows: Tensor, columns: Tensor) -> Tensor:
