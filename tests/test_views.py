@@ -486,6 +486,8 @@ def test_dragging_controls_while_it_plays_leaves_all_consistent(toy):
         lab, draw = Lab(toy, **{**SMALL, "updates": 10_000}), random.Random(3)
         view = lab.views
         lab.play()
+        while not lab.training.step_count:  # before, a choice begins the run again
+            await asyncio.sleep(0)
         for turn in range(1000):
             name = draw.choice(
                 ["memory_size", "accumulation_steps", "learning_rate", "local_batch", "temperature"]
