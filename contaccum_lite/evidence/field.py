@@ -61,12 +61,16 @@ LATER: dict[str, dict] = {
     "ContAccum 128, margin 0.8": dict(mask_margin=0.8, **_BANK),
     "both directions": dict(method="grad_accum", directions="both"),
     "DPR 128, all, decoupled": dict(method="dpr", directions="all", objective="decoupled"),
+    # planned once the race at the shared rate had shown what clusters give
+    "ContAccum 128, clusters": dict(batch_by="cluster", **_BANK),
+    "DPR 128, clusters": dict(method="dpr", batch_by="cluster"),
+    "clusters, SogCLR": dict(method="sogclr", batch_by="cluster"),
 }
 METHODS = {**SEARCHED, **LATER}
 #: run with fresh seeds beside the winner
 RIVALS = ("DPR 128", "DPR 128, decoupled", "ContAccum 128", "GradAccum")
 #: those that hold 128 pairs at once; all others hold 8
-WHOLE_BATCH = ("DPR 128", "DPR 128, decoupled", "DPR 128, all, decoupled", "query tower only")
+WHOLE_BATCH = ("DPR 128", "DPR 128, decoupled", "DPR 128, clusters")
 
 
 def plan() -> dict[str, RunSpec]:
@@ -106,6 +110,7 @@ def next_runs(records: list[dict]) -> list[tuple[str, int]]:
         missing += [run for run in _runs_of(name, records) if run not in done]
     if not missing:
         missing += [run for run in _confirming(records) if run not in done]
+    missing += [(name, seed) for name in LATER for seed in RACE_SEEDS if (name, seed) not in done]
     for name in LATER:
         missing += [run for run in _runs_of(name, records) if run not in done]
     return list(dict.fromkeys(missing))
@@ -115,7 +120,7 @@ def _runs_of(name: str, records: list[dict]) -> list[tuple[str, int]]:
     """The tuning runs of a method, or, where these are made, those of the race too."""
     done = {(r["name"], r["seed"]) for r in records}
     tuning = [(at_rate(name, rate), seed) for rate in FIRST_RATES for seed in TUNING_SEEDS]
-    if not done.issuperset(tuning):
+    if not is_tuned(name, records):
         return tuning
     if own_rate(name, records) == FIRST_RATES[0]:
         lower = [(at_rate(name, LOW_RATE), seed) for seed in TUNING_SEEDS]
@@ -123,6 +128,13 @@ def _runs_of(name: str, records: list[dict]) -> list[tuple[str, int]]:
             return lower
     rates = dict.fromkeys((SHARED_RATE, own_rate(name, records)))
     return [(at_rate(name, rate), seed) for rate in rates for seed in RACE_SEEDS]
+
+
+def is_tuned(name: str, records: list[dict]) -> bool:
+    """Whether the runs that choose a method's own rate are made."""
+    done = {(r["name"], r["seed"]) for r in records}
+    tuning = {(at_rate(name, rate), seed) for rate in FIRST_RATES for seed in TUNING_SEEDS}
+    return tuning <= done
 
 
 def own_rate(name: str, records: list[dict]) -> float:

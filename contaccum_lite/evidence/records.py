@@ -14,7 +14,7 @@ from contaccum_lite.core.settings import Settings
 from contaccum_lite.utils.files import write_atomically
 
 FOLDER = Path(__file__).parent / "records"
-STALE, COST = FOLDER / "stale.json", FOLDER / "cost.json"
+STALE, COST, FIELD = FOLDER / "stale.json", FOLDER / "cost.json", FOLDER / "field.json"
 #: study -> its file; the paper's ledger is one study for each start
 STUDIES = {
     "pretrained": FOLDER / "ledger-pretrained.json",
@@ -22,7 +22,6 @@ STUDIES = {
     "failure": FOLDER / "failure.json",
     "corrected": FOLDER / "corrected.json",
     "negatives": FOLDER / "negatives.json",
-    "field": FOLDER / "field.json",
 }
 
 

@@ -10,6 +10,9 @@
     python -m contaccum_lite.evidence.run corrected         the two papers together
     python -m contaccum_lite.evidence.run negatives         when stale hard negatives cost accuracy
     python -m contaccum_lite.evidence.run stale             the second paper's claims
+    python -m contaccum_lite.evidence.run field             the field: every way to train when the
+                                                            batch does not fit (--processes 1: half
+                                                            the load; --quick: a few short runs)
 
 With --fresh everything is run again. Each record is written to `contaccum_lite/evidence/records`
 as it comes: stopped at any moment, a ledger resumes from there.
@@ -26,7 +29,17 @@ import torch
 from tqdm import tqdm
 
 from contaccum_lite.data.load import load_pairs
-from contaccum_lite.evidence import ledger, records, regime, runs, stale_claims, studies
+from contaccum_lite.evidence import (
+    field,
+    field_claims,
+    field_costs,
+    ledger,
+    records,
+    regime,
+    runs,
+    stale_claims,
+    studies,
+)
 from contaccum_lite.evidence.runs import RunSpec
 
 QUICK = ("DPR 128", "GradAccum 8", "ContAccum 8", "w/o M_q", "w/o M_q, common part removed")
@@ -68,10 +81,10 @@ def run_of_stale(job: tuple[str, int]) -> dict | list[dict]:
     return stale_claims.train(name, seed, _pairs())
 
 
-def in_processes(act: Callable, jobs: list[tuple]) -> Iterator:
+def in_processes(act: Callable, jobs: list[tuple], processes: int = 2) -> Iterator:
     """The results of `act` on these jobs as they come, from two processes."""
     _pairs()  # what is built is in the cache before two processes look for it
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
         results = pool.imap_unordered(act, jobs)
         yield from tqdm(results, total=len(jobs), desc="runs", smoothing=0)
 
@@ -126,6 +139,51 @@ def update_stale(fresh: bool = False) -> dict[str, list[dict]]:
         results[CURVES].sort(key=lambda r: r["seed"])
         records.write_record_lines(records.STALE, results)
     return results
+
+
+def run_of_field(job: tuple[str, int, int]) -> dict:
+    """A record of `field.train`, in one thread. job: name, seed, step_divisor."""
+    name, seed, step_divisor = job
+    return field.train(name, seed, _pairs(), field.plan()[name], step_divisor)
+
+
+def known_field() -> dict[str, list[dict]]:
+    """The field's records that still stand for what its plan says."""
+    results = records.read_records(records.FIELD, {"runs": [], "costs": [], "masks": []})
+    results["runs"] = records.still_planned(results["runs"], field.plan())
+    return results
+
+
+def update_field(fresh: bool = False, processes: int = 2) -> dict[str, list[dict]]:
+    """Run what the field's ledger lacks, or all of it, and give its records."""
+    results = {"runs": [], "costs": [], "masks": []} if fresh else known_field()
+    baselines = known_records("pretrained")
+    order = {name: number for number, name in enumerate(field.plan())}
+    while jobs := field.next_runs(field.with_baselines(results["runs"], baselines)):
+        jobs = [(name, seed, 1) for name, seed in jobs]
+        for record in in_processes(run_of_field, jobs, processes):
+            results["runs"].append(record)
+            results["runs"].sort(key=lambda r: (order[r["name"]], r["seed"]))
+            records.write_record_lines(records.FIELD, results)
+    if not results["masks"]:
+        results["masks"] = field_costs.mask_quality(_pairs())
+    if not results["costs"]:
+        results["costs"] = field_costs.costs(_pairs())
+    records.write_record_lines(records.FIELD, results)
+    return results
+
+
+def field_tables(results: dict[str, list[dict]] | None = None) -> dict[str, str]:
+    """The field's tables by their marks in the docs, from these records or those on disk."""
+    results = known_field() if results is None else results
+    return field_claims.tables(results, known_records("pretrained"))
+
+
+def quick_field(processes: int) -> None:
+    """Print what a few short runs of the field show."""
+    jobs = [(name, 0, 4) for name in ("GradAccum", "DPR 128", *field.QUICK)]
+    for r in in_processes(run_of_field, jobs, processes):
+        print(f"{r['name']:32s} MRR@10 {100 * r['mrr@10']:5.1f}")
 
 
 def ledger_books() -> dict[str, records.RunRecords]:
@@ -191,15 +249,21 @@ def main(arguments: list[str] | None = None) -> dict[str, str]:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("which", choices=(*STUDIES_OF, *runs.STARTS, "stale"))
+    parser.add_argument("which", choices=(*STUDIES_OF, *runs.STARTS, "stale", "field"))
+    parser.add_argument("--processes", type=int, default=2, help="field: runs at the same time")
     parser.add_argument("--fresh", action="store_true", help="run everything again")
     parser.add_argument("--quick", action="store_true", help="ledger: a few short runs")
     options = parser.parse_args(arguments)
+    if options.quick and options.which == "field":
+        quick_field(options.processes)
+        return {}
     if options.quick:
         quick("random" if options.which == "random" else "pretrained")
         return {}
     if options.which == "stale":
         tables = stale_tables(update_stale(options.fresh))
+    elif options.which == "field":
+        tables = field_tables(update_field(options.fresh, options.processes))
     else:
         for study in STUDIES_OF.get(options.which, (options.which,)):
             update_study(study, options.fresh)

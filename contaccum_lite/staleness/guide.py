@@ -38,10 +38,13 @@ class Guide(Extension):
 
     def mask(self, layout) -> Tensor:
         """True where a column of this `Layout` is above the positive by the guide's scores."""
+        return above_margin(self.scores(layout), self.settings.mask_margin)
+
+    def scores(self, layout) -> Tensor:
+        """The guide's scores of a `Layout`, divided by the temperature, (rows, columns)."""
         pairs, hard = layout.column_ids.tensor_split([layout.hard_from])
         rows = self.row_of[torch.cat([self.positives[pairs], hard])]
-        scores = self.queries[layout.row_ids] @ self.passages[rows].T / self.settings.temperature
-        return above_margin(scores, self.settings.mask_margin)
+        return self.queries[layout.row_ids] @ self.passages[rows].T / self.settings.temperature
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"queries": self.queries, "passages": self.passages}
