@@ -23,13 +23,21 @@ class Lab(Player):
 
     pairs: from `load_pairs`. settings or **fields: where it starts. every: updates between two
     evaluations, of which the first comes before the first update. hide: names of controls and views
-    that are left out (`HIDEABLE`). Raises `ValueError` for a value out of range.
+    that are left out (`HIDEABLE`). tour: whether a first-time visitor is shown around. Raises `ValueError` for a value out of range.
     """
 
     def __init__(
-        self, pairs: Pairs, settings: Settings | None = None, *, every: int = 25, hide=(), **fields
+        self,
+        pairs: Pairs,
+        settings: Settings | None = None,
+        *,
+        every: int = 25,
+        hide=(),
+        tour: bool = True,
+        **fields,
     ):
         self._views: LabWidget | None = None
+        self.tour = tour
         super().__init__(pairs, settings, every=every, hide=hide, **fields)
         cell_registry.register(self)
 
