@@ -77,11 +77,7 @@ class CurvesView(View):
 
     def draw(self) -> None:
         """Bring the lines and the sentence up to date."""
-        lines = []
-        for line in self.lines():
-            name = without_halves(line["name"])
-            lines.append({**line, "name": name, "legend": _in_legend(line)})
-        self.plot.show(lines)
+        self.plot.show([_sendable(line) for line in self.lines()])
         self.words.value = paragraph(self.sentence)
 
     @property
@@ -140,6 +136,11 @@ def _start_line(track, lines: list[dict]) -> dict:
         ends = [line["x"][-1] for line in lines if line["panel"] == "mrr" and line["x"]]
         name, x, y = track.before_words, [0, max([1, *ends])], [100 * track.before["mrr@10"]] * 2
     return _line("mrr", name, x, y, _GREY, "dot", 1.2)
+
+
+def _sendable(line: dict) -> dict:
+    """A line as a `Plot` takes it: with a name that can be sent, and whether the legend has it."""
+    return {**line, "name": without_halves(line["name"]), "legend": _in_legend(line)}
 
 
 def _in_legend(line: dict) -> bool:

@@ -121,7 +121,7 @@ function render({ model, el }) {
     let h = rows && columns ? Math.min(LONGEST * w, Math.max(64, (w * rows) / columns)) : 64;
     const highest = Math.max(64, room[1] - MARGIN - 2);
     if (fits && h > highest) [w, h] = [rows ? Math.max(Math.min(w, 64), (highest * w) / h) : w, highest];
-    else if (fits && model.get("patient")) h = Math.min(highest, Math.max(h, w)); // a bank's cells may be higher than wide
+    else if (fits && model.get("patient")) h = Math.min(highest, LONGEST * w, Math.max(h, 26 * rows)); // a bank's cells may be higher than wide
     return [w, h];
   }
 
@@ -167,8 +167,8 @@ function render({ model, el }) {
 
   function border(context, side, at, w, h) {
     context.beginPath();
-    if (side === "column") { context.moveTo(at, 2); context.lineTo(at, MARGIN + h); }
-    else { context.moveTo(2, at); context.lineTo(MARGIN + w, at); }
+    if (side === "column") { context.moveTo(at, MARGIN - 5); context.lineTo(at, MARGIN + h); }
+    else { context.moveTo(MARGIN - 5, at); context.lineTo(MARGIN + w, at); }
     context.lineWidth = 3.5; context.strokeStyle = "rgba(255,255,255,.75)"; context.stroke();
     context.lineWidth = 1.5; context.strokeStyle = "#000"; context.stroke();
   }
@@ -277,6 +277,7 @@ function render({ model, el }) {
   canvas.addEventListener("click", () => { if (model.get("at").length && model.get("talks") === "rows") pick(model.get("at")[0]); });
   const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
   canvas.addEventListener("keydown", (event) => {
+    pointing();
     const at = model.get("at").length ? model.get("at") : [0, -1];
     if (event.key in moves) point(at[0] + moves[event.key][0], at[1] + moves[event.key][1]);
     else if (event.key === "Home") point(at[0], 0);

@@ -58,7 +58,7 @@ function enlarge(root) {
     const view = root.querySelector(".ccl-view-" + name);
     if (!view) continue;
     const node = button("enlarge", "", () => set(view.classList.contains("ccl-large") ? null : view));
-    view.prepend(node);
+    view.prepend(...(name === "banks" ? [make("div", "heading", "Memory banks")] : []), node);
     buttons.set(view, [node, name]);
   }
   set(null);
@@ -69,7 +69,11 @@ function enlarge(root) {
     buttons.get(large)[0].focus({ preventScroll: true });
     return true;
   };
-  return { escape, reset: () => set(null), remove: () => { for (const [node] of buttons.values()) node.remove(); } };
+  const remove = () => {
+    for (const [node] of buttons.values()) node.remove();
+    root.querySelector(".ccl-heading")?.remove();
+  };
+  return { escape, reset: () => set(null), remove };
 }
 
 // The steps of the tour as a card that lies on the views, away from what it speaks of, and never on a button of the lab.

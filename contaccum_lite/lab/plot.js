@@ -3,7 +3,7 @@
 
 const NS = "http://www.w3.org/2000/svg";
 const DASHES = { solid: "", dash: "7 4", dot: "2 3", dashdot: "7 3 2 3", longdash: "12 4" };
-const ROOM = { left: 40, right: 8, top: 6, bottom: 20 }; // for the numbers of the axes, in CSS pixels
+const ROOM = { right: 8, top: 6, bottom: 20 }; // beside the picture, below it for the numbers, in CSS pixels
 
 function svg(tag, attributes, text) {
   const node = document.createElementNS(NS, tag);
@@ -41,7 +41,7 @@ function logTicks(low, high, most) {
 }
 
 // The range of a panel's lines, and where a point of them lies.
-function scales(lines, log, width, height) {
+function scales(lines, log, width, height, room) {
   let [left, right, low, high] = [Infinity, -Infinity, Infinity, -Infinity];
   for (const { x, y } of lines)
     for (let i = 0; i < x.length; i++) {
@@ -51,14 +51,14 @@ function scales(lines, log, width, height) {
     }
   const empty = left > right;
   if (empty) [left, right, low, high] = [0, 1, log ? 0.5 : 0, log ? 2 : 1];
-  if (left === right) [left, right] = [left - 0.5, right + 0.5];
+  [left, right] = [Math.min(0, left), Math.max(1, right)];
   if (log) {
     if (high < 1.3 * low) [low, high] = [low / 1.3, high * 1.3];
     [low, high] = [low / 1.08, high * 1.08];
   } else [low, high] = [Math.min(0, low), high > 0 ? high * 1.06 : 1];
-  const [w, h] = [width - ROOM.left - ROOM.right, height - ROOM.top - ROOM.bottom];
+  const [w, h] = [width - room - ROOM.right, height - ROOM.top - ROOM.bottom];
   const up = log ? (v) => Math.log(v / low) / Math.log(high / low) : (v) => (v - low) / (high - low);
-  return { left, right, low, high, empty, w, h, x: (v) => ROOM.left + ((v - left) / (right - left)) * w, y: (v) => ROOM.top + h - up(v) * h };
+  return { left, right, low, high, empty, w, h, room, x: (v) => room + ((v - left) / (right - left)) * w, y: (v) => ROOM.top + h - up(v) * h };
 }
 
 function pathOf(line, scale, log) {
@@ -89,17 +89,22 @@ function render({ model, el }) {
   const legend = html("div", "lines");
   el.append(...panels.map((panel) => panel.box), legend);
 
+  function ticksOf(panel, { low, high, h }) {
+    const most = Math.max(2, Math.floor(h / 26));
+    return panel.log ? logTicks(low, high, most) : evenTicks(low, high, most);
+  }
+
   function axes(panel, scale, width, height) {
-    const nodes = [], most = Math.max(2, Math.floor(scale.h / 26));
+    const nodes = [];
     const band = model.get("band");
     if (band.length && band[0] === panel.key) {
       const [top, bottom] = [band[2], band[1]].map((v) => Math.max(ROOM.top, Math.min(ROOM.top + scale.h, scale.y(v))));
-      nodes.push(svg("rect", { class: "ccl-band", x: ROOM.left, y: top, width: scale.w, height: Math.max(0, bottom - top) }));
+      nodes.push(svg("rect", { class: "ccl-band", x: scale.room, y: top, width: scale.w, height: Math.max(0, bottom - top) }));
     }
-    for (const tick of panel.log ? logTicks(scale.low, scale.high, most) : evenTicks(scale.low, scale.high, most)) {
+    for (const tick of ticksOf(panel, scale)) {
       const y = scale.y(tick).toFixed(1);
-      nodes.push(svg("line", { class: "ccl-rule", x1: ROOM.left, x2: width - ROOM.right, y1: y, y2: y }));
-      nodes.push(svg("text", { class: "ccl-y", x: ROOM.left - 5, y: Number(y) + 4, "text-anchor": "end" }, short(tick)));
+      nodes.push(svg("line", { class: "ccl-rule", x1: scale.room, x2: width - ROOM.right, y1: y, y2: y }));
+      nodes.push(svg("text", { class: "ccl-y", x: scale.room - 5, y: Number(y) + 4, "text-anchor": "end" }, short(tick)));
     }
     if (!scale.empty)
       for (const tick of evenTicks(scale.left, scale.right, Math.max(2, Math.floor(scale.w / 60))).filter(Number.isInteger)) {
@@ -112,7 +117,8 @@ function render({ model, el }) {
   function paint(panel) {
     const width = panel.picture.clientWidth, height = panel.picture.clientHeight;
     if (width < 60 || height < 40) return;
-    const scale = (panel.scale = scales(panel.lines, panel.log, width, height));
+    const digits = Math.max(...ticksOf(panel, scales(panel.lines, panel.log, width, height, 0)).map((tick) => short(tick).length));
+    const scale = (panel.scale = scales(panel.lines, panel.log, width, height, 10 + 7.7 * digits)); // room for the longest number
     const nodes = axes(panel, scale, width, height);
     for (const line of panel.lines) {
       const style = { stroke: line.color, "stroke-width": line.width, "stroke-dasharray": DASHES[line.dash], opacity: line.ghost ? 0.55 : 1 };
@@ -132,7 +138,7 @@ function render({ model, el }) {
     panel.box.classList.toggle("ccl-pointed", Boolean(seen));
     panel.cursor?.setAttribute("visibility", seen ? "visible" : "hidden");
     if (!seen) return;
-    const wanted = scale.left + ((event.offsetX - ROOM.left) / scale.w) * (scale.right - scale.left);
+    const wanted = scale.left + ((event.offsetX - scale.room) / scale.w) * (scale.right - scale.left);
     const nearest = (line) => line.x.reduce((best, x, i) => (Math.abs(x - wanted) < Math.abs(line.x[best] - wanted) ? i : best), 0);
     const own = lines.filter((line) => line.x.length && !line.ghost);
     if (!own.length) return;

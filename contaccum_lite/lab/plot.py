@@ -42,7 +42,9 @@ class Plot(anywidget.AnyWidget):
         "longdash"), width in pixels, ghost (drawn pale), legend, and markers.
         """
         with self.hold_sync():
-            self.lines = [{**line, "x": _doubles(line["x"]), "y": _doubles(line["y"])} for line in lines]
+            self.lines = [
+                {**line, "x": _doubles(line["x"]), "y": _doubles(line["y"])} for line in lines
+            ]
             self.frame += 1
 
 

@@ -55,10 +55,13 @@ class LabWidget:
         self.panel.bind(self.kind, lambda kind: setattr(self.matrix, "kind", kind))
         self.progress, self.message = widgets.HTML(), widgets.HTML()
         self.reset_now = widgets.Button(
-            description="Reset now", icon="undo", tooltip="start a new run with what the sliders say"
+            description="Reset now",
+            icon="undo",
+            tooltip="start a new run with what the sliders say",
         )
         self.reset_now.on_click(lambda _: self.buttons["reset"].click())
         self.fold = widgets.ToggleButton(description="More controls", icon="chevron-down")
+        self.fold.add_class("ccl-fold")
         self.fold.observe(self._on_fold, "value")
         self.guide = Guide(steps=list(STEPS) if lab.tour else [])
         self.widget = self._layout()
@@ -81,9 +84,7 @@ class LabWidget:
         folded = [control for name, control in self.controls.items() if name not in FIRST]
         self.more = _box(widgets.HBox, "ccl-more", [*folded, self.line])
         first = [self.controls[name] for name in FIRST if name in self.controls]
-        self.matrix_column = _box(
-            widgets.VBox, "ccl-view-matrix", [self.kind, self.matrix.widget]
-        )
+        self.matrix_column = _box(widgets.VBox, "ccl-view-matrix", [self.kind, self.matrix.widget])
         self.banks.widget.add_class("ccl-view-banks")
         self.curves.widget.add_class("ccl-view-curves")
         columns = [self.matrix_column, self.banks.widget, self.curves.widget]
