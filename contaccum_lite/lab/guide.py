@@ -1,4 +1,4 @@
-"""What makes a lab one screen: its height, views that can be enlarged, and a tour for a first visit."""
+"""What makes a lab one screen: its height, views that can be enlarged, and a tour."""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ from contaccum_lite.lab.fields import VIEWS
 from contaccum_lite.lab.guide import STEPS, Guide
 from contaccum_lite.lab.matrix import MatrixView
 from contaccum_lite.lab.search_box import SearchBox
-from contaccum_lite.lab.stills import bundle, new, png
+from contaccum_lite.lab.startup import import_compiler_soon
+from contaccum_lite.lab.stills import bundle, new, png, waiting
 from contaccum_lite.utils.text import plain
 
 MAX_FPS = 16  # the page's work slows training where cores are few
@@ -234,6 +235,8 @@ class LabWidget:
 
     def png(self) -> bytes:
         """All views as one still picture."""
+        if self.lab.micro is None and not self.lab.training.history:
+            return waiting([self.matrix.title, self.banks.title, self.curves.title], self.sentence)
         figure = new(9.8, 8.6)
         top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.05])
         left, right = top.subfigures(1, 2, width_ratios=[1.1, 1])
@@ -247,6 +250,7 @@ class LabWidget:
         self.draw()
         data, metadata = bundle(self.widget, self.png(), self.lab.summary)
         metadata["image/png"]["alt"] = self.sentence
+        self.lab.call_later(0.5, import_compiler_soon)
         return data, metadata
 
     def close(self) -> None:
