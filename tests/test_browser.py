@@ -6,6 +6,7 @@ Skipped, with the reason, where there is no Chromium.
 import re
 import shutil
 import time
+from contextlib import closing
 
 import nbformat
 import pytest
@@ -537,7 +538,7 @@ SIZES = ((1366, 768), (1920, 1080), (1280, 800))
 #: What stands in the first screen of a lab, by the name of its kind.
 IN_VIEW = {
     "buttons": ".ccl-view-buttons button",
-    "sliders": ".ccl-view-sliders .slider-container, .ccl-view-sliders select",
+    "sliders": ".ccl-view-sliders .noUi-handle, .ccl-view-sliders select",
     "matrix and banks": ".ccl-cells",
     "loss": ".ccl-panel[data-panel=loss] svg",
     "ratio": ".ccl-panel[data-panel=ratio] svg",
@@ -549,7 +550,7 @@ OUTSIDE = """([name, selector]) => { const lab = document.querySelector('.ccl-la
   const panel = document.querySelector('.jp-WindowedPanel-outer, .jp-Notebook').getBoundingClientRect();
   const nodes = [...lab.querySelectorAll(selector)].filter(node => node.checkVisibility());
   if (!nodes.length) return [name + ': none'];
-  return nodes.map(node => [node, node.getBoundingClientRect()]).filter(([node, box]) => box.width < 20 || box.height < 8 ||
+  return nodes.map(node => [node, node.getBoundingClientRect()]).filter(([node, box]) => box.width < 8 || box.height < 8 ||
     box.top < panel.top - 1 || box.bottom > Math.min(panel.bottom, innerHeight) + 1 || box.left < panel.left - 1 || box.right > Math.min(panel.right, innerWidth) + 1)
     .map(([node, box]) => [name, node.className, box.left, box.top, box.right, box.bottom].join(' ')); }"""
 #: In the page: texts that are cut off, and boxes of the lab that one would have to scroll.
@@ -642,7 +643,10 @@ def accessible(page):
     page.page.wait_for_timeout(400)  # names of sliders follow within 250 ms
     session = page.page.context.new_cdp_session(page.page)
     return {
-        (node["role"]["value"], node.get("name", {}).get("value", "").strip())
+        (
+            node["role"]["value"],
+            re.sub(r"[\ue000-\uf8ff]", "", node.get("name", {}).get("value", "")).strip(),
+        )
         for node in session.send("Accessibility.getFullAXTree")["nodes"]
         if not node.get("ignored") and "role" in node
     }
@@ -720,8 +724,9 @@ def test_the_words_at_the_matrix_and_what_is_under_the_pointer(glance):
 
 
 def test_a_first_visitor_is_shown_around_once(page):
-    address = page.address
-    with browser.browser(address, *SIZES[0], first_visit=True) as visit:
+    chromium = page.page.context.browser
+    with closing(chromium.new_page(viewport=dict(width=1366, height=768))) as new:
+        visit = browser.Page(new, page.address)
         visit.open("glance.ipynb")
         visit.page.evaluate("jupyterapp.shell.collapseLeft()")
         visit.run_all()

@@ -19,7 +19,7 @@ PANELS = {
     "loss": ("loss; dashed: log N", False),
     "norms": ("gradient norms", True),
     "ratio": ("ratio, passage ÷ query", True),
-    "mrr": ("MRR@10, test queries, %", False),
+    "mrr": ("MRR@10, %", False),
     "mass": ("similarity mass by age", False),
 }
 _GREY, _BLUE, _ORANGE, _GREEN = "#8A8A8A", "#0072B2", "#D55E00", "#009E73"
