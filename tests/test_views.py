@@ -713,7 +713,9 @@ def test_half_a_character_can_be_drawn(text, lab):
     lines = [curves._line("mrr", text, [1, 2], [1, 2], "#000000", "solid", 1)]
     figure = stills.new(4, 3)
     stills.curves(figure, lines, curves.PANELS)
-    assert image(stills.png(figure, text)).width > 100 and sendable(curves._sendable(lines[0])["name"])
+    assert image(stills.png(figure, text)).width > 100 and sendable(
+        curves._sendable(lines[0])["name"]
+    )
     for picture in (
         cl.MatrixPicture(torch.eye(2), text, text, rows=text, columns=text),
         cl.PointsPicture({text: (1, 2), "b": (2, 3)}, text, text, text),
