@@ -121,11 +121,16 @@ def test_notebook_00_is_played(page):
     page.scroll(source_of(page, "lab = "))
     view = lab(page)
     view.until(lambda: view.updates() == 30)
-    assert page.page.locator(".ccl-panel").evaluate_all(
-        "panels => panels.map(panel => panel.dataset.panel)"
-    ) == ["loss", "norms", "ratio", "mrr", "mass"]
+    panels = page.page.locator(".ccl-plot").first.locator(".ccl-panel")
+    assert panels.evaluate_all("panels => panels.map(panel => panel.dataset.panel)") == [
+        "loss",
+        "norms",
+        "ratio",
+        "mrr",
+        "mass",
+    ]
     for number in range(5):  # numbers of an axis do not run into each other
-        axis = page.page.locator(".ccl-panel").nth(number).locator(".ccl-y")
+        axis = panels.nth(number).locator(".ccl-y")
         heights = axis.evaluate_all("texts => texts.map(text => text.getBoundingClientRect().y)")
         assert len(heights) >= 2
         assert all(abs(a - b) >= 13 for a, b in zip(heights, heights[1:])), heights

@@ -29,12 +29,13 @@ function evenTicks(low, high, most) {
   for (let n = Math.ceil(low / step - 1e-9); n * step <= high + 1e-9 * step; n++) ticks.push(n * step);
   return ticks;
 }
-// 1, 2 and 5 times each power of ten, or over many powers only some of these.
+// 1, 2 and 5 times each power of ten, or over many powers only some of these; within less than that, even ones.
 function logTicks(low, high, most) {
   for (const digits of [[1, 2, 5], [1, 3], [1]]) {
     const ticks = [];
     for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++)
       for (const digit of digits) { const tick = digit * 10 ** power; if (tick >= low * 0.999 && tick <= high * 1.001) ticks.push(tick); }
+    if (digits.length === 3 && ticks.length < 2) return evenTicks(low, high, most);
     if (ticks.length <= most) return ticks;
     if (digits.length === 1) return ticks.filter((_, n) => n % Math.ceil(ticks.length / most) === 0);
   }
@@ -117,7 +118,7 @@ function render({ model, el }) {
   function paint(panel) {
     const width = panel.picture.clientWidth, height = panel.picture.clientHeight;
     if (width < 60 || height < 40) return;
-    const digits = Math.max(...ticksOf(panel, scales(panel.lines, panel.log, width, height, 0)).map((tick) => short(tick).length));
+    const digits = Math.max(1, ...ticksOf(panel, scales(panel.lines, panel.log, width, height, 0)).map((tick) => short(tick).length));
     const scale = (panel.scale = scales(panel.lines, panel.log, width, height, 10 + 7.7 * digits)); // room for the longest number
     const nodes = axes(panel, scale, width, height);
     for (const line of panel.lines) {
