@@ -1,15 +1,17 @@
 """The lab in a real browser: slider to picture, Stop, frames a second, what the views cost, memory over time.
 
-    python -m benchmarks.browser               slider to picture, Stop, rates (3 minutes)
+    python -m benchmarks.browser               first picture, slider to picture, Stop, rates: medians of three runs (10 minutes)
+    python -m benchmarks.browser --old FOLDER  the same, in turns with another version of the package, its figures beside these
     python -m benchmarks.browser 10            memory over 10 minutes of play
 
-Each prints its table and writes it into README.md. JupyterLab and Chromium on this machine; times are taken in the page (from the key or click to the frame after the picture),
+FOLDER is a checkout of that version (git worktree add FOLDER COMMIT). Each prints its table and writes it into README.md. JupyterLab and Chromium on this machine; times are taken in the page (from the key or click to the frame after the picture),
 medians of several. The rate with views and without is measured in turns, in one kernel with one thread.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -18,7 +20,9 @@ from statistics import median
 import nbformat
 
 from tools import browser
-from tools.docs import write_table
+from tools.docs import ROOT, write_table
+
+ROUNDS = int(os.environ.get("ROUNDS", "3"))  # runs of each version, in turns
 
 CELLS = [
     """
@@ -26,12 +30,14 @@ import time, torch
 import contaccum_lite as cl
 torch.set_num_threads(1)
 pairs = cl.load_pairs("python-docs", progress=False)
+def scripts():
+    import ipywidgets
+    return sum(len(str(w._esm)) for w in ipywidgets.Widget.widgets.values() if hasattr(w, "_esm")) / 1e6
 def rss():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
 """,
     """
 lab = cl.Lab(pairs, updates=1_000_000, every=1_000_000)
-lab.run(10)
 lab
 """,
 ]
@@ -94,10 +100,36 @@ def reload(page) -> None:
     page.page.wait_for_timeout(3000)
 
 
-def times(bench, page) -> list[tuple[str, str]]:
-    """Latencies and rates."""
-    rows = []
-    for memory in (128, 256, 512, 1024):
+#: In the page: run a cell, and how long until its lab's matrix has been painted.
+SHOW = """number => new Promise(done => { const began = performance.now();
+  const seen = () => { const canvas = document.querySelector('.ccl-cells');
+    if (canvas && canvas.dataset.frame !== undefined) requestAnimationFrame(() => done(performance.now() - began)); else requestAnimationFrame(seen); };
+  jupyterapp.shell.currentWidget.content.activeCellIndex = number;
+  jupyterapp.commands.execute('notebook:run-cell'); seen(); })"""
+
+
+def start(page) -> float:
+    """Open the notebook with a new kernel, and run its cells; seconds until the first lab of the kernel is seen."""
+    page.open("bench.ipynb")
+    page.page.evaluate("jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+    page.ready()
+    page.page.evaluate("jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
+    page.run_cell(0)
+    page.idle(120)
+    page.page.wait_for_timeout(1000)
+    shown = page.page.evaluate(SHOW, 1)
+    page.idle(120)
+    return shown / 1000
+
+
+def times(bench, page, shown: float) -> list[tuple[str, float, str]]:
+    """(what, number, its format) of latencies and rates."""
+    rows = [
+        ("from the start of a lab's cell to its picture, the kernel's first lab", shown, "{:.1f} s")
+    ]
+    rows.append(("scripts of all widgets on the page", bench.value("scripts()"), "{:.1f} MB"))
+    bench.value("(lab.run(10), 0)[-1]")
+    for memory in (128, 512):
         bench.value(f"(setattr(lab, 'memory_size', {memory}), lab.run(9), 0)[-1]")
         page.scroll(1)
         page.page.wait_for_timeout(500)
@@ -114,9 +146,9 @@ def times(bench, page) -> list[tuple[str, str]]:
             lambda n: page.page.keyboard.press("ArrowLeft" if n % 2 == 0 else "ArrowRight")
         )
         rows.append(
-            (f"switch to another matrix of {memory + 8}², to its picture", f"{matrix:.0f} ms")
+            (f"switch to another matrix of {memory + 8}², to its picture", matrix, "{:.0f} ms")
         )
-        rows.append((f"key on N_memory = {memory}, to the picture of the banks", f"{bank:.0f} ms"))
+        rows.append((f"key on N_memory = {memory}, to the picture of the banks", bank, "{:.0f} ms"))
         reload(page)
     bench.value("(setattr(lab, 'memory_size', 128), lab.run(2), 0)[-1]")
     page.scroll(1)
@@ -131,7 +163,7 @@ def times(bench, page) -> list[tuple[str, str]]:
         page.page.wait_for_function("window.took.length > 0")
         stops.append(page.page.evaluate("window.took[0]"))
         page.page.wait_for_timeout(700)
-    rows.append(("Stop, to the button that says Play again", f"{median(stops):.0f} ms"))
+    rows.append(("Stop, to the button that says Play again", median(stops), "{:.0f} ms"))
     plain, played, rates = [], [], []
     for _ in range(7):
         plain.append(
@@ -152,11 +184,20 @@ def times(bench, page) -> list[tuple[str, str]]:
         page.buttons("Stop").first.click()
         page.page.wait_for_timeout(700)
     share = median(b / a for a, b in zip(plain[1:], played[1:]))
-    rows.append(("pictures of the matrix a second, while it trains", f"{median(rates[1:]):.1f}"))
+    rows.append(("pictures of the matrix a second, while it trains", median(rates[1:]), "{:.1f}"))
     rows.append(
-        ("updates a second with all views, over those of the same run without", f"{share:.0%}")
+        ("updates a second with all views, over those of the same run without", share, "{:.0%}")
     )
     return rows
+
+
+def in_words(runs: list[list[tuple]]) -> dict[str, str]:
+    """{what: the median over runs, in words}."""
+    words = {}
+    for same in zip(*runs):
+        what, _, form = same[0]
+        words[what] = form.format(median(number for _, number, _ in same))
+    return words
 
 
 def memory(bench, page, minutes: float) -> list[tuple[str, str]]:
@@ -190,7 +231,8 @@ def memory(bench, page, minutes: float) -> list[tuple[str, str]]:
     return rows
 
 
-def main(minutes: float = 0) -> None:
+def measure(package: Path, minutes: float = 0) -> list[tuple]:
+    """Rows of `times`, or of `memory` over these minutes, with the package in this folder."""
     folder = Path(tempfile.mkdtemp())
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(s.strip()) for s in (*CELLS, "0")]
@@ -201,20 +243,45 @@ def main(minutes: float = 0) -> None:
         "name": "python3",
     }
     nbformat.write(notebook, folder / "bench.ipynb")
-    with browser.server(folder) as address, browser.browser(address, height=1400) as page:
+    path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
+    with (
+        browser.server(folder, PYTHONPATH=path) as address,
+        browser.browser(address, width=1366, height=1400) as page,
+    ):
         bench = Bench(page)
-        page.open("bench.ipynb")
-        page.run_all()
+        shown = start(page)
         page.scroll(1)
         page.page.wait_for_timeout(2000)
-        rows = memory(bench, page, minutes) if minutes else times(bench, page)
-        assert not page.errors, page.errors
-    text = "\n".join(
-        ["| in the browser | |", "|---|---|", *(f"| {what} | {found} |" for what, found in rows)]
-    )
+        rows = memory(bench, page, minutes) if minutes else times(bench, page, shown)
+        if page.errors:
+            print(f"{package}: the page complained: {page.errors}", file=sys.stderr)
+    return rows
+
+
+def main(arguments: list[str]) -> None:
+    if arguments and arguments[0] != "--old":
+        rows = measure(ROOT, float(arguments[0]))
+        table = [f"| {what} | {number} |" for what, number in rows]
+        text = "\n".join(["| in the browser | |", "|---|---|", *table])
+        print(text)
+        write_table("browser-memory", text)
+        return
+    old = Path(arguments[1]).resolve() if arguments else None
+    new_runs, old_runs = [], []
+    for _ in range(ROUNDS):
+        if old:
+            old_runs.append(measure(old))
+        new_runs.append(measure(ROOT))
+    new, before = in_words(new_runs), in_words(old_runs) if old else {}
+    head = ["| in the browser | before | now |", "|---|---|---|"]
+    table = [f"| {what} | {before[what]} | {now} |" for what, now in new.items() if old]
+    if not old:
+        head = ["| in the browser | |", "|---|---|"]
+        table = [f"| {what} | {now} |" for what, now in new.items()]
+    text = "\n".join([*head, *table])
     print(text)
-    write_table("browser-memory" if minutes else "browser", text)
+    write_table("browser", text)
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]) if sys.argv[1:] else 0)
+    main(sys.argv[1:])

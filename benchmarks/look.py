@@ -1,6 +1,7 @@
 """Pictures of every notebook as it stands in JupyterLab after Run All, light and dark, at two widths: to be looked at.
 
     python -m benchmarks.look [names …]    run all notebooks, or those named, in a browser; pictures into build/look
+    python -m benchmarks.look lab          the picture of the lab in README.md, notebooks/images/lab.png
 
 One picture for each screen, NAME-THEME-WIDTH-PAGE.png. It says what it met on the way: cells that failed, what the browser's console
 complained of, and whatever is wider than its place: code (which then scrolls sideways), pictures, tables.
@@ -15,6 +16,8 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+
+import nbformat
 
 from tools import browser
 from tools.docs import ROOT
@@ -79,7 +82,40 @@ def look(page, stem: str) -> list[str]:
     return found + [f"console: {error[:200]}" for error in page.errors]
 
 
+LAB = """import torch
+import contaccum_lite as cl
+
+torch.set_num_threads(1)
+lab = cl.Lab(cl.load_pairs("python-docs", progress=False), memory_size=128, updates=100)
+lab.run(60)
+lab"""
+
+
+def photograph_lab() -> None:
+    """The first screen of a lab after 60 updates, on a laptop's screen."""
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(LAB)])
+    book.metadata.kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        nbformat.write(book, folder / "lab.ipynb")
+        searched = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        with (
+            browser.server(folder, PYTHONPATH=searched) as address,
+            browser.browser(address, 1366, 768) as page,
+        ):
+            page.open("lab.ipynb")
+            page.page.evaluate("jupyterapp.shell.collapseLeft()")
+            page.run_all()
+            page.page.locator(".ccl-enlarge").first.wait_for()
+            lab = page.page.locator(".ccl-first")
+            lab.evaluate("lab => lab.scrollIntoView({ block: 'start' })")
+            page.page.wait_for_timeout(1500)
+            lab.screenshot(path=ROOT / "notebooks" / "images" / "lab.png")
+
+
 def main(names: list[str]) -> None:
+    if names == ["lab"]:
+        return photograph_lab()
     OUT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

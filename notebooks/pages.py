@@ -56,16 +56,16 @@ def record(pairs, updates: int = UPDATES, **fields) -> dict:
         for update in moments(updates):
             lab.run(
                 update - lab.training.step_count if update < updates else None
-            )  # with its last look at Top@20
+            )  # with its last evaluation
             frames.append(frame(lab))
         history, color_dash = lab.training.history, STYLES[method]
         at = [u.step for u in history]
         curves = dict(
             loss=[at, [round(u.loss, 4) for u in history]],
             ratio=[at, [round(u.grad_norm_ratio, 4) for u in history]],
-            top20=[
-                [u for u, _ in lab.track.top20],
-                [round(100 * v, 2) for _, v in lab.track.top20],
+            mrr=[
+                [u for u, _ in lab.track.mrr],
+                [round(100 * v, 2) for _, v in lab.track.mrr],
             ],
         )
         methods.append(

@@ -243,7 +243,7 @@ def test_text_stands_out_in_light_and_dark(page, theme):
         "getComputedStyle(document.querySelector('.jp-Notebook')).backgroundColor"
     )
     inks = page.page.locator(
-        ".ccl-curves .js-plotly-plot text, .ccl-sentence, .ccl-told, .widget-label, span[role=status]"
+        ".ccl-plot text, .ccl-caption, .ccl-lab p, .ccl-sentence, .ccl-told, .widget-label, span[role=status]"
     ).evaluate_all(
         "all => [...new Set(all.filter(n => n.checkVisibility() && n.textContent.trim()).map(n => n.tagName === 'text' ? getComputedStyle(n).fill : getComputedStyle(n).color))]"
     )

@@ -79,7 +79,7 @@ def test_curves_are_those_of_the_runs(recorded, lab):
     curve = recorded["methods"][3]["curves"]
     assert curve["loss"][1][:5] == [round(u.loss, 4) for u in lab.training.history]
     assert len(curve["ratio"][0]) == 10
-    assert curve["top20"][0][-1] == 10
+    assert curve["mrr"][0][-1] == 10
 
 
 def test_of_a_long_run_some_updates_are_recorded():

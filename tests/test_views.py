@@ -261,6 +261,15 @@ def test_a_slot_has_its_cell_at_any_size(toy, size):
 # --- curves ---------------------------------------------------------------------------------------
 
 
+def points(buffer):
+    """What the page makes of a line's bytes."""
+    return np.frombuffer(buffer, dtype="<f8").tolist()
+
+
+def in_legend(view):
+    return [line["name"] for line in view.plot.lines if line["legend"] and line["panel"] == "mrr"]
+
+
 def test_curves_are_the_history(lab):
     view, run = lab.views.curves, lab.training
     view.draw()
@@ -279,8 +288,8 @@ def test_curves_are_the_history(lab):
     assert dict(
         zip(lines["mass", "similarity mass"]["x"], lines["mass", "similarity mass"]["y"])
     ) == cl.similarity_mass(run)
-    for trace, line in zip(view.figure.data, view.lines()):
-        assert list(trace.x) == line["x"] and list(trace.y) == line["y"]
+    for sent, line in zip(view.plot.lines, view.lines()):
+        assert points(sent["x"]) == line["x"] and points(sent["y"]) == line["y"]
     last = run.history[-1]
     assert (
         f"loss {last.loss:.2f} (log {last.negatives + 1} = {math.log(last.negatives + 1):.2f})"
@@ -309,13 +318,12 @@ def test_ghosts_stay_as_lines(lab):
     assert lines[0]["y"] == first
     assert "Earlier runs: ContAccum, MRR@10" in view.sentence
     assert len({line["dash"] for line in lines}) == 2
-    drawn = [t for t in view.figure.data if t.showlegend]
-    assert [t.name for t in drawn] == ["ContAccum", "pre-batch", "before fine-tuning"]
-    assert len(view.figure.data) == 3 * (GHOSTS + 1) + 5
+    assert in_legend(view) == ["ContAccum", "pre-batch", "before fine-tuning"]
+    assert len(view.plot.lines) == 3 * (GHOSTS + 1) + 5
     for turn in range(GHOSTS + 2):
         lab.reset()
         lab.run(1)
-    runs = [t for t in view.figure.data if t.showlegend and t.name != "before fine-tuning"]
+    runs = [name for name in in_legend(view) if name != "before fine-tuning"]
     assert len(runs) == GHOSTS + 1
 
 
@@ -331,8 +339,8 @@ def test_a_dotted_line_is_mrr_before_the_first_update(toy, start, label):
     [line] = [line for line in view.lines() if line["name"] == label]
     assert (line["panel"], line["dash"], line["x"]) == ("mrr", "dot", [0, 8])
     assert line["y"] == [untrained, untrained]
-    [trace] = [trace for trace in view.figure.data if trace.name == label]
-    assert list(trace.y) == line["y"] and trace.showlegend and trace.line.dash == "dot"
+    [sent] = [sent for sent in view.plot.lines if sent["name"] == label]
+    assert points(sent["y"]) == line["y"] and sent["legend"] and sent["dash"] == "dot"
 
 
 @pytest.mark.parametrize("start, label", STARTS.items())
@@ -352,7 +360,7 @@ def test_the_dotted_line_is_that_of_the_run_under_way(toy):
     lab.reset()
     lab.run(4)
     lab.views.curves.draw()
-    drawn = [trace.name for trace in lab.views.curves.figure.data if trace.showlegend]
+    drawn = in_legend(lab.views.curves)
     assert drawn[-1] == "untrained" and "before fine-tuning" not in drawn
 
 
@@ -400,13 +408,11 @@ def test_long_curves_are_thinned_by_medians():
     assert set(line["y"]) <= set(y)
 
 
-def test_after_a_reload_the_figure_is_the_present_one(lab):
-    figure = lab.views.curves.figure
+def test_after_a_reload_the_curves_are_the_present_ones(lab):
     lab.views.curves.draw()
-    state = figure.get_state()
-    shown = [trace.get("y") for trace in state["_widget_data"]]
-    assert [len(y["buffer"]) if isinstance(y, dict) else len(y or ()) for y in shown] == [
-        len(line["y"]) for line in lab.views.curves.lines()
+    state = lab.views.curves.plot.get_state()
+    assert [points(line["y"]) for line in state["lines"]] == [
+        line["y"] for line in lab.views.curves.lines()
     ]
 
 
@@ -592,7 +598,7 @@ def test_closing_lets_the_widgets_go(toy):
     lab.close()
     assert lab._views is None
     assert view.matrix.grid.comm is None
-    assert view.curves.figure.comm is None
+    assert view.curves.plot.comm is None
     lab.run(1)  # still a lab
 
 
@@ -709,7 +715,9 @@ def test_half_a_character_can_be_drawn(text, lab):
     lines = [curves._line("mrr", text, [1, 2], [1, 2], "#000000", "solid", 1)]
     figure = stills.new(4, 3)
     stills.curves(figure, lines, curves.PANELS)
-    assert image(stills.png(figure, text)).width > 100 and sendable(curves._label(text))
+    assert image(stills.png(figure, text)).width > 100 and sendable(
+        curves._sendable(lines[0])["name"]
+    )
     for picture in (
         cl.MatrixPicture(torch.eye(2), text, text, rows=text, columns=text),
         cl.PointsPicture({text: (1, 2), "b": (2, 3)}, text, text, text),
@@ -803,34 +811,25 @@ def test_methods_picture_tells_where_gradients_go():
     )
 
 
-def test_one_update_of_the_figure_is_on_its_way(lab, monkeypatch):
-    """None before the page has drawn the figure, and the next when it has answered.
-
-    All that was missed is sent when it comes back.
-    """
-    figure, sent = lab.views.curves.figure, []
-    monkeypatch.setattr(
-        curves.FigureWidget, "_send_update_msg", lambda self, *a, **k: sent.append(a), raising=False
-    )
-    lab.step()
-    assert not sent and figure.stale
-    figure.set_state({"_js2py_traceDeltas": {}})  # the page has drawn what it was given at first
-    assert len(sent) == 1
-    assert not figure.stale
-    assert not figure.answered
-    assert list(sent[0][0]["y"][-2]) == [u.grad_norm_passage for u in lab.training.history]
-    lab.step()
-    assert len(sent) == 1 and figure.stale
-    figure.set_state({"_js2py_traceDeltas": {}})
-    assert len(sent) == 2
-    figure.set_state({"_js2py_layoutDelta": {}})
-    assert not figure.answered
-    figure.set_state({"_js2py_traceDeltas": {}})
-    lab.step()
-    assert len(sent) == 3 and not figure.stale
-    figure.get_state()  # loaded again
-    figure.set_state({"_js2py_traceDeltas": {}})
-    assert figure.answered and len(sent) == 3
+def test_one_picture_of_the_curves_is_on_its_way(toy, monkeypatch):
+    """While it plays, none is sent before the page has drawn the one before."""
+    monkeypatch.setattr(panel, "MIN_CURVE_INTERVAL_S", 0)
+    monkeypatch.setattr(panel, "TRAIN_TO_DRAW_RATIO", 0)
+    lab = Lab(toy, **SMALL)
+    view, plot = lab.views, lab.views.curves.plot
+    lab.unobserve(view._on_tick, "ticks")  # which draws all while nothing plays
+    plot.drawn = plot.frame
+    before = plot.frame
+    for _ in range(3):
+        lab._do_next_work()
+        view._draw_while_playing(view._next_curves + 1)
+    assert plot.frame == before + 1 and not plot.answered
+    plot.drawn = plot.frame
+    view._draw_while_playing(view._next_curves + 1)
+    assert plot.frame == before + 2
+    lab.stop()  # at rest all is drawn
+    view.curves.draw()
+    assert points(plot.lines[-2]["y"]) == [u.grad_norm_passage for u in lab.training.history]
 
 
 def test_of_more_cells_than_a_canvas_has_room_for_the_strongest_are_sent(monkeypatch, toy):
@@ -891,26 +890,3 @@ def test_words_of_the_banks_keep_up_at_full_speed(toy):
             lab.playing = False
         assert view.banks.grids["query"].sentence == expected, frames
     lab.close()
-
-
-def test_numbers_of_logarithmic_axes_do_not_crowd(toy):
-    lab = Lab(toy, **SMALL)
-    view = lab.views.curves
-    shown = lambda: list(view.figure.layout.yaxis2.ticktext)
-    assert shown() == [
-        f"{10.0**power:g}" for power in range(-9, 10)
-    ]  # nothing drawn: plotly shows five powers or so
-    lab.run(3)
-    view.draw()
-    assert {"0.1", "0.2", "0.5", "1"} <= set(shown())
-    line = dict(panel="norms", y=[0.001, 2.9])
-    assert len(curves._ticks([line], "norms")["ticktext"]) == 57
-    assert len(curves._ticks([line | {"y": [0.001, 3.1]}], "norms")["ticktext"]) == 19
-    assert curves._ticks([line | {"y": [0.0]}], "norms") == curves._ticks(
-        [], "norms"
-    )  # zero has no place on it
-    sent = []
-    view.figure._send_update_msg = lambda *message, **_: sent.append(message)
-    view.figure.answered = True
-    view.figure.resend()  # what the page missed comes with its numbers
-    assert tuple(sent[0][1]["yaxis2.ticktext"]) == tuple(shown())

@@ -183,11 +183,16 @@ class Page:
 
 @contextmanager
 def browser(address: str, width: int = 1400, height: int = 1100):
+    """A page on the server, of a browser that has seen the lab's tour."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
         chromium = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         try:
-            yield Page(chromium.new_page(viewport=dict(width=width, height=height)), address)
+            page = chromium.new_page(viewport=dict(width=width, height=height))
+            page.add_init_script(
+                "try { localStorage.setItem('contaccum_lite.tour', '1') } catch {}"
+            )
+            yield Page(page, address)
         finally:
             chromium.close()

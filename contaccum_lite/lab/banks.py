@@ -31,7 +31,9 @@ class BanksView(View):
         for name, grid in self.grids.items():
             grid.observe(lambda change, name=name: lab.soon(self.tell, name), "at")
         self.words = ipywidgets.HTML()
-        self.widget = ipywidgets.VBox([ipywidgets.HBox(list(self.grids.values())), self.words])
+        pair = ipywidgets.HBox(list(self.grids.values()))
+        pair.add_class("ccl-bank-pair")
+        self.widget = ipywidgets.VBox([pair, self.words])
         self.draw()
 
     def bank(self, name: str):

@@ -8,7 +8,7 @@ from contaccum_lite.core.presets import PRESETS
 from contaccum_lite.lab.fields import FIELDS, NAMES, SLIDERS, SWITCHES
 from contaccum_lite.lab.hosts import tooltip
 
-_LAYOUT = {"width": "330px"}
+_LAYOUT = {"width": "auto"}  # guide.css gives each its room
 _PACES = [
     ("as fast as it can", 0.0),
     ("20 micro-batches a second", 20.0),
@@ -57,7 +57,7 @@ class Controls:
             options=[(f"{NAMES[name]}: {PRESETS[name]['description']}", name) for name in PRESETS],
             value=lab.method,
             description="method",
-            layout={"width": "620px", "max_width": "100%"},
+            layout=_LAYOUT,
         )
         start = widgets.Dropdown(
             options=[("pretrained on crops", "pretrained"), ("random weights", "random")],
@@ -76,7 +76,7 @@ class Controls:
             value=lab.share(),
             description="share line",
             continuous_update=False,
-            layout={"width": "700px"},
+            layout=_LAYOUT,
             **tooltip("this run in one line; paste another and press Enter"),
         )
         self.bind(self.line, self._load)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import html
 import math
-import textwrap
 
 import ipywidgets
-import numpy as np
-from plotly.graph_objects import FigureWidget
-from plotly.subplots import make_subplots
 
 from contaccum_lite.diagnostics import measure
 from contaccum_lite.lab import stills
 from contaccum_lite.lab.history import GHOSTS, format_scores
+from contaccum_lite.lab.plot import Plot
 from contaccum_lite.lab.style import STYLES
 from contaccum_lite.lab.view import View, paragraph
 from contaccum_lite.utils.text import without_halves
@@ -21,13 +17,12 @@ from contaccum_lite.utils.text import without_halves
 #: panel -> (title, y axis is logarithmic)
 PANELS = {
     "loss": ("loss; dashed: log N", False),
-    "norms": ("gradient norms: query –, passage - -", True),
-    "ratio": ("passage ÷ query gradient norm", True),
-    "mrr": ("MRR@10 of the test queries, %", False),
-    "mass": ("similarity mass by age, updates", False),
+    "norms": ("gradient norms", True),
+    "ratio": ("ratio, passage ÷ query", True),
+    "mrr": ("MRR@10, %", False),
+    "mass": ("similarity mass by age", False),
 }
 _GREY, _BLUE, _ORANGE, _GREEN = "#8A8A8A", "#0072B2", "#D55E00", "#009E73"
-LOG_AXES = {f"yaxis{n}": panel for n, (panel, (_, log)) in enumerate(PANELS.items(), 1) if log}
 _MAX_POINTS = 200  # of a line
 
 
@@ -42,13 +37,13 @@ class CurvesView(View):
 
     def __init__(self, lab):
         super().__init__(lab)
-        self._drawn = self.lines()
-        self.figure = _figure(self._drawn)
-        self.figure.behind = lambda: lab.soon(self.figure.resend)
-        self.words = ipywidgets.HTML(paragraph(self.sentence))
-        # In a box a figure takes the whole width.
-        self.widget = ipywidgets.VBox([self.figure, self.words])
-        self.widget.add_class("ccl-curves")  # its text takes the theme's colour (grid.css)
+        self.plot = Plot(
+            panels=[(key, title, log) for key, (title, log) in PANELS.items()],
+            band=["ratio", 0.5, 2.0],  # where neither tower's gradient drowns the other's
+        )
+        self.words = ipywidgets.HTML()
+        self.widget = ipywidgets.VBox([self.plot, self.words])
+        self.draw()
 
     def data(self) -> dict[str, dict]:
         """{run's name: its numbers by update}; the last is the run under way."""
@@ -81,17 +76,8 @@ class CurvesView(View):
         ]
 
     def draw(self) -> None:
-        """Bring the figure's lines up to date, in one message."""
-        lines = self.lines()
-        with self.figure.batch_update():
-            for trace, line, drawn in zip(self.figure.data, lines, self._drawn):
-                if line != drawn:
-                    _update_trace(trace, line, is_other_run=line["name"] != drawn["name"])
-            for name, panel in LOG_AXES.items():
-                ticks = _ticks(lines, panel)
-                if self.figure.layout[name].tickvals != ticks["tickvals"]:
-                    self.figure.layout[name].update(ticks)
-        self._drawn = lines
+        """Bring the lines and the sentence up to date."""
+        self.plot.show([_sendable(line) for line in self.lines()])
         self.words.value = paragraph(self.sentence)
 
     @property
@@ -153,15 +139,13 @@ def _start_line(track, lines: list[dict]) -> dict:
     return _line("mrr", name, x, y, _GREY, "dot", 1.2)
 
 
-def _update_trace(trace, line: dict, is_other_run: bool) -> None:
-    trace.x, trace.y = np.array(line["x"], dtype=float), np.array(line["y"], dtype=float)
-    if is_other_run:
-        trace.name, trace.showlegend = _label(line["name"]), _in_legend(line)
-        trace.line.color, trace.line.dash = line["color"], line["dash"]
+def _sendable(line: dict) -> dict:
+    """A line as a `Plot` takes it: with a name that can be sent, and whether the legend has it."""
+    return {**line, "name": without_halves(line["name"]), "legend": _in_legend(line)}
 
 
 def _in_legend(line: dict) -> bool:
-    return line["panel"] == "mrr" and bool(line["name"])
+    return line["panel"] in ("mrr", "norms") and bool(line["name"] and line["x"])
 
 
 def _describe_earlier(ghosts) -> str:
@@ -186,126 +170,3 @@ def _line(panel, name, x, y, color, dash, width, ghost=False) -> dict:
         groups = [sorted(y[start : start + size]) for start in starts]
         y = [group[len(group) // 2] for group in groups]
     return dict(panel=panel, name=name, x=x, y=y, color=color, dash=dash, width=width, ghost=ghost)
-
-
-def _ticks(lines: list[dict], panel: str) -> dict:
-    """Plain numbers for a panel's logarithmic axis, where plotly's own are single digits.
-
-    1, 2 and 5 times each power of ten, or over many powers only these.
-    """
-    y = [value for line in lines if line["panel"] == panel for value in line["y"] if value > 0]
-    digits = (1, 2, 5) if y and max(y) < 3000 * min(y) else (1,)
-    ticks = tuple(float(f"{digit}e{power}") for power in range(-9, 10) for digit in digits)
-    return dict(tickvals=ticks, ticktext=tuple(f"{tick:g}" for tick in ticks))
-
-
-def _label(name: str) -> str:
-    """A run's name for plotly, which reads tags: escaped, and broken into short lines."""
-    return "<br>".join(html.escape(row) for row in textwrap.wrap(without_halves(name), 34))
-
-
-class LiveFigure(FigureWidget):
-    """A FigureWidget with at most one update on its way, and none before the page has drawn it.
-
-    A page answers each drawing with what it drew. Nothing here reads that; it says that the page is
-    ready for more (`answered`). What changes before stays here (`stale`), and `behind()` is called
-    when it can be sent. This overrides private methods of plotly 6.
-    """
-
-    answered = stale = fitted = False
-
-    def get_state(self, key=None, drop_defaults=False):
-        """The state now, not at the start: a page that is loaded again gets this."""
-        if key is None:
-            self.answered = self.stale = self.fitted = False
-        state = super().get_state(key, drop_defaults)
-        for name, attribute in (("_widget_data", "_data"), ("_widget_layout", "_layout")):
-            if name in state and hasattr(self, "_widget_layout") and hasattr(self, attribute):
-                state[name] = self.trait_metadata(name, "to_json")(getattr(self, attribute), self)
-        return state
-
-    def set_state(self, sync_data):
-        """Take a message of the page: an answer, and otherwise nothing that is needed here."""
-        # The answer about the layout comes too early, from a figure that is still empty.
-        if "_js2py_traceDeltas" in sync_data:
-            self.answered = True
-            if not self.fitted:  # it was drawn before it was laid out, as wide as plotly guesses
-                self.fitted = True
-                self._send_relayout_msg({"autosize": True})
-            if self.stale:
-                self.behind()
-        others = {name: v for name, v in sync_data.items() if not name.startswith("_js2py")}
-        super().set_state(others)
-
-    def behind(self) -> None:
-        """Called when the page can be sent what it has missed."""
-
-    def resend(self) -> None:
-        """Send all lines as they are now."""
-        if not self.answered:
-            return
-        self.stale, lines = False, self._data
-        traces = {key: [line.get(key) for line in lines] for key in ("x", "y", "showlegend")}
-        traces["name"] = [line.get("name", "") for line in lines]
-        for key in ("color", "dash"):
-            traces[f"line.{key}"] = [line["line"][key] for line in lines]
-        layout = {}
-        for name in LOG_AXES:
-            for key in ("tickvals", "ticktext"):
-                layout[f"{name}.{key}"] = self._layout[name][key]
-        self._send_update_msg(traces, layout, list(range(len(lines))))
-
-    def _send_update_msg(self, *arguments, **more):
-        if not self.answered:
-            self.stale = True
-            return
-        self.answered = False
-        super()._send_update_msg(*arguments, **more)
-
-
-def _figure(lines: list[dict]) -> LiveFigure:
-    """One figure of all panels."""
-    figure = make_subplots(
-        rows=2,
-        cols=3,
-        subplot_titles=[title for title, _ in PANELS.values()],
-        horizontal_spacing=0.07,
-        vertical_spacing=0.16,
-    )
-    cells = {panel: dict(row=n // 3 + 1, col=n % 3 + 1) for n, panel in enumerate(PANELS)}
-    for line in lines:
-        figure.add_scatter(
-            x=np.array(line["x"], dtype=float),
-            y=np.array(line["y"], dtype=float),
-            name=_label(line["name"]),
-            mode="lines+markers" if line.get("markers") else "lines",
-            showlegend=_in_legend(line),
-            line=dict(color=line["color"], dash=line["dash"], width=line["width"]),
-            opacity=0.55 if line["ghost"] else 1,
-            **cells[line["panel"]],
-        )
-    for panel, (_, log) in PANELS.items():
-        axis = dict(type="linear", rangemode="tozero")
-        if log:
-            axis = dict(type="log", **_ticks(lines, panel))
-        figure.update_yaxes(**cells[panel], **axis)
-    figure.add_hrect(y0=0.5, y1=2, row=1, col=3, fillcolor=_GREEN, opacity=0.12, line_width=0)
-    figure.update_xaxes(title="updates", row=2, col=1)
-    figure.update_xaxes(gridcolor="rgba(128,128,128,.25)", zeroline=False)
-    figure.update_yaxes(gridcolor="rgba(128,128,128,.25)", zeroline=False)
-    figure.update_annotations(font_size=12)
-    figure.update_layout(
-        template="none",
-        height=430,
-        margin=dict(l=40, r=10, t=30, b=40),
-        legend=dict(x=0.71, y=0.42, xanchor="left", yanchor="top"),
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font=dict(color="#808080"),
-        uirevision="kept",
-        autosize=True,
-    )
-    live = LiveFigure(figure)  # with all lines: what is sent before the page draws it would be lost
-    config = {"responsive": True, "displayModeBar": False}
-    live._config = config  # noqa: SLF001 (a plotly widget has no public name for it)
-    return live

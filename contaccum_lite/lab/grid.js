@@ -1,7 +1,16 @@
 // A table of bytes as coloured cells, with borders, marks, a cursor for mouse and keyboard, and its sentence.
 // All texts go in as textContent, so that a text of a data set is only ever text.
 
-const MARGIN = 16; // room for the names of the blocks, in CSS pixels
+const MARGIN = 20; // room for the names of the blocks, in CSS pixels
+const LONGEST = 1.6; // how much higher than wide a picture may be
+// What the borders of the matrix say of a block: in words, or where these have no room, in one.
+const BLOCKS = {
+  "local": ["local", "local"],
+  "query bank": ["memory: the query bank", "memory"],
+  "passage bank": ["memory: the passage bank", "memory"],
+  "hard": ["local hard negatives", "hard"],
+  "hard bank": ["memory: hard negatives", "hard bank"],
+};
 
 // Tell the kernel; after it has closed the widget (its cell was run again) there is no one to tell.
 function tell(model, values) {
@@ -54,9 +63,9 @@ function render({ model, el }) {
     node.className = "ccl-" + name;
     return node;
   };
-  const [title, canvas, legend, bar, told, ranking, sentence] = [
-    make("div", "title"), make("canvas", "cells"), make("div", "legend"), make("canvas", "bar"),
-    make("div", "told"), make("div", "told"), make("div", "sentence")];
+  const [title, stage, canvas, legend, bar, said, told, ranking, sentence] = [
+    make("div", "title"), make("div", "stage"), make("canvas", "cells"), make("div", "legend"), make("canvas", "bar"),
+    make("div", "said"), make("div", "told"), make("div", "told"), make("div", "sentence")];
   el.classList.add("ccl-grid");
   canvas.tabIndex = 0;
   canvas.setAttribute("role", "application");
@@ -66,23 +75,25 @@ function render({ model, el }) {
   bar.width = 256;
   bar.height = 1;
   bar.setAttribute("aria-hidden", "true");
-  el.append(title, canvas, legend, told, ranking, sentence);
+  stage.append(canvas);
+  said.append(told, ranking);
+  el.append(title, stage, legend, said, sentence);
   const image = document.createElement("canvas"); // one pixel per cell
   let pixels = null;
   let place = { x: MARGIN, y: MARGIN, w: 1, h: 1 };
-  let room = 0, ink = "#888"; // asked of the page when they change, not at each picture
+  let room = [0, 0], fits = false, ink = "#888", light = true; // asked of the page when they change, not at each picture
 
-  const said = {};
+  const seenTexts = {};
   const say = (node, name) => {
     const text = model.get(name);
-    if (said[name] === text) return false;
-    said[name] = text;
+    if (seenTexts[name] === text) return false;
+    seenTexts[name] = text;
     node.textContent = text.replace(/\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]/g, ""); // a terminal's commands
     return true;
   };
   function words() {
     say(told, "told");
-    if (say(ranking, "ranking")) ranking.style.display = said.ranking ? "" : "none";
+    if (say(ranking, "ranking")) ranking.style.display = seenTexts.ranking ? "" : "none";
     if (say(title, "title") | say(sentence, "sentence")) canvas.setAttribute("aria-label", title.textContent + ". " + sentence.textContent);
   }
 
@@ -103,11 +114,20 @@ function render({ model, el }) {
     return new Uint32Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + 1024));
   };
 
+  // The picture's width and height without its margins: as wide as there is room, in a lab as high as there is, too.
+  function size(rows, columns) {
+    const most = fits ? room[0] : Math.min(model.get("width"), room[0] || model.get("width"));
+    let w = Math.max(100, most - MARGIN - 2);
+    let h = rows && columns ? Math.min(LONGEST * w, Math.max(64, (w * rows) / columns)) : 64;
+    const highest = Math.max(64, room[1] - MARGIN - 2);
+    if (fits && h > highest) [w, h] = [rows ? Math.max(Math.min(w, 64), (highest * w) / h) : w, highest];
+    else if (fits && model.get("patient")) h = Math.min(highest, LONGEST * w, Math.max(h, 26 * rows)); // a bank's cells may be higher than wide
+    return [w, h];
+  }
+
   function draw() {
     const rows = model.get("rows"), columns = model.get("columns");
-    const width = Math.max(120, Math.min(model.get("width"), room || model.get("width")));
-    const w = width - MARGIN - 2;
-    const h = rows && columns ? Math.min(1.6 * w, Math.max(64, (w * rows) / columns)) : 64;
+    const [w, h] = size(rows, columns), width = w + MARGIN + 2;
     const sharp = window.devicePixelRatio || 1;
     const across = Math.round(width * sharp), down = Math.round((h + MARGIN + 2) * sharp);
     if (canvas.width !== across || canvas.height !== down) {
@@ -119,7 +139,7 @@ function render({ model, el }) {
     context.setTransform(sharp, 0, 0, sharp, 0, 0);
     context.clearRect(0, 0, width, h + MARGIN + 2);
     context.fillStyle = context.strokeStyle = ink;
-    context.font = "11px sans-serif";
+    context.font = `${fits ? 15 : 13}px sans-serif`;
     if (!rows || !columns) {
       context.setLineDash([4, 4]);
       context.strokeRect(MARGIN, MARGIN, w, h);
@@ -145,6 +165,29 @@ function render({ model, el }) {
     canvas.dataset.frame = model.get("frame");
   }
 
+  function border(context, side, at, w, h) {
+    context.beginPath();
+    if (side === "column") { context.moveTo(at, MARGIN - 5); context.lineTo(at, MARGIN + h); }
+    else { context.moveTo(MARGIN - 5, at); context.lineTo(MARGIN + w, at); }
+    context.lineWidth = 3.5; context.strokeStyle = "rgba(255,255,255,.75)"; context.stroke();
+    context.lineWidth = 1.5; context.strokeStyle = "#000"; context.stroke();
+  }
+
+  // A block's name in the margin; where the next one may begin. The first block may be too narrow for its name, as 8 local
+  // rows beside 128 of a bank are: its name then reaches over the next one, whose own begins later.
+  function label(context, name, side, from, to, most) {
+    const wide = (text) => context.measureText(text).width;
+    const texts = BLOCKS[name] ?? [name, name];
+    const text = texts.find((text) => from + wide(text) <= to) ?? (from === 3 ? texts[1] : "");
+    if (!text || from + wide(text) > most) return from;
+    context.save();
+    if (text !== name || name === "local") context.fillStyle = name === "local" ? (light ? "#00588A" : "#6CB8EA") : (light ? "#8A3D6B" : "#E59CC6");
+    if (side === "row") { context.translate(MARGIN - 6, MARGIN + from + wide(text)); context.rotate(-Math.PI / 2); context.fillText(text, 0, 0); }
+    else context.fillText(text, MARGIN + from, MARGIN - 6);
+    context.restore();
+    return from + wide(text) + 8;
+  }
+
   // Borders between blocks, their names where they fit, and the diagonal of the positives.
   function lines(context, w, h) {
     if (Math.min(place.w, place.h) >= 6) { // a hair between cells that are large enough
@@ -159,22 +202,13 @@ function render({ model, el }) {
     context.lineWidth = 1;
     context.strokeRect(MARGIN, MARGIN, w, h);
     context.lineWidth = 1.5;
+    const ends = { row: 0, column: 0 }; // where the next name may begin
     for (const [name, start, end, side] of model.get("blocks")) {
-      const [size, room] = side === "column" ? [place.w, MARGIN + start * place.w] : [place.h, MARGIN + start * place.h];
-      context.beginPath();
-      if (start > 0) {
-        if (side === "column") { context.moveTo(room, 2); context.lineTo(room, MARGIN + h); }
-        else { context.moveTo(2, room); context.lineTo(MARGIN + w, room); }
-      }
-      context.lineWidth = 3.5; context.strokeStyle = "rgba(255,255,255,.75)"; context.stroke();
-      context.lineWidth = 1.5; context.strokeStyle = "#000"; context.stroke();
-      context.strokeStyle = context.fillStyle = ink;
-      if (size * (end - start) < context.measureText(name).width + 4) continue;
-      context.save();
-      if (side === "row") { context.translate(11, room + size * (end - start)); context.rotate(-Math.PI / 2); context.fillText(name, 3, 0); }
-      else context.fillText(name, room + 3, 11);
-      context.restore();
+      const cell = side === "column" ? place.w : place.h, from = start * cell, to = end * cell;
+      if (start > 0) border(context, side, MARGIN + from, w, h);
+      ends[side] = label(context, name, side, Math.max(from + 3, ends[side]), to, side === "column" ? w : h);
     }
+    context.strokeStyle = context.fillStyle = ink;
     const diagonal = model.get("diagonal");
     if (diagonal && Math.min(place.w, place.h) >= 5) {
       for (let i = 0; i < diagonal; i++) {
@@ -233,6 +267,8 @@ function render({ model, el }) {
     tell(model, { at });
   }
   const pick = (row) => tell(model, { picked: String(model.get("picked")) === String([row]) ? [] : [row] });
+  const pointing = () => el.classList.toggle("ccl-pointing", canvas.matches(":hover, :focus-visible"));
+  for (const event of ["mouseenter", "mouseleave", "focus", "blur"]) canvas.addEventListener(event, pointing);
   canvas.addEventListener("mousemove", (event) => {
     const box = canvas.getBoundingClientRect();
     const column = Math.floor((event.clientX - box.left - place.x) / place.w), row = Math.floor((event.clientY - box.top - place.y) / place.h);
@@ -241,6 +277,7 @@ function render({ model, el }) {
   canvas.addEventListener("click", () => { if (model.get("at").length && model.get("talks") === "rows") pick(model.get("at")[0]); });
   const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
   canvas.addEventListener("keydown", (event) => {
+    pointing();
     const at = model.get("at").length ? model.get("at") : [0, -1];
     if (event.key in moves) point(at[0] + moves[event.key][0], at[1] + moves[event.key][1]);
     else if (event.key === "Home") point(at[0], 0);
@@ -256,9 +293,18 @@ function render({ model, el }) {
   model.on(all, redraw);
   model.on("change:frame", frame);
   model.on("change:legend change:colours", paintLegend);
-  const resized = new ResizeObserver(() => { if (room !== el.clientWidth) { room = el.clientWidth; redraw(); } });
+  const resized = new ResizeObserver(() => {
+    fits = Boolean(el.closest(".ccl-views"));
+    const now = fits ? [stage.clientWidth, stage.clientHeight] : [el.clientWidth, 0];
+    if (String(now) !== String(room)) { room = now; redraw(); }
+  });
   resized.observe(el);
-  const theme = () => { ink = getComputedStyle(el).color; redraw(); };
+  resized.observe(stage);
+  const theme = () => {
+    ink = getComputedStyle(el).color;
+    light = ink.match(/[\d.]+/g).slice(0, 3).reduce((sum, n) => sum + Number(n), 0) < 384;
+    redraw();
+  };
   const themed = new MutationObserver(theme);
   themed.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "class"] });
   // Only what is in view is worth a frame. Several views of one model may be on the page.
@@ -275,6 +321,7 @@ function render({ model, el }) {
   return () => {
     model.off(all, redraw);
     model.off("change:legend change:colours", paintLegend);
+    model.off("change:frame", frame);
     [resized, themed, seen].forEach((observer) => observer.disconnect());
     views.delete(el);
   };

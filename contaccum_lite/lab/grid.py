@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import zlib
 from functools import cache
 from pathlib import Path
 from uuid import uuid4
@@ -14,6 +16,12 @@ import traitlets
 _HERE = Path(__file__).parent
 #: Rows or columns beyond which blocks of cells share a byte: a canvas has no room for more.
 LARGEST = 720
+#: cividis in 255 steps, as each channel's differences: matplotlib takes a second to be imported.
+_CIVIDIS = (
+    "c-oCp2@b#@2rIak>_PkgYqp7?f=9Me3K)YC1(u*A9VxMb)QnVh2Ta)z(UslqWs5cV$1+bDyC9P9dD>wJ"
+    "^i>T1i(Lm72n=%7;G1Ml<6PbJ@G(-pNM2WH!sSJPr~HDaiD{3^PZJXgVqQsoJI#HE<DD0JX{OB5Tt#u4"
+    "++u<}4}JkekwYH"
+)
 
 
 class Grid(anywidget.AnyWidget):
@@ -124,9 +132,8 @@ def colours(name: str) -> np.ndarray:
     table = np.zeros((256, 4), dtype=np.uint8)
     table[1:, 3] = 255
     if name == "magnitude":
-        from matplotlib import colormaps
-
-        table[1:, :3] = (colormaps["cividis"](np.linspace(0, 1, 255))[:, :3] * 255).round()
+        steps = np.frombuffer(zlib.decompress(base64.b85decode(_CIVIDIS)), dtype=np.uint8)
+        table[1:, :3] = steps.reshape(3, 255).T.cumsum(0, dtype=np.uint8)
         return table
     blue, grey, orange = np.array([0x154C8C, 0xE4E4E4, 0xC85A00])[:, None] >> (16, 8, 0) & 255
     value = np.linspace(-1, 1, 255)[:, None]

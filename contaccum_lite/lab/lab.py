@@ -9,6 +9,7 @@ from contaccum_lite.lab.fields import NAMES, START_WORDS
 from contaccum_lite.lab.history import Track, names, table, what_we_saw
 from contaccum_lite.lab.player import Player
 from contaccum_lite.lab.share_line import format_share_line, parse_share_line
+from contaccum_lite.lab.startup import without_compiler
 from contaccum_lite.lab.state import chosen_in
 from contaccum_lite.lab.widget import LabWidget
 
@@ -25,15 +26,28 @@ class Lab(Player):
 
     pairs: from `load_pairs`. settings or **fields: where it starts. every: updates between two
     evaluations, of which the first comes before the first update. hide: names of controls and views
-    that are left out (`HIDEABLE`). Raises `ValueError` for a value out of range.
+    that are left out (`HIDEABLE`). tour: whether a first-time visitor is shown around. Raises
+    `ValueError` for a value out of range.
     """
 
     def __init__(
-        self, pairs: Pairs, settings: Settings | None = None, *, every: int = 25, hide=(), **fields
+        self,
+        pairs: Pairs,
+        settings: Settings | None = None,
+        *,
+        every: int = 25,
+        hide=(),
+        tour: bool = True,
+        **fields,
     ):
         self._views: LabWidget | None = None
+        self.tour = tour
         super().__init__(pairs, settings, every=every, hide=hide, **fields)
         cell_registry.register(self)
+
+    def _new_track(self, settings: Settings) -> Track:
+        with without_compiler():
+            return super()._new_track(settings)
 
     @property
     def views(self) -> LabWidget:

@@ -26,7 +26,9 @@ class SearchBox:
         self.found = ipywidgets.HTML()
         self.widget = ipywidgets.VBox([self.box, self.found])
         self.box.observe(self._on_query, "value")
-        self.search()
+        # A lab is shown first: the search encodes all passages.
+        if self.lab is None or self.lab.call_later(0.3, self.search) is None:
+            self.search()
 
     def _on_query(self, change) -> None:
         if self.lab is None:

@@ -102,6 +102,37 @@ def png(figure, sentence: str) -> bytes:
     return small.getvalue()
 
 
+def waiting(titles: list[str], sentence: str) -> bytes:
+    """Empty frames with these titles and a sentence below: a lab before its first micro-batch.
+
+    Drawn without matplotlib, which takes a second or two to be imported and to draw this.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    width, high, edge = 784, 220, 16
+    wide = (width - edge) // len(titles) - edge
+    large, small = ImageFont.load_default(15), ImageFont.load_default(13)
+    caption = textwrap.wrap(plain_letters(sentence), 118)
+    image = Image.new("RGB", (width, high + 70 + 18 * len(caption)), "white")
+    draw = ImageDraw.Draw(image)
+    for number, title in enumerate(titles):
+        left = edge + number * (wide + edge)
+        draw.text((left, edge), title, fill="#111111", font=large)
+        draw.rectangle((left, edge + 26, left + wide, edge + 26 + high), outline="#8A8A8A")
+        draw.text((left + 12, edge + high // 2), "nothing yet: press Play", "#666666", small)
+    for number, row in enumerate(caption):
+        draw.text((edge, high + 56 + 18 * number), row, fill="#333333", font=small)
+    file = io.BytesIO()
+    image.quantize(64).save(file, format="png", optimize=True)
+    return file.getvalue()
+
+
+def plain_letters(text: str) -> str:
+    """Text without what a small font has no letters for."""
+    text = "".join(character if character.isprintable() else " " for character in text)
+    return without_halves(text).replace("“", '"').replace("”", '"').replace("÷", "/")
+
+
 def grid(axis, grid) -> None:
     """A `Grid` as it stands."""
     axis.set_title(literal(grid.title), fontsize=10, pad=16 if grid.blocks else 6)

@@ -11,20 +11,26 @@ from contaccum_lite.lab.banks import BanksView
 from contaccum_lite.lab.controls import Controls
 from contaccum_lite.lab.curves import CurvesView
 from contaccum_lite.lab.fields import VIEWS
+from contaccum_lite.lab.guide import STEPS, Guide
 from contaccum_lite.lab.hosts import in_colab
 from contaccum_lite.lab.matrix import MatrixView
 from contaccum_lite.lab.page_drive import PageDrive
 from contaccum_lite.lab.search_box import SearchBox
-from contaccum_lite.lab.stills import bundle, new, png
+from contaccum_lite.lab.startup import import_compiler_soon
+from contaccum_lite.lab.stills import bundle, new, png, waiting
 from contaccum_lite.utils.text import plain
 
-MAX_FPS = 9  # the page's work slows training where cores are few
+MAX_FPS = 16  # the page's work slows training where cores are few
 MIN_TEXT_INTERVAL_S = 0.4  # sooner no one reads
 MIN_CURVE_INTERVAL_S = 1.0  # the curves cost the page most
-TRAIN_TO_DRAW_RATIO = 8  # a picture that took t is followed by at least 8·t of training
+TRAIN_TO_DRAW_RATIO = 10  # a picture that took t is followed by at least 10·t of training
 ACK_TIMEOUT_S = 5.0  # after this, a page that does not answer is sent a frame again
 
-_ROW = {"flex_flow": "row wrap", "align_items": "center"}
+#: Controls that are always seen; the others are folded away.
+FIRST = (
+    *("method", "accumulation_steps", "local_batch", "memory_size", "learning_rate"),
+    *("query_bank",),
+)
 
 
 class LabWidget:
@@ -47,11 +53,20 @@ class LabWidget:
             options=list(MatrixView.KINDS),
             value=self.matrix.kind,
             tooltips=list(MatrixView.KINDS.values()),
-            style={"button_width": "11em"},
-            layout={"margin": "0 0 4px 14px"},
+            style={"button_width": "auto"},
         )
         self.panel.bind(self.kind, lambda kind: setattr(self.matrix, "kind", kind))
         self.progress, self.message = widgets.HTML(), widgets.HTML()
+        self.reset_now = widgets.Button(
+            description="Reset now",
+            icon="undo",
+            tooltip="start a new run with what the sliders say",
+        )
+        self.reset_now.on_click(lambda _: self.buttons["reset"].click())
+        self.fold = widgets.ToggleButton(description="More controls", icon="chevron-down")
+        self.fold.add_class("ccl-fold")
+        self.fold.observe(self._on_fold, "value")
+        self.guide = Guide(steps=list(STEPS) if lab.tour else [])
         self.widget = self._layout()
         self.frames = 0
         self._next_frame = self._next_text = self._next_curves = self._last_sent = 0.0
@@ -69,23 +84,33 @@ class LabWidget:
         self.draw()
 
     def _layout(self):
-        sliders = [
-            control for name, control in self.controls.items() if name not in ("method", "pace")
+        """Buttons and the first sliders on top, the views beside each other below them."""
+        folded = [control for name, control in self.controls.items() if name not in FIRST]
+        self.more = _box(widgets.HBox, "ccl-more", [*folded, self.line])
+        first = [self.controls[name] for name in FIRST if name in self.controls]
+        self.matrix_column = _box(widgets.VBox, "ccl-view-matrix", [self.kind, self.matrix.widget])
+        self.banks.widget.add_class("ccl-view-banks")
+        self.curves.widget.add_class("ccl-view-curves")
+        columns = [self.matrix_column, self.banks.widget, self.curves.widget]
+        buttons = [*self.buttons.values(), self.progress, self.guide]
+        self.message_row = _box(widgets.HBox, "ccl-message", [self.reset_now, self.message])
+        first_screen = [
+            _box(widgets.HBox, "ccl-view-buttons", buttons),
+            _box(widgets.HBox, "ccl-view-sliders", [*first, self.fold]),
+            self.more,
+            self.message_row,
+            _box(widgets.Box, "ccl-views", columns),
         ]
-        matrix = widgets.VBox([self.kind, self.matrix.widget], layout={"flex": "1 1 460px"})
-        banks = widgets.VBox([self.banks.widget], layout={"flex": "1 1 440px"})
-        return widgets.VBox(
-            [
-                widgets.HBox([*self.buttons.values(), self.progress], layout=_ROW),
-                self.message,
-                widgets.HBox([self.controls["method"], self.controls["pace"]], layout=_ROW),
-                widgets.HBox(sliders, layout=_ROW),
-                widgets.HBox([matrix, banks], layout={**_ROW, "align_items": "flex-start"}),
-                self.curves.widget,
-                self.search.widget,
-                self.line,
-            ]
-        )
+        self._on_fold()
+        screen = _box(widgets.VBox, "ccl-first", first_screen)
+        return _box(widgets.VBox, "ccl-lab", [screen, self.search.widget])
+
+    def _on_fold(self, change=None) -> None:
+        """Show the controls that are seldom used, or fold them away."""
+        is_open = self.fold.value
+        self.more.layout.display = None if is_open else "none"
+        self.fold.description = "Fewer controls" if is_open else "More controls"
+        self.fold.icon = "chevron-up" if is_open else "chevron-down"
 
     def _apply_hidden(self, change=None) -> None:
         """Take what the lab hides off the page, also for screen readers; show the rest."""
@@ -94,6 +119,9 @@ class LabWidget:
             hideable[name] = getattr(self, name).widget
         for name, widget in hideable.items():
             widget.layout.display = "none" if name in self.lab.hide else None
+        self.matrix_column.layout.display = self.matrix.widget.layout.display
+        folded = {*self.controls, "line"} - {*FIRST}
+        self.fold.layout.display = "none" if folded <= {*self.lab.hide} else None
 
     # --- drawing ------------------------------------------------------------------------------
 
@@ -134,7 +162,7 @@ class LabWidget:
             self.banks.draw(with_text)
         self._send_frame(self.matrix.grid.shown, with_text)
         after_grids = time.perf_counter()
-        if after_grids >= self._next_curves and self.curves.figure.answered:
+        if after_grids >= self._next_curves and self.curves.plot.answered:
             self.curves.draw()
             end = time.perf_counter()
             rest = 2 * TRAIN_TO_DRAW_RATIO * (end - after_grids)
@@ -179,10 +207,22 @@ class LabWidget:
         text = html.escape(plain(lab.message))
         alert = f"<p role='alert' style='line-height:1.35'>{text}</p>"
         self.message.value = alert if lab.message else ""
+        self._say_what_waits()
         play = self.buttons["play"]
         play.description, play.icon = ("Pause", "pause") if lab.playing else ("Play", "play")
         if not lab.playing:
             self.line.value = lab.share()
+
+    def _say_what_waits(self) -> None:
+        """Mark the controls that wait for a reset, with a Reset button beside the words."""
+        waits = set(getattr(self.lab, "needs_reset", self.lab.pending))
+        self.reset_now.layout.display = None if waits else "none"
+        self.message_row.layout.display = None if self.lab.message else "none"
+        for name, control in self.controls.items():
+            if name in waits:
+                control.add_class("ccl-waits")
+            else:
+                control.remove_class("ccl-waits")
 
     def _on_stopped(self, change) -> None:
         """When the player stops, search again; a moment later, so that Stop is not delayed."""
@@ -203,6 +243,8 @@ class LabWidget:
 
     def png(self) -> bytes:
         """All views as one still picture."""
+        if self.lab.micro is None and not self.lab.training.history:
+            return waiting([self.matrix.title, self.banks.title, self.curves.title], self.sentence)
         figure = new(9.8, 8.6)
         top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.05])
         left, right = top.subfigures(1, 2, width_ratios=[1.1, 1])
@@ -216,6 +258,7 @@ class LabWidget:
         self.draw()
         data, metadata = bundle(self.widget, self.png(), self.lab.summary)
         metadata["image/png"]["alt"] = self.sentence
+        self.lab.call_later(0.5, import_compiler_soon)
         return data, metadata
 
     def close(self) -> None:
@@ -229,6 +272,13 @@ class LabWidget:
         if self._delayed_draw is not None:
             self._delayed_draw.cancel()
         close_widget(self.widget)
+
+
+def _box(kind, name: str, children):
+    """A box with a class of guide.css."""
+    box = kind(children)
+    box.add_class(name)
+    return box
 
 
 def close_widget(widget) -> None:
