@@ -68,6 +68,8 @@ _WITH_WIDGETS = {
     "Again": "lab.rerun",
     "Predict": "course.predict",
     "answers": "course.predict",
+    "Gate": "course.gate",
+    "tally": "course.tally",
     "EquationView": "course.equations",
     "MatrixPicture": "course.plots",
     "LinesPicture": "course.plots",
