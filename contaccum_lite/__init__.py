@@ -70,6 +70,7 @@ _WITH_WIDGETS = {
     "answers": "course.predict",
     "Gate": "course.gate",
     "tally": "course.tally",
+    "Story": "course.story",
     "EquationView": "course.equations",
     "MatrixPicture": "course.plots",
     "LinesPicture": "course.plots",
