@@ -32,7 +32,10 @@ def toy(monkeypatch):
     [
         ("method=dpr", "local_batch is 128: the machine holds 8 pairs"),
         ("method=contaccum&hard_negatives=1", "has 24 texts, with its hard negatives"),
-        ("method=contaccum&one_forward=True", "one_forward is True: the capstone fixes it at False"),
+        (
+            "method=contaccum&one_forward=True",
+            "one_forward is True: the capstone fixes it at False",
+        ),
         ("method=contaccum&dim=128", "dim is 128: the capstone fixes it at 64"),
         ("method=contaccum&tower=bert", "tower is 'bert': the capstone fixes it at 'bag'"),
         ("method=contaccum&passage_tokens=128", "passage_tokens is 128"),
@@ -185,7 +188,9 @@ def test_what_is_no_certificate_is_refused_in_a_sentence(text):
 @pytest.mark.parametrize("score", ["nan", "1e9", "0.5", "-0.1000", "٠.١٢٣٤", "0.12345"])
 def test_a_score_that_is_no_score_is_refused(toy, score):
     certificate = cl.submit(LINE).certificate
-    assert "expected a number such as 0.3125" in cl.verify(forged(certificate, score=score)).sentence
+    assert (
+        "expected a number such as 0.3125" in cl.verify(forged(certificate, score=score)).sentence
+    )
 
 
 # --- the leaderboard ------------------------------------------------------------------------------
