@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.capstone
 
-Five lines of 200 updates are compared by MRR@10 on the dev pairs; the best one is trained four times
-as long, and the better length is submitted. One process, one thread, some minutes.
+Four lines are compared by MRR@10 on the dev pairs, and the best one is submitted. One process, one
+thread, some minutes. There is room above it: the best line needs a seventh of the budget.
 """
 
 import torch
@@ -11,15 +11,12 @@ import torch
 from contaccum_lite import Run, Settings, load_pairs
 from contaccum_lite.course.capstone import submit, work
 
-UPDATES = 200
 CANDIDATES = [
-    Settings(updates=UPDATES),
-    Settings(updates=UPDATES, learning_rate=0.002),
-    Settings(updates=UPDATES, learning_rate=0.001),
-    Settings(method="grad_cache", updates=UPDATES, learning_rate=0.002),
-    Settings(method="grad_cache", updates=UPDATES, learning_rate=0.005),
+    Settings(updates=200),
+    Settings(updates=400),
+    Settings(updates=400, learning_rate=0.002),
+    Settings(method="grad_cache", updates=200),
 ]
-LONGER = 4  # times the updates
 
 
 def dev_mrr(pairs, settings: Settings) -> float:
@@ -36,9 +33,6 @@ def main() -> None:
     torch.set_num_threads(1)
     pairs = load_pairs("python-docs", progress=False)
     scores = {settings: dev_mrr(pairs, settings) for settings in CANDIDATES}
-    best = max(scores, key=scores.get)
-    longer = best.replace(updates=best.updates * LONGER)
-    scores[longer] = dev_mrr(pairs, longer)
     chosen = max(scores, key=scores.get)
     print(f"\nbefore: {Run(pairs, chosen).evaluate('dev')['mrr@10']:.4f}")
     print(submit(chosen.share(), "the reference solution", pairs))

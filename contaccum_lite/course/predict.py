@@ -9,6 +9,7 @@ import base64
 import html
 import json
 import math
+from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
 
@@ -23,6 +24,25 @@ from contaccum_lite.utils.text import plain, without_halves
 
 #: What was committed on this machine, by name of the prediction.
 _answers: dict[str, object] = {}
+#: Names of the predictions that were asked since the kernel started.
+_asked: set[str] = set()
+#: What waits for a prediction, by its name: called once, when its answer stands.
+_waiting: dict[str, list[Callable[[], None]]] = {}
+
+
+def is_open(name: str) -> bool:
+    """Whether what waits for this prediction may be shown: it was answered, or never asked."""
+    return name in _answers or name not in _asked
+
+
+def when_committed(name: str, show: Callable[[], None]) -> None:
+    """Call `show` when this prediction's answer stands."""
+    _waiting.setdefault(name, []).append(show)
+
+
+def _open_what_waits(name: str) -> None:
+    for show in _waiting.pop(name, []):
+        show()
 
 
 def answers(line: str | None = None) -> str:
@@ -42,6 +62,8 @@ def answers(line: str | None = None) -> str:
                 'as in \'{"01.a": "B"}\'.'
             )
         _answers.update(earlier)
+        for name in earlier:
+            _open_what_waits(name)
     text = json.dumps(_answers, ensure_ascii=False, default=str)
     return text.encode("utf-8", "backslashreplace").decode()
 
@@ -116,13 +138,27 @@ class _Options(_Field, w.RadioButtons):
 
 
 class _Number(_Field, w.FloatSlider):
-    """A number within a range."""
+    """A number within a range. Where the slider starts is no answer: it must move once."""
+
+    def __init__(self, **traits):
+        super().__init__(**traits)
+        self.touched = False
+        self.observe(self._touch, "value")
+
+    def _touch(self, change) -> None:
+        self.touched = True
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the slider has not moved yet."""
+        return not self.touched
 
     def choose(self, value) -> None:
         """Choose this number. Raises `ValueError` if it is none, or not within the range."""
         if not _is_number(value) or not self.min <= value <= self.max:
             raise ValueError(f"{_short(value)} is no number from {self.min:g} to {self.max:g}.")
         self.value = float(value)
+        self.touched = True
 
     def marks(self, truth: float, sentence: str) -> str:
         """The answer and the truth as two marks on one line, as HTML."""
@@ -212,6 +248,7 @@ class Predict:
         self.widget = w.VBox([heading, self.field, self.button, self.said, self.below])
         self.button.on_click(lambda _: self.commit())
         self.field.observe(self._forget_alert, self.field.changes)
+        _asked.add(name)
         if name in _answers:
             self._bring_back()
 
@@ -293,6 +330,7 @@ class Predict:
             if isinstance(error, KeyboardInterrupt):
                 raise
         self._unlock()
+        _open_what_waits(self.name)
 
     def _show_reply(self) -> None:
         """Show the truth beside the answer, and the author's reply."""
