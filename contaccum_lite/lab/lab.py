@@ -45,9 +45,9 @@ class Lab(Player):
         super().__init__(pairs, settings, every=every, hide=hide, **fields)
         cell_registry.register(self)
 
-    def _new_track(self, settings: Settings) -> Track:
+    def _new_track(self, settings: Settings, **options) -> Track:
         with without_compiler():
-            return super()._new_track(settings)
+            return super()._new_track(settings, **options)
 
     @property
     def views(self) -> LabWidget:
