@@ -34,7 +34,7 @@ POSITIVES = "grad_scores.diagonal().sub_(1)"
 GRAD_PASSAGES = "grad_scores[:, :num_local].T @ rows / temperature"
 
 TERMS = {
-    "7": Term("S = Q·Pᵀ/τ", "every query with every passage", SCORES),
+    "7": Term("Z = Q·Pᵀ/τ", "every query with every passage", SCORES),
     "7, the positives": Term(
         "S_ii", "each row's own passage, which its loss pulls up", "scores.diagonal()"
     ),
