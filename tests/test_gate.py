@@ -256,11 +256,12 @@ def test_form_of_the_notebooks(faults, plants):
 
 
 def anchors(text):
-    """The addresses of a text's headings, as GitHub makes them."""
-    return {
+    """The addresses of a text's headings, as GitHub makes them, and of its named places."""
+    headings = {
         re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
         for heading in re.findall(r"^#+ (.+)$", text, re.M)
     }
+    return headings | set(re.findall(r'<a id="([^"]+)">', text))
 
 
 def broken(name, text):
