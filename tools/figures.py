@@ -5,9 +5,12 @@ python -m tools.figures     draws them all again
 
 from __future__ import annotations
 
+import io
+
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
+from PIL import Image
 
 from contaccum_lite.evidence import motion, predictor, run
 from contaccum_lite.evidence.records import RunRecords
@@ -101,10 +104,13 @@ def embedded(name: str, sentence: str) -> str:
 
 
 def write_figures() -> None:
-    """Write every image, and into the pages its sentence."""
+    """Write every image, in few colours so that it is small, and into the pages its sentence."""
     IMAGES.mkdir(exist_ok=True)
     for name, (figure, sentence) in figures().items():
-        figure.savefig(IMAGES / f"{name}.png", dpi=110)
+        full = io.BytesIO()
+        figure.savefig(full, format="png", dpi=110)
+        image = Image.open(full).convert("RGB").quantize(64, dither=Image.Dither.NONE)
+        image.save(IMAGES / f"{name}.png", optimize=True)
         write_table(name, embedded(name, sentence))
 
 

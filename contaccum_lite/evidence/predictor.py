@@ -21,6 +21,7 @@ PLAIN, DUAL = "plain map", "dual bank"
 #: what was varied, in the order of the table and the figure
 VARIED = (PLAIN, DUAL, *VARIANTS, "corrected dual bank", "corrected passage bank")
 LEVELS = (0.0, 0.3, 1.0, 3.0, math.inf)  # of the shift
+FEWEST_CELLS = 5  # for a rank correlation
 NO_HARM, GRAVE = 0.85, 0.67  # shares of the control: above the first, and below the second
 
 
@@ -131,7 +132,9 @@ def table(members: list[Cell]) -> str:
         for low, high in zip(LEVELS, LEVELS[1:]):
             shares = [c.share for c in group if low <= c.shift < high]
             row.append(_span(shares) if shares else "–")
-        row += [f"{rank_correlation(group, key):+.2f}" for key in ("shift", "ratio")]
+        for key in ("shift", "ratio"):
+            is_enough = len(group) >= FEWEST_CELLS
+            row.append(f"{rank_correlation(group, key):+.2f}" if is_enough else "–")
         rows.append(row)
     header = ["start", "varied; MRR@10 as a share of the control's (cells)"]
     for low, high in zip(LEVELS, LEVELS[1:]):

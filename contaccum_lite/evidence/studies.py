@@ -119,9 +119,10 @@ def corrected_plan() -> dict[str, RunSpec]:
         runs[f"DPR 128, rate {rate:g}"] = run_spec("dpr", **fields)
         for bank in BANKS:
             add(bank, "identity", 0, 512, rate)
-            add(bank, "identity", 512, 512, rate)  # encoded again before each update
+            seeds = range(3) if rate == CORRECTED_RATES[0] else range(5)  # there little is stale
+            add(bank, "identity", 512, 512, rate, seeds)  # encoded again before each update
             for corrector in CORRECTORS:
-                add(bank, corrector, 32, 512, rate)
+                add(bank, corrector, 32, 512, rate, range(5) if corrector == "ridge" else seeds)
             for probes in (8, 128):
                 add(bank, "ridge", probes, 512, rate, range(3))
             add(bank, "ridge", 128, 2048, rate, range(3))
