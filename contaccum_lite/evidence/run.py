@@ -198,7 +198,10 @@ def corrected_tables() -> dict[str, str]:
     """The table of the two papers together, from the records."""
     book = studies.corrected_book(known_records("corrected"), known_records("pretrained"))
     cost = records.read_records(records.CORRECTOR_COST)
-    return {"corrected": studies.corrected_table(book, cost)}
+    return {
+        "corrected": studies.corrected_table(book, cost),
+        "corrected-words": studies.corrected_words(book),
+    }
 
 
 #: our own studies -> what makes their tables from the records, by their marks in the docs

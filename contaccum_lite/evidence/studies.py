@@ -87,6 +87,7 @@ def _with_control(name: str, **fields) -> dict[str, RunSpec]:
     }
 
 
+RIDGE = "ridge, 32 probes"
 CORRECTORS = ("mean_shift", "ridge", "kernel", "mlp")
 BANKS = {"dual bank": "contaccum", "passage bank alone": "pre_batch"}
 
@@ -217,6 +218,19 @@ def corrected_table(book: RunRecords, cost: dict) -> str:
     header += ["minus the fresh bank, own rates", f"… at {CORRECTED_RATES[-1]:g}"]
     header += ["extra encodes", *(f"time, {tower}" for tower in towers)]
     return markdown_table(header, rows)
+
+
+def corrected_words(book: RunRecords) -> str:
+    """The corrected banks against DPR 128 in MRR@10: each at its own rate, and both at each rate."""
+    names = [f"{bank}, {words}, N_memory 512" for bank in BANKS for words in ("as stored", RIDGE)]
+    names.append(f"passage bank alone, {RIDGE.replace('32', '128')}, N_memory 2048")
+    dpr, parts = book.rates("DPR 128"), []
+    for name in names:
+        rates = book.rates(name)
+        gaps = [f"at {r:g} {book.difference(rates[r], dpr[r])}" for r in CORRECTED_RATES]
+        own = book.difference(book.own_rate(name), book.own_rate("DPR 128"))
+        parts.append(f"{name}: at own rates {own}, {', '.join(gaps)}")
+    return f"MRR@10 minus DPR 128's. {'; '.join(parts)}."
 
 
 def _minus_fresh(book: RunRecords, name: str) -> list[str]:
