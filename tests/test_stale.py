@@ -84,6 +84,21 @@ def test_a_larger_network_is_judged_by_paired_intervals():
     assert "at no updates of staleness" in judge([1.3, 0.9, 1.2, 0.8, 1.0]).sentence
 
 
+@pytest.mark.parametrize("in_batch, words", [(0.20, "is the larger step"), (0.29, "of its own")])
+def test_having_more_negatives_is_the_larger_step_where_it_is(in_batch, words):
+    """Against a gain of 2 points of fresh negatives over stale ones."""
+    mrr = {"oracle": 0.32, "stale cache": 0.30, "in-batch": in_batch, "uniform": 0.28}
+    runs = [
+        {"name": name, "seed": seed, "mrr@10": value + seed / 1000}
+        for name, value in mrr.items()
+        for seed in range(5)
+    ]
+    sentence = stale.judge_fresh_negatives(stale.CacheRunRecords(runs)).sentence
+    assert "Negatives chosen by fresh scores are better." in sentence
+    assert words in sentence
+    assert "hard ones bring more than uniform ones" in sentence
+
+
 @each_claim
 def test_a_verdict_comes_from_the_records(start, claim):
     """Some change of the numbers changes it."""

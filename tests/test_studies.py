@@ -81,6 +81,20 @@ def test_every_row_of_the_table_has_its_time_with_both_towers():
     assert "process_time" in COST_OF_CORRECTORS["what"]
 
 
+def test_the_docs_say_of_time_what_was_measured():
+    """What docs/evidence.md says in words, without numbers."""
+    times = {(r["tower"], r["name"]): r["times"] for r in COST_OF_CORRECTORS["updates"]}
+    bert = lambda name: times["small transformer", name]
+    bag = lambda name: times["bag of words", name]
+    ridge = "ridge, 32 probes, N_memory 512"
+    assert max(bert(f"{bank}, {ridge}") for bank in studies.BANKS) < bert("GradCache 8")
+    for bank in studies.BANKS:
+        assert 1.6 < bert(f"{bank}, fresh, N_memory 512") < 2.5
+    assert 1.6 < bag(f"dual bank, {ridge}") < 2.7
+    assert 15 < bag("dual bank, ridge, 128 probes, N_memory 2048") < 26
+    assert max(bag(f"passage bank alone, {ridge}"), bert(f"passage bank alone, {ridge}")) < 1.6
+
+
 @pytest.mark.parametrize("start", runs.STARTS)
 def test_the_regime_tables_have_every_method(start):
     table = regime.main_table(BOOKS[start])

@@ -16,7 +16,7 @@ TOWERS = {
     "bag of words": dict(start="pretrained"),
     "small transformer": dict(tower="bert", start="random"),
 }
-ROUNDS = {"bag of words": 31, "small transformer": 9}
+ROUNDS = {"bag of words": 15, "small transformer": 5}
 BASE = "GradAccum 8"
 WHAT = (
     "one weight update of N_local 8 and K 16 on python-docs, banks full, one thread; seconds is the median of time.process_time, "

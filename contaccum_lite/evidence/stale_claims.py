@@ -259,7 +259,7 @@ def judge_no_refresh(records: CacheRunRecords) -> Verdict:
         f"MRR@10 {gap} to the oracle, {often:.0f} (R 25) to {always:.0f} (each update) times fewer "
         f"passes; the stale cache itself {stale}"
     )
-    if abs(gap.mean) >= 1 or gap.is_negative:
+    if gap.mean <= -1 or gap.is_negative:
         return Verdict(Outcome.FAILS_HERE, figures, "Something is lost without a refresh.")
     if stale.is_negative:
         return Verdict(Outcome.HOLDS, figures, "Nothing is lost without a refresh.")
@@ -318,10 +318,11 @@ def judge_fresh_negatives(records: CacheRunRecords) -> Verdict:
         f"{not_significant(gap)}.",
     )
     if hard.is_positive:
-        detail = "here uniform ones bring as much as hard ones"
+        detail = "uniform ones are not significantly worse than hard ones"
         if uniform.is_positive:
             detail = "hard ones bring more than uniform ones"
-        sentence += f" Having more negatives at all is the larger step, and {detail}."
+        step = "is the larger step" if hard.mean > 2 * gap.mean else "is a step of its own"
+        sentence += f" Having more negatives at all {step}, and {detail}."
     means = f"{records.format_mean('oracle')} and {records.format_mean('stale cache')}"
     figures = f"{means}: {gap}; stale over in-batch: {hard}; over uniform: {uniform}"
     return Verdict(outcome_of(gap), figures, sentence)
