@@ -119,9 +119,10 @@ def corrected_plan() -> dict[str, RunSpec]:
         runs[f"DPR 128, rate {rate:g}"] = run_spec("dpr", **fields)
         for bank in BANKS:
             add(bank, "identity", 0, 512, rate)
-            seeds = range(3) if rate == CORRECTED_RATES[0] else range(5)  # there little is stale
+            is_lowest = rate == CORRECTED_RATES[0]  # there little is stale
+            seeds = range(3) if is_lowest else range(5)
             add(bank, "identity", 512, 512, rate, seeds)  # encoded again before each update
-            for corrector in CORRECTORS:
+            for corrector in ("ridge", "mlp") if is_lowest else CORRECTORS:
                 add(bank, corrector, 32, 512, rate, range(5) if corrector == "ridge" else seeds)
             for probes in (8, 128):
                 add(bank, "ridge", probes, 512, rate, range(3))
@@ -205,7 +206,8 @@ def corrected_table(book: RunRecords, cost: dict) -> str:
     for name in corrected_methods():
         rates, own = book.rates(name), book.own_rate(name)
         row = [REFERENCES.get(name, name)]
-        row += [book.format_mean(rates[rate]) for rate in CORRECTED_RATES]
+        for rate in CORRECTED_RATES:
+            row.append(book.format_mean(rates[rate]) if rate in rates else "–")
         row += [f"{book.settings(own).learning_rate:g}"]
         row += [book.format_mean(own), book.format_mean(own, "top@20")]
         row += _minus_fresh(book, name)
