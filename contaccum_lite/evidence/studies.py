@@ -87,7 +87,9 @@ def _with_control(name: str, **fields) -> dict[str, RunSpec]:
 
 
 RIDGE = "ridge, 32 probes"
-CORRECTORS = ("mean_shift", "ridge", "kernel", "mlp")
+OTHER_CORRECTORS = ("mean_shift", "kernel", "mlp")
+#: what of these also ran at the lowest rate
+AT_LOWEST_RATE: dict[str, tuple[str, ...]] = {"dual bank": (), "passage bank alone": ("mlp",)}
 BANKS = {"dual bank": "contaccum", "passage bank alone": "pre_batch"}
 
 
@@ -122,8 +124,9 @@ def corrected_plan() -> dict[str, RunSpec]:
             is_lowest = rate == CORRECTED_RATES[0]  # there little is stale
             seeds = range(3) if is_lowest else range(5)
             add(bank, "identity", 512, 512, rate, seeds)  # encoded again before each update
-            for corrector in ("ridge", "mlp") if is_lowest else CORRECTORS:
-                add(bank, corrector, 32, 512, rate, range(5) if corrector == "ridge" else seeds)
+            add(bank, "ridge", 32, 512, rate)
+            for corrector in AT_LOWEST_RATE[bank] if is_lowest else OTHER_CORRECTORS:
+                add(bank, corrector, 32, 512, rate, seeds)
             for probes in (8, 128):
                 add(bank, "ridge", probes, 512, rate, range(3))
             add(bank, "ridge", 128, 2048, rate, range(3))
@@ -208,7 +211,8 @@ def corrected_table(book: RunRecords, cost: dict) -> str:
         row = [REFERENCES.get(name, name)]
         for rate in CORRECTED_RATES:
             row.append(book.format_mean(rates[rate]) if rate in rates else "–")
-        row += [f"{book.settings(own).learning_rate:g}"]
+        is_short = len(rates) < len(CORRECTED_RATES)
+        row += [f"{book.settings(own).learning_rate:g}{' (of two)' if is_short else ''}"]
         row += [book.format_mean(own), book.format_mean(own, "top@20")]
         row += _minus_fresh(book, name)
         row.append(_extra_encodes(book, own))
@@ -222,7 +226,7 @@ def corrected_table(book: RunRecords, cost: dict) -> str:
 
 
 def corrected_words(book: RunRecords) -> str:
-    """The corrected banks against DPR 128 in MRR@10: each at its own rate, and both at each rate."""
+    """The corrected banks against DPR 128 in MRR@10: each at its own rate, and both at one."""
     names = [f"{bank}, {words}, N_memory 512" for bank in BANKS for words in ("as stored", RIDGE)]
     names.append(f"passage bank alone, {RIDGE.replace('32', '128')}, N_memory 2048")
     dpr, parts = book.rates("DPR 128"), []
@@ -240,9 +244,11 @@ def _minus_fresh(book: RunRecords, name: str) -> list[str]:
     fresh = f"{bank}, fresh, N_memory 512"
     if bank not in BANKS or name == fresh or not name.endswith("N_memory 512"):
         return ["–", "–"]
-    own = book.difference(book.own_rate(name), book.own_rate(fresh))
+    own = "–"  # a choice among fewer rates is no fair comparison
+    if len(book.rates(name)) == len(CORRECTED_RATES):
+        own = str(book.difference(book.own_rate(name), book.own_rate(fresh)))
     highest = CORRECTED_RATES[-1]
-    return [str(own), str(book.difference(book.rates(name)[highest], book.rates(fresh)[highest]))]
+    return [own, str(book.difference(book.rates(name)[highest], book.rates(fresh)[highest]))]
 
 
 def _extra_encodes(book: RunRecords, name: str) -> str:
