@@ -296,11 +296,12 @@ function render({ model, el }) {
   const resized = new ResizeObserver(() => {
     fits = Boolean(el.closest(".ccl-views"));
     const now = fits ? [stage.clientWidth, stage.clientHeight] : [el.clientWidth, 0];
-    if (String(now) !== String(room)) { room = now; redraw(); }
+    if (String(now) !== String(room)) { room = now; theme(); }
   });
   resized.observe(el);
   resized.observe(stage);
   const theme = () => {
+    if (!el.isConnected) return; // on a page that is loaded again, it comes later
     ink = getComputedStyle(el).color;
     light = ink.match(/[\d.]+/g).slice(0, 3).reduce((sum, n) => sum + Number(n), 0) < 384;
     redraw();
