@@ -189,3 +189,24 @@ def test_a_copy_is_trained_on_its_own():
     other = copy.deepcopy(loss)
     other(columns_of(pairs(4, 3, draw)), None).backward()
     assert (len(loss), len(other)) == (4, 8)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "matryoshka"])
+def test_two_processes_train_the_weights_of_one(tmp_path, kind):
+    """CachedContAccumLoss, and ContAccumLoss inside MatryoshkaLoss: weights and banks."""
+    import cached_worker
+    import contaccum_lite as cl
+    from safetensors.torch import load_file
+    from test_parallel import launch
+
+    small_bert(cl.load_pairs("toy"), 32, tmp_path / "bert")
+    process = launch(2, tmp_path, kind, script="cached_worker.py")
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    two = load_file(tmp_path / f"cached-{kind}.safetensors")
+    one = cached_worker.train(tmp_path, "ddp" if kind == "fsdp" else kind, 1)
+    for name, value in one.items():
+        assert (value.double() - two[name].double()).abs().max() < 1e-4, name
+    start = weights(sentence_transformer(str(tmp_path / "bert")))
+    assert (start - one["weights"]).abs().max() > 1e-3

@@ -162,11 +162,12 @@ def test_cut_vectors_are_resumed_bit_for_bit(bert, triples, tmp_path, always):  
 # --- memory: checkpointing, LoRA, half precision ---------------------------------------------------------
 
 
-def test_gradient_checkpointing_trains_the_same_weights(triples, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("cached", [False, True])
+def test_gradient_checkpointing_trains_the_same_weights(triples, tmp_path, cached):  # noqa: F811
     folder, found, seen = deep_bert(tmp_path / "bert"), [], []
     for checkpointing in (False, True):
         model = sentence_transformer(folder)
-        loss = ContAccumLoss(model, 20)
+        loss = (CachedContAccumLoss if cached else ContAccumLoss)(model, 20)
         fit(model, loss, triples, tmp_path / "out", gradient_checkpointing=checkpointing)
         found.append(weights(model))
         seen.append(model[0].auto_model.is_gradient_checkpointing)
