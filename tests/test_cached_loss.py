@@ -1,5 +1,8 @@
 """CachedContAccumLoss: against autograd over the whole batch, and against sentence-transformers' own."""
 
+# pytest fixtures that are imported and asked for by name
+# ruff: noqa: F401, F811
+
 import copy
 
 import pytest
@@ -20,7 +23,7 @@ from contaccum_lite.integrations import sentence_transformers as integration
 from contaccum_lite.integrations.cached import CachedContAccumLoss
 from contaccum_lite.integrations.sentence_transformers import ContAccumLoss
 from test_banked_softmax import Model, pairs
-from test_sentence_transformers import (  # noqa: F401
+from test_sentence_transformers import (
     TIGHT,
     arguments,
     bert,
@@ -134,7 +137,7 @@ def test_what_does_not_fit_is_said():
     assert loss.get_config_dict()["mini_batch_size"] == 2
 
 
-def test_inside_adaptive_layers_it_is_refused(bert, triples, tmp_path):  # noqa: F811
+def test_inside_adaptive_layers_it_is_refused(bert, triples, tmp_path):
     """Upstream warns of all Cached losses there; this one stops."""
     model = sentence_transformer(bert)
     loss = CachedContAccumLoss(model, 20, mini_batch_size=2)
@@ -147,7 +150,7 @@ def test_inside_adaptive_layers_it_is_refused(bert, triples, tmp_path):  # noqa:
         trainer.train()
 
 
-def test_the_trainer_accumulates_saves_and_resumes(bert, triples, tmp_path):  # noqa: F811
+def test_the_trainer_accumulates_saves_and_resumes(bert, triples, tmp_path):
     """As the same training that was not interrupted, bit for bit; dropout is replayed."""
     from test_sentence_transformers import Stop
 
