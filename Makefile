@@ -8,7 +8,7 @@ BIN := .venv/bin
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=120
 ROOT := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 
-.PHONY: lab test check notebooks pages gate sweep look regime speed clean
+.PHONY: lab test check notebooks pages api package gate sweep look regime speed clean
 
 lab: .venv/ready
 	$(BIN)/jupyter lab $(ROOT) notebooks/00_start_here.ipynb
@@ -30,6 +30,18 @@ notebooks: .venv/ready
 # the course for where no kernel runs, in build/pages
 pages: .venv/ready
 	$(BIN)/python notebooks/pages.py
+
+# the reference of all modules from their docstrings, in build/api; pdoc reads it without a kernel
+api: .venv/ready
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) "pdoc>=15,<17"
+	$(BIN)/python -m pdoc --math --docformat google --output-directory build/api contaccum_lite
+
+# what is published, in build/dist: a wheel and an sdist, checked
+package: .venv/ready
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) build twine
+	$(BIN)/python -m build --outdir build/dist
+	$(BIN)/python -m twine check --strict build/dist/*
+	$(BIN)/python -m tools.package build/dist/*.whl
 
 # times, memory and sizes of all notebooks, and the tables of the instructor's guide
 gate: .venv/ready

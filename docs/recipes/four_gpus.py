@@ -1,7 +1,9 @@
 """Four GPUs: the micro-batches of all of them are one, and the banks are the same on each.
 
-    torchrun --nproc_per_node 4 docs/recipes/four_gpus.py your/encoder train.jsonl out           DDP
-    torchrun --nproc_per_node 4 docs/recipes/four_gpus.py your/encoder train.jsonl out BertLayer  FSDP2, by this layer
+    torchrun --nproc_per_node 4 docs/recipes/four_gpus.py your/encoder train.jsonl out
+    torchrun --nproc_per_node 4 docs/recipes/four_gpus.py your/encoder train.jsonl out BertLayer
+
+The first line is DDP; the second is FSDP2, which shards the model by this layer.
 
 To resume, also on another number of processes, give the line again with the same `out`:
 per_device_train_batch_size · processes should stay the same, so that a micro-batch does.

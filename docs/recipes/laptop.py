@@ -2,7 +2,7 @@
 
     python docs/recipes/laptop.py your/encoder train.jsonl out
 
-train.jsonl: one object a line, with the texts "anchor" and "positive" (and "negative", if there are).
+train.jsonl: one object a line, with the texts "anchor" and "positive", and "negative" if you have
 """
 
 from __future__ import annotations

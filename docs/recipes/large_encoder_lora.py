@@ -1,4 +1,4 @@
-"""A 7B encoder on one card: LoRA, bf16, gradient checkpointing, micro-batches of 1 or 2 pairs, a bank.
+"""A 7B encoder on one card: LoRA, bf16, gradient checkpointing, micro-batches of 2 pairs, a bank.
 
     python docs/recipes/large_encoder_lora.py your/7b-encoder train.jsonl out
 
