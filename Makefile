@@ -45,7 +45,7 @@ colab: .colab/ready
 # the reference of all modules from their docstrings, in build/api; pdoc reads it without a kernel
 api: .venv/ready
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) "pdoc>=15,<17"
-	$(BIN)/python -m pdoc --math --docformat google --output-directory build/api contaccum_lite
+	$(BIN)/python -m pdoc --math --docformat google --output-directory build/api contaccum_lite $(addprefix contaccum_lite.,core data encoders staleness scale integrations evidence lab course)
 
 # what is published, in build/dist: a wheel and an sdist, checked
 package: .venv/ready
