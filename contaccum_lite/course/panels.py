@@ -17,12 +17,19 @@ class PanelsPicture(Picture):
 
     panels: {name: (rows, columns) numbers}, nan where an entry is not there. says: what an entry
     is. local: the row and the column at which the memory begins, {name: number}, where a panel has
-    a memory. across: panels in a row. Blue is below zero, orange above, white not there. Raises
+    a memory. across: panels in a row. most: where the scale of colours ends, the largest number if not
+    given. Blue is below zero, orange above, white not there. Raises
     `ValueError` if panels is empty or one of them is no matrix.
     """
 
     def __init__(
-        self, panels: dict, says: str, *, local: dict[str, int] | None = None, across: int = 3
+        self,
+        panels: dict,
+        says: str,
+        *,
+        local: dict[str, int] | None = None,
+        across: int = 3,
+        most: float | None = None,
     ):
         if not panels:
             raise ValueError("panels is empty: give {name: (rows, columns) numbers}.")
@@ -36,6 +43,8 @@ class PanelsPicture(Picture):
                 )
             self.panels[without_halves(name)] = matrix
         self.says, self.local, self.across = without_halves(says), local or {}, across
+        largest = max(float(values.nan_to_num().abs().max()) for values in self.panels.values())
+        self.most = most or largest or 1.0
         self.down = -(-len(self.panels) // across)
         self.size = 2.5 * min(across, len(self.panels)), 2.35 * self.down
 
@@ -48,12 +57,11 @@ class PanelsPicture(Picture):
     def still(self, figure) -> None:
         """Draw the panels on a matplotlib figure."""
         table = np.frombuffer(colours("signed").tobytes(), dtype=np.uint8).reshape(256, 4) / 255
-        most = max(float(values.nan_to_num().abs().max()) for values in self.panels.values())
         axes = np.ravel(figure.subplots(self.down, self.across, squeeze=False))
         for axis in axes[len(self.panels) :]:
             axis.set_axis_off()
         for axis, (name, values) in zip(axes, self.panels.items()):
-            cells = (128 + values.nan_to_num() * (127 / (most or 1.0))).round().clamp(1, 255)
+            cells = (128 + values.nan_to_num() * (127 / self.most)).round().clamp(1, 255)
             image = table[cells.long().numpy()].copy()
             image[values.isnan().numpy()] = 1.0  # white: not there
             axis.imshow(image, interpolation="nearest", aspect="equal")
