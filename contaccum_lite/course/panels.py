@@ -17,9 +17,9 @@ class PanelsPicture(Picture):
 
     panels: {name: (rows, columns) numbers}, nan where an entry is not there. says: what an entry
     is. local: the row and the column at which the memory begins, {name: number}, where a panel has
-    a memory. across: panels in a row. most: where the scale of colours ends, the largest number if not
-    given. Blue is below zero, orange above, white not there. Raises
-    `ValueError` if panels is empty or one of them is no matrix.
+    a memory. across: panels in a row. most: where the scale of colours ends, the largest number if
+    not given. Blue is below zero, orange above, white not there. Raises `ValueError` if panels is
+    empty or one of them is no matrix.
     """
 
     def __init__(
