@@ -694,6 +694,7 @@ def test_hostile_text_is_text_in_pictures_maps_and_logs(text, hostile):
         cl.MatrixPicture(torch.eye(2), text, text),
         cl.LinesPicture({text: ([1, 2], [3, 4]), "b": ([1, 2], [2, 2])}, text, text, text),
         cl.PointsPicture({text: (1, 2)}, text, text, text),
+        cl.PanelsPicture({text: torch.eye(2)}, text),
     ):
         assert image(picture.png()).width > 100  # matplotlib reads no formula in it
 
@@ -721,6 +722,7 @@ def test_half_a_character_can_be_drawn(text, lab):
     for picture in (
         cl.MatrixPicture(torch.eye(2), text, text, rows=text, columns=text),
         cl.PointsPicture({text: (1, 2), "b": (2, 3)}, text, text, text),
+        cl.PanelsPicture({text: torch.eye(2)}, text),
         cl.LinesPicture({text: ([1, 2], [3, 4]), "b": ([1, 2], [2, 2])}, text, text, text),
     ):
         assert image(picture.png()).width > 100 and sendable(*picture._repr_mimebundle_())

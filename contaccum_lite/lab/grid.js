@@ -144,7 +144,14 @@ function render({ model, el }) {
       context.setLineDash([4, 4]);
       context.strokeRect(MARGIN, MARGIN, w, h);
       context.setLineDash([]);
-      context.fillText(model.get("empty"), MARGIN + 8, MARGIN + h / 2 + 4, w - 16);
+      const lines = [""];
+      for (const word of model.get("empty").split(" ")) {
+        const longer = `${lines[lines.length - 1]} ${word}`.trim();
+        if (context.measureText(longer).width <= w - 16) lines[lines.length - 1] = longer;
+        else lines.push(word);
+      }
+      const top = MARGIN + h / 2 + 4 - 9 * (lines.length - 1);
+      lines.forEach((line, number) => context.fillText(line, MARGIN + 8, top + 18 * number, w - 16));
       canvas.dataset.frame = model.get("frame");
       return;
     }
