@@ -70,7 +70,13 @@ METHODS = {**SEARCHED, **LATER}
 #: run with fresh seeds beside the winner
 RIVALS = ("DPR 128", "DPR 128, decoupled", "ContAccum 128", "GradAccum")
 #: those that hold 128 pairs at once; all others hold 8
-WHOLE_BATCH = ("DPR 128", "DPR 128, decoupled", "DPR 128, clusters")
+WHOLE_BATCH = (
+    "DPR 128",
+    "DPR 128, decoupled",
+    "DPR 128, all, decoupled",
+    "DPR 128, clusters",
+    "query tower only",
+)
 
 
 def plan() -> dict[str, RunSpec]:
