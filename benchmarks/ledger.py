@@ -1,6 +1,6 @@
 """Run the ledger of the paper's claims and our own studies, and write their tables and figures into the docs.
 
-python -m benchmarks.ledger [ledger|pretrained|random|failure|corrected|negatives] [options]
+python -m benchmarks.ledger [ledger|pretrained|random|failure|corrected|negatives|field] [options]
 
 As `python -m contaccum_lite.evidence.run`; without a name it is the ledger, in both regimes.
 """
