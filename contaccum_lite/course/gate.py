@@ -8,7 +8,7 @@ import html
 import ipywidgets as w
 
 from contaccum_lite.course.predict import is_open, when_committed
-from contaccum_lite.lab.stills import widget_data
+from contaccum_lite.lab.hosts import no_widgets_because, widget_view
 from contaccum_lite.utils.text import plain, without_halves
 
 
@@ -56,10 +56,12 @@ class Gate:
     def _repr_mimebundle_(self, include=None, exclude=None):
         """The gate as a widget; the result itself for where no widget lives."""
         data = _mimebundle(self.result)
-        view = "application/vnd.jupyter.widget-view+json"
-        data[view] = widget_data(self.widget)[view]
         sentence = data.setdefault("text/plain", "")
-        return data, {"image/png": {"alt": sentence}} if "image/png" in data else {}
+        metadata = {"image/png": {"alt": sentence}} if "image/png" in data else {}
+        if no_widgets_because():
+            return data, metadata
+        view, of_view = widget_view(self.widget)
+        return data | view, metadata | of_view
 
 
 def _mimebundle(result) -> dict:
