@@ -73,6 +73,8 @@ def _mimebundle(result) -> dict:
         data.pop("application/vnd.jupyter.widget-view+json", None)
     elif hasattr(result, "_repr_html_"):
         data["text/html"] = result._repr_html_()
+    elif hasattr(result, "_repr_markdown_"):
+        data["text/markdown"] = data["text/plain"] = str(result._repr_markdown_())
     data.setdefault("text/plain", result if isinstance(result, str) else repr(result))
     data["text/plain"] = without_halves(plain(data["text/plain"]))
     return data
@@ -86,6 +88,10 @@ def _as_widget(result):
     if isinstance(own, w.Widget):
         return own
     data = _mimebundle(result)
+    if "text/markdown" in data:
+        output = w.Output()
+        output.append_display_data(result)
+        return output
     text = html.escape(data["text/plain"])
     if "image/png" in data:
         png = data["image/png"]
