@@ -1,6 +1,8 @@
 """Results that wait for a prediction, and a class's answers as bars."""
 
 import base64
+import subprocess
+import sys
 
 import ipywidgets as w
 import pytest
@@ -210,3 +212,10 @@ def test_a_table_in_markdown_is_kept_and_shown():
     assert data["text/markdown"] == table.data
     (shown,) = gate.widget.children[-1].outputs
     assert shown["data"]["text/markdown"] == table.data
+
+
+def test_the_library_and_its_command_line_need_no_widgets():
+    """They are an optional dependency."""
+    code = "import sys, contaccum_lite.cli; print(*{'ipywidgets', 'IPython'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
