@@ -16,12 +16,15 @@ import torch
 import contaccum_lite as cl
 from contaccum_lite.course.check import CASES, Verdict
 from contaccum_lite.course.exercises import EXERCISES
+from contaccum_lite.course.spine import STEPS
 from test_project import NOTEBOOKS
 
 torch.set_num_threads(1)
 
+#: Exercises that notebooks no longer ask: a step of the spine has taken their place.
+REPLACED = {"01.1", "01.2", "01.3", "02.2", "02.3", "03.1", "03.2", "03.3"}
 #: Those that the notebooks ask, and those of which the answer itself is compared.
-NOTEBOOKS_OWN = [name for name in EXERCISES if name[0].isdigit()]
+NOTEBOOKS_OWN = [name for name in EXERCISES if name[0].isdigit() and name not in REPLACED]
 PLAIN = [name for name in EXERCISES if not EXERCISES[name].in_place]
 
 
@@ -105,14 +108,34 @@ def test_the_positive_of_a_row_is_drawn():
 def test_four_notebooks_have_three_to_five_exercises():
     for number in ("01", "02", "03", "04"):
         names = re.findall(
-            r'check\("(\d\d\.\d)"',
+            r'check\("(\d\d\.\d|spine\.\d)"',
             "\n".join(c.source for c in cells(number) if c.cell_type == "code"),
         )
         assert 3 <= len(names) <= 5
-        assert names == sorted(n for n in EXERCISES if n.startswith(number))
+        own = {name for name in names if name.startswith(number)}
+        assert own == {n for n in EXERCISES if n.startswith(number)} - REPLACED
         text = "\n".join(c.source for c in cells(number) if c.cell_type == "markdown")
         for name in names:
             assert re.search(rf"### ★+ {name} · .* \(\d+ minutes\)", text), name
+
+
+def test_the_notebooks_ask_the_spine_in_order_and_use_it():
+    """Each step is asked once, as its text has it, and the next cell takes the student's function."""
+    asked = []
+    for number in ("01", "02", "03", "05", "09"):
+        book = cells(number)
+        for at, cell in enumerate(book):
+            for name in re.findall(r'cl\.check\("(spine\.\d)"', cell.source):
+                step = STEPS[name]
+                asked.append(name)
+                assert cell.source.endswith(step.blank), name
+                assert step.markdown() in book[at - 1].source, name
+                assert step.folded() in book[at + 1].source, name
+                assert f'cl.yours("{name}", {step.function})' in book[at + 2].source, name
+                above = "".join(c.source for c in book[:at])
+                body = step.solution.split("\n", 1)[1].strip()
+                assert body not in above, f"the solution of {name} stands above it"
+    assert asked == list(STEPS)
 
 
 def test_what_goes_wrong_in_the_function_is_a_sentence():

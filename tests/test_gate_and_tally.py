@@ -1,11 +1,14 @@
 """Results that wait for a prediction, and a class's answers as bars."""
 
 import base64
+import subprocess
+import sys
 
 import ipywidgets as w
 import pytest
 
 import contaccum_lite as cl
+from IPython.display import Markdown
 from contaccum_lite.course import predict
 
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -200,3 +203,19 @@ def test_the_line_of_answers_is_what_tally_reads():
     cl.Predict("01.n", "how many?", number=(0, 10)).commit(4)
     picture = cl.tally(cl.answers())
     assert picture.counts == {"01.a": {"b": 1}, "01.n": {"4": 1}}
+
+
+def test_a_table_in_markdown_is_kept_and_shown():
+    table = Markdown("| method | MRR@10 |\n|---|---|\n| DPR | 0.3 |")
+    gate = cl.Gate("no such prediction", table)
+    data, _ = gate._repr_mimebundle_()
+    assert data["text/markdown"] == table.data
+    (shown,) = gate.widget.children[-1].outputs
+    assert shown["data"]["text/markdown"] == table.data
+
+
+def test_the_library_and_its_command_line_need_no_widgets():
+    """They are an optional dependency."""
+    code = "import sys, contaccum_lite.cli; print(*{'ipywidgets', 'IPython'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

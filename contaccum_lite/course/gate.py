@@ -8,7 +8,7 @@ import html
 import ipywidgets as w
 
 from contaccum_lite.course.predict import is_open, when_committed
-from contaccum_lite.lab.stills import widget_data
+from contaccum_lite.lab.hosts import no_widgets_because, widget_view
 from contaccum_lite.utils.text import plain, without_halves
 
 
@@ -56,10 +56,12 @@ class Gate:
     def _repr_mimebundle_(self, include=None, exclude=None):
         """The gate as a widget; the result itself for where no widget lives."""
         data = _mimebundle(self.result)
-        view = "application/vnd.jupyter.widget-view+json"
-        data[view] = widget_data(self.widget)[view]
         sentence = data.setdefault("text/plain", "")
-        return data, {"image/png": {"alt": sentence}} if "image/png" in data else {}
+        metadata = {"image/png": {"alt": sentence}} if "image/png" in data else {}
+        if no_widgets_because():
+            return data, metadata
+        view, of_view = widget_view(self.widget)
+        return data | view, metadata | of_view
 
 
 def _mimebundle(result) -> dict:
@@ -71,6 +73,8 @@ def _mimebundle(result) -> dict:
         data.pop("application/vnd.jupyter.widget-view+json", None)
     elif hasattr(result, "_repr_html_"):
         data["text/html"] = result._repr_html_()
+    elif hasattr(result, "_repr_markdown_"):
+        data["text/markdown"] = data["text/plain"] = str(result._repr_markdown_())
     data.setdefault("text/plain", result if isinstance(result, str) else repr(result))
     data["text/plain"] = without_halves(plain(data["text/plain"]))
     return data
@@ -84,6 +88,10 @@ def _as_widget(result):
     if isinstance(own, w.Widget):
         return own
     data = _mimebundle(result)
+    if "text/markdown" in data:
+        output = w.Output()
+        output.append_display_data(result)
+        return output
     text = html.escape(data["text/plain"])
     if "image/png" in data:
         png = data["image/png"]

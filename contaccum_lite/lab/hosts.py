@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-import ipywidgets
-
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 #: "off" where no widget can live, "on" where one can all the same; unset, the host decides.
 SWITCH = "CONTACCUM_LITE_WIDGETS"
@@ -39,6 +37,8 @@ def no_widgets_because() -> str:
 
 def tooltip(text: str) -> dict[str, str]:
     """The tooltip of a widget with a description, as the installed ipywidgets names it."""
+    import ipywidgets  # optional: the library is imported without it
+
     new = "tooltip" in ipywidgets.DOMWidget.class_trait_names()
     return {"tooltip" if new else "description_tooltip": text}
 
