@@ -68,7 +68,12 @@ def settings_of(name):
     return cl.Settings.preset(method, **fields)
 
 
-NEWER = ("pre_batch_corrected", "grad_cache_bank", "sogclr", "query_only")  # methods that came after the record
+NEWER = (
+    "pre_batch_corrected",
+    "grad_cache_bank",
+    "sogclr",
+    "query_only",
+)  # methods that came after the record
 NAMES = [*(name for name in cl.PRESETS if name not in NEWER), *EXTRAS]
 
 

@@ -23,7 +23,7 @@ STYLES = {
     "oracle_cache": ("#CC79A7", "solid"),
     "contaccum_corrected": ("#009E73", "dash"),
     "pre_batch_corrected": ("#D55E00", "dashdot"),
-    "grad_cache_bank": ("#8F5BD0", "solid"),
-    "sogclr": ("#0072B2", "dashdot"),
-    "query_only": ("#CC79A7", "dot"),
+    "grad_cache_bank": ("#8F5BD0", "dot"),
+    "sogclr": ("#CC79A7", "dot"),
+    "query_only": ("#CC79A7", "dashdot"),
 }
