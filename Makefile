@@ -9,7 +9,7 @@ NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-sta
 COLAB_TESTS := $(patsubst %,tests/test_%.py,bank loss methods minimal run settings)
 ROOT := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 
-.PHONY: lab test check notebooks pages links colab gate sweep look regime speed clean
+.PHONY: lab test check notebooks pages links colab api package gate sweep look regime speed clean
 
 lab: .venv/ready
 	$(BIN)/jupyter lab $(ROOT) notebooks/00_start_here.ipynb
@@ -41,6 +41,18 @@ colab: .colab/ready
 	.colab/bin/python -m tools.colab --resolve
 	.colab/bin/python -m tools.colab
 	.colab/bin/python -m pytest -m 'not processes and not browser' tests/test_hosts.py $(COLAB_TESTS)
+
+# the reference of all modules from their docstrings, in build/api; pdoc reads it without a kernel
+api: .venv/ready
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) "pdoc>=15,<17"
+	$(BIN)/python -m pdoc --math --docformat google --output-directory build/api contaccum_lite $(addprefix contaccum_lite.,core data encoders staleness scale integrations evidence lab course)
+
+# what is published, in build/dist: a wheel and an sdist, checked
+package: .venv/ready
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) build twine
+	$(BIN)/python -m build --outdir build/dist
+	$(BIN)/python -m twine check --strict build/dist/*
+	$(BIN)/python -m tools.package build/dist/*.whl
 
 # times, memory and sizes of all notebooks, and the tables of the instructor's guide
 gate: .venv/ready

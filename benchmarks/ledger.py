@@ -1,6 +1,6 @@
-"""Run the ledger of the paper's claims and our own studies, and write their tables into the docs.
+"""Run the ledger of the paper's claims and our own studies, and write their tables and figures into the docs.
 
-python -m benchmarks.ledger [ledger|pretrained|random|failure|corrected] [options]
+python -m benchmarks.ledger [ledger|pretrained|random|failure|corrected|negatives|field] [options]
 
 As `python -m contaccum_lite.evidence.run`; without a name it is the ledger, in both regimes.
 """
@@ -11,6 +11,7 @@ import sys
 
 from contaccum_lite.evidence import run
 from tools.docs import verdict_counts, write_table
+from tools.figures import write_figures
 
 
 def main(arguments: list[str]) -> None:
@@ -20,6 +21,7 @@ def main(arguments: list[str]) -> None:
         write_table(mark, text)
     if "--quick" not in arguments:
         write_table("verdicts", verdict_counts())
+        write_figures()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ complained of, and whatever is wider than its place: code (which then scrolls si
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 import nbformat
+from PIL import Image
 
 from tools import browser
 from tools.docs import ROOT
@@ -110,7 +112,9 @@ def photograph_lab() -> None:
             lab = page.page.locator(".ccl-first")
             lab.evaluate("lab => lab.scrollIntoView({ block: 'start' })")
             page.page.wait_for_timeout(1500)
-            lab.screenshot(path=ROOT / "notebooks" / "images" / "lab.png")
+            shot = Image.open(io.BytesIO(lab.screenshot())).convert("RGB")
+            small = shot.quantize(192, dither=Image.Dither.NONE)
+            small.save(ROOT / "notebooks" / "images" / "lab.png", optimize=True)
 
 
 def main(names: list[str]) -> None:

@@ -14,7 +14,8 @@ from tools.docs import verdict_counts, write_table
 def main(arguments: list[str]) -> None:
     for mark, text in run.main(["stale", *arguments]).items():
         write_table(mark, text)
-    write_table("verdicts", verdict_counts())
+    if "--quick" not in arguments:
+        write_table("verdicts", verdict_counts())
 
 
 if __name__ == "__main__":

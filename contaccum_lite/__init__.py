@@ -74,6 +74,7 @@ _WITH_WIDGETS = {
     "EquationView": "course.equations",
     "MatrixPicture": "course.plots",
     "LinesPicture": "course.plots",
+    "PanelsPicture": "course.panels",
     "PointsPicture": "course.plots",
     "Slide": "course.plots",
     "same": "course.plots",

@@ -1,6 +1,6 @@
 """The course for where no kernel runs: `make pages`, or
 
-    python notebooks/pages.py            every notebook as HTML, an index, and lab.html with runs recorded on python-docs
+    python notebooks/pages.py            every notebook and document as HTML, a first page, and lab.html with runs recorded on python-docs
     python notebooks/pages.py toy        the same, recorded on toy pairs in a few seconds
 
 All goes to build/pages. lab.html is one file that needs neither kernel nor network: plotly and the recorded numbers are packed into it.
@@ -22,7 +22,8 @@ METHODS = ("dpr", "grad_accum", "pre_batch", "contaccum")
 KINDS = ("softmax weight", "gradient weight")
 ENDS = {"softmax weight": ["≤ 0.0001", "1"], "gradient weight": ["pulls together", "pushes apart"]}
 MARKS = ("circle", "square", "x", "diamond")
-UPDATES, LARGEST = 150, 5_000_000  # bytes
+UPDATES, N_MEMORY = 150, 128  # of the recorded runs: a matrix in which single entries are seen
+LARGEST = 5_000_000  # bytes
 
 
 # --- the recorded lab --------------------------------------------------------------------------------------------------
@@ -215,23 +216,114 @@ def course(out: Path, names: str = "[0-9]*.ipynb") -> list[tuple[str, str]]:
             body,
             flags=re.S,
         )
-        (out / f"{path.stem}.html").write_text(
-            re.sub(r'href="(\d\d_\w+)\.ipynb', r'href="\1.html', body)
-        )
+        for name, page in all_pages().items():
+            link = rf'href="(?:\.\./docs/|\.\./notebooks/)?{re.escape(name)}(?=["#])'
+            body = re.sub(link, f'href="{page}', body)
+        (out / f"{path.stem}.html").write_text(body)
         titles.append((path.stem, notebook.cells[0].source.splitlines()[0].lstrip("# ")))
     return titles
 
 
-def index(titles) -> str:
-    """A page that leads to all others."""
-    items = "".join(
-        f'<li><a href="{stem}.html">{html.escape(title)}</a></li>' for stem, title in titles
+# --- what stands around them -------------------------------------------------------------------------------------------
+
+
+def markdown(path: Path, pages: dict[str, str]) -> str:
+    """A Markdown file as HTML, pictures inside. pages: file's name -> page, of all that can be followed.
+
+    A link to a file that is no page becomes plain words.
+    """
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+    drawn = IPythonRenderer(
+        escape=False, embed_images=True, path=str(path.parent), anchor_link_text=""
     )
-    return (
-        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Contrastive accumulation</title><body style='font:18px/1.5 system-ui,sans-serif;max-width:42em;margin:2em auto;padding:0 1em'>"
-        f"<h1>Contrastive accumulation</h1><p>The course as it was run. None of these pages needs a network.</p><ul style='list-style:none;padding:0'>{items}</ul>"
-        "<p><a href='lab.html'>The lab, recorded</a>: runs with sliders, in one file.</p>"
+    return followed(MarkdownWithMath(renderer=drawn).render(path.read_text()), pages)
+
+
+def followed(page: str, pages: dict[str, str]) -> str:
+    """A page whose links lead to the other pages, or are no links where there is none."""
+
+    def link(match: re.Match) -> str:
+        target, words = match[1], match[2]
+        if re.match(r"(https?:|mailto:|#)", target):
+            return match[0]
+        file, _, place = target.partition("#")
+        if Path(file).name not in pages:
+            return words
+        place = f"#{place}" if place else ""
+        return f'<a href="{pages[Path(file).name]}{place}">{words}</a>'
+
+    return re.sub(r'<a href="([^"]*)"[^>]*>(.*?)</a>', link, page, flags=re.S)
+
+
+def all_pages() -> dict[str, str]:
+    """File's name -> page: the notebooks, the glossary and the documents."""
+    pages = {path.name: f"{path.stem}.html" for path in HERE.glob("[0-9]*.ipynb")}
+    pages |= {path.name: f"docs-{path.stem}.html" for path in (HERE.parent / "docs").glob("*.md")}
+    return {**pages, "NOTATION.md": "NOTATION.html"}
+
+
+def documents(out: Path) -> list[tuple[str, str]]:
+    """The glossary and all of docs/ as pages; (page, title) of each."""
+    pages, titles = all_pages(), []
+    paths = [HERE / "NOTATION.md", *sorted((HERE.parent / "docs").glob("*.md"))]
+    for path in paths:
+        title = path.read_text().splitlines()[0].lstrip("# ")
+        body = markdown(path, pages)
+        page = (HERE / "document.html").read_text()
+        page = page.replace("@TITLE@", html.escape(title)).replace("@BODY@", body)
+        (out / pages[path.name]).write_text(page)
+        titles.append((pages[path.name], title))
+    return titles
+
+
+def readme_part(heading: str) -> list[str]:
+    """The rows of the first table below a heading of the README, without its head."""
+    text = (HERE.parent / "README.md").read_text().split(f"\n## {heading}\n")[1]
+    rows = re.findall(r"^\|.*\|$", text.split("\n## ")[0], re.M)
+    return rows
+
+
+def face(titles, documents=()) -> str:
+    """The first page: what it is, the recorded lab playing, the race, the course, the documents."""
+    from tools.links import repository
+
+    rows = [
+        [cell.strip() for cell in row.strip("|").split("|")]
+        for row in readme_part("The course")[2:]
+    ]
+    lines = {re.search(r"(\d\d_\w+)\.ipynb", row[0])[1]: row[1:] for row in rows}
+    course = ""
+    for stem, title in titles:
+        words, minutes = lines.get(stem, ["", ""])
+        time = f" <small>{html.escape(minutes)} minutes</small>" if minutes else ""
+        course += f'<li><a href="{stem}.html">{html.escape(title)}</a>{time}<p>{html.escape(words)}</p></li>'
+    race = [
+        [cell.strip() for cell in row.strip("|").split("|")] for row in readme_part("What it shows")
+    ]
+    head = "".join(f"<th scope='col'>{html.escape(cell)}</th>" for cell in race[0][:3])
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[:3]) + "</tr>"
+        for row in race[2:]
     )
+    name, first = repository(), "notebooks/00_start_here.ipynb"
+    run = {
+        "Open in Colab": f"https://colab.research.google.com/github/{name}/blob/main/{first}",
+        "Open on Binder": f"https://mybinder.org/v2/gh/{name}/HEAD?urlpath=lab/tree/{first}",
+        "Run it on a laptop": "docs-index.html#install",
+        "Source": f"https://github.com/{name}",
+    }
+    parts = {
+        "@COUNT@": str(len(titles)),
+        "@RUN@": "".join(f'<a href="{html.escape(to)}">{words}</a>' for words, to in run.items()),
+        "@RACE@": f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>",
+        "@COURSE@": course,
+        "@DOCS@": "".join(f'<li><a href="{to}">{html.escape(t)}</a></li>' for to, t in documents),
+    }
+    page = (HERE / "face.html").read_text()
+    for mark, text in parts.items():
+        page = page.replace(mark, text)
+    return page
 
 
 def main(source: str = "python-docs", out: Path = OUT) -> None:
@@ -241,8 +333,8 @@ def main(source: str = "python-docs", out: Path = OUT) -> None:
 
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "index.html").write_text(index(course(out)))
-    page = lab_page(record(cl.load_pairs(source)))
+    (out / "index.html").write_text(face(course(out), documents(out)))
+    page = lab_page(record(cl.load_pairs(source), memory_size=N_MEMORY))
     (out / "lab.html").write_text(page)
     print(
         f"{out}: {len(list(out.glob('*.html')))} pages; lab.html has {math.ceil(len(page.encode()) / 1e5) / 10} MB"

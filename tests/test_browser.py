@@ -67,7 +67,19 @@ def page(tmp_path_factory):
             )
         ]
     )
-    for name, notebook in (("hostile", hostile), ("two", two), ("glance", glance)):
+    figure7 = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell(source)
+            for source in (
+                "import torch\nimport contaccum_lite as cl\ntorch.set_num_threads(1)\n"
+                "pairs = cl.load_pairs('python-docs', progress=False)",
+                "lab = cl.Lab(pairs, start='random', accumulation_steps=4, learning_rate=0.01, every=10_000)\n"
+                "lab.run(20)\nlab",
+            )
+        ]
+    )
+    made = {"hostile": hostile, "two": two, "glance": glance, "figure7": figure7}
+    for name, notebook in made.items():
         notebook.metadata.kernelspec = {
             "display_name": "Python 3",
             "language": "python",
@@ -703,6 +715,32 @@ def test_k_by_keyboard_while_it_plays(glance):
     glance.buttons("Stop").first.click()
     view.until(lambda: view.button("Play").count() > 0)
     assert glance.errors == []
+
+
+def test_the_query_bank_switched_off_by_hand(page):
+    """Figure 7: without past queries the ratio of the gradient norms leaves 1, on the screen."""
+    page.open("figure7.ipynb")
+    page.run_all()
+    page.page.locator(".ccl-enlarge").first.wait_for()
+    show_lab(page)
+    view = lab(page)
+    said = lambda: page.page.locator(".ccl-view-curves p[role=status]").inner_text()
+    ratio = lambda: float(re.search(r"ratio (\d+\.\d+)", said())[1])
+    view.until(lambda: "After update 20" in said(), what="no curve was drawn")
+    before, curve = ratio(), view.curve()
+    assert 0.5 < before < 2
+    page.page.get_by_role("checkbox", name="query bank").uncheck()
+    view.until(
+        lambda: (
+            "query_bank:False" in page.page.locator(".ccl-lab input[type=text]").first.input_value()
+        )
+    )
+    view.button("Play").click()
+    view.until(lambda: view.updates() >= 70, seconds=120, what="it does not play")
+    view.button("Stop").click()
+    view.until(lambda: ratio() > 4 * before, what="the ratio stays where it was")
+    assert view.curve() != curve
+    page.shot("figure7")
 
 
 def test_the_words_at_the_matrix_and_what_is_under_the_pointer(glance):

@@ -1,5 +1,8 @@
 """CachedContAccumLoss: against autograd over the whole batch, and against sentence-transformers' own."""
 
+# pytest fixtures that are imported and asked for by name
+# ruff: noqa: F401, F811
+
 import copy
 
 import pytest
@@ -20,7 +23,7 @@ from contaccum_lite.integrations import sentence_transformers as integration
 from contaccum_lite.integrations.cached import CachedContAccumLoss
 from contaccum_lite.integrations.sentence_transformers import ContAccumLoss
 from test_banked_softmax import Model, pairs
-from test_sentence_transformers import (  # noqa: F401
+from test_sentence_transformers import (
     TIGHT,
     arguments,
     bert,
@@ -134,7 +137,7 @@ def test_what_does_not_fit_is_said():
     assert loss.get_config_dict()["mini_batch_size"] == 2
 
 
-def test_inside_adaptive_layers_it_is_refused(bert, triples, tmp_path):  # noqa: F811
+def test_inside_adaptive_layers_it_is_refused(bert, triples, tmp_path):
     """Upstream warns of all Cached losses there; this one stops."""
     model = sentence_transformer(bert)
     loss = CachedContAccumLoss(model, 20, mini_batch_size=2)
@@ -147,7 +150,7 @@ def test_inside_adaptive_layers_it_is_refused(bert, triples, tmp_path):  # noqa:
         trainer.train()
 
 
-def test_the_trainer_accumulates_saves_and_resumes(bert, triples, tmp_path):  # noqa: F811
+def test_the_trainer_accumulates_saves_and_resumes(bert, triples, tmp_path):
     """As the same training that was not interrupted, bit for bit; dropout is replayed."""
     from test_sentence_transformers import Stop
 
@@ -189,3 +192,24 @@ def test_a_copy_is_trained_on_its_own():
     other = copy.deepcopy(loss)
     other(columns_of(pairs(4, 3, draw)), None).backward()
     assert (len(loss), len(other)) == (4, 8)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "matryoshka"])
+def test_two_processes_train_the_weights_of_one(tmp_path, kind):
+    """CachedContAccumLoss, and ContAccumLoss inside MatryoshkaLoss: weights and banks."""
+    import cached_worker
+    import contaccum_lite as cl
+    from safetensors.torch import load_file
+    from test_parallel import launch
+
+    small_bert(cl.load_pairs("toy"), 32, tmp_path / "bert")
+    process = launch(2, tmp_path, kind, script="cached_worker.py")
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    two = load_file(tmp_path / f"cached-{kind}.safetensors")
+    one = cached_worker.train(tmp_path, "ddp" if kind == "fsdp" else kind, 1)
+    for name, value in one.items():
+        assert (value.double() - two[name].double()).abs().max() < 1e-4, name
+    start = weights(sentence_transformer(str(tmp_path / "bert")))
+    assert (start - one["weights"]).abs().max() > 1e-3

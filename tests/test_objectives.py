@@ -290,3 +290,50 @@ def test_an_objective_with_a_margin_is_the_objective_without_these_columns(objec
     loss, grad_scores = with_margin(function, 0.5)(scores.clone())
     expected, expected_grad = function(masked)
     assert loss == expected and torch.equal(grad_scores, expected_grad)
+
+
+# --- against sentence-transformers ----------------------------------------------------------------
+
+PEER = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
+
+
+def peer_loss(q, p, directions, partition_mode="joint"):
+    losses = pytest.importorskip("sentence_transformers.losses")
+    loss = losses.MultipleNegativesRankingLoss(
+        None,
+        scale=1 / TAU,
+        similarity_fct=lambda a, b: a @ b.T,
+        directions=directions,
+        partition_mode=partition_mode,
+    )
+    return loss.compute_loss_from_embeddings([q, p], None)
+
+
+@pytest.mark.parametrize("directions", ["query", "both"])
+def test_the_same_value_and_gradient_as_sentence_transformers(directions):
+    arguments, _ = vectors("plain")
+    q, p = (arguments[n].requires_grad_() for n in ("queries", "passages"))
+    named = {"query": PEER[:1], "both": (PEER[0], PEER[2])}[directions]
+    expected = peer_loss(q, p, named, "joint" if directions == "query" else "per_direction")
+    gradients = torch.autograd.grad(expected, (q, p))
+    ours = contrast(q.detach(), p.detach(), temperature=TAU, directions=directions)
+    assert abs(ours.loss - expected.detach()) < 1e-12
+    for one, other in zip(ours.gradients, gradients):
+        assert (one - other).abs().max() < 1e-12
+
+
+def test_sentence_transformers_counts_the_positive_twice_in_all_directions():
+    """Its passage-to-query block has the positive again; leave it out, and the values are equal."""
+    arguments, _ = vectors("plain")
+    q, p = arguments["queries"], arguments["passages"]
+    seen = []
+
+    def objective(scores):
+        seen.append(scores.clone())
+        return softmax_loss(scores)
+
+    ours = contrast(q, p, temperature=TAU, directions="all", objectives=(objective, objective))
+    rows = seen[0].logsumexp(1) - seen[0].diagonal()
+    assert abs(ours.loss - rows.mean()) < 1e-12
+    twice = torch.logaddexp(rows, torch.zeros_like(rows)).mean()
+    assert abs(twice - peer_loss(q, p, PEER)) < 1e-12

@@ -134,8 +134,31 @@ def test_the_course_links_to_itself(tmp_path):
     assert first.count("data:image/png;base64") >= 2
     assert "images/methods.png" not in first
     assert "require.min.js" not in first
-    assert all(f'href="{stem}.html"' in pages.index(titles) for stem, _ in titles)
-    assert "&lt;b&gt;" in pages.index([("x", "<b>")])
+    assert 'href="NOTATION.html#' in first and 'NOTATION.md"' not in first
+
+
+def test_the_first_page_leads_to_all_others(tmp_path):
+    titles = [("00_start_here", "00 · Start here"), ("x", "<b>")]
+    documents = pages.documents(tmp_path)
+    page = pages.face(titles, documents)
+    assert 'href="00_start_here.html"' in page and "race four methods" in page
+    assert "&lt;b&gt;" in page and "<b>" not in page
+    assert "ContAccum, dual bank" in page and "before fine-tuning" in page
+    assert all(f'href="{to}"' in page and (tmp_path / to).is_file() for to, _ in documents)
+    assert "@" not in re.sub(r"@\d+|<style>.*?</style>", "", page, flags=re.S)
+    assert not re.search(r"<(script|link|img|iframe)[^>]*https?:", page)  # no network
+
+
+def test_links_of_documents_lead_to_pages_or_are_words(tmp_path):
+    pages.documents(tmp_path)
+    known = set(pages.all_pages().values()) | {"index.html"}
+    for path in tmp_path.glob("*.html"):
+        for target in re.findall(r'<a href="([^"#]+)', path.read_text()):
+            assert target in known or target.startswith("http"), (path.name, target)
+    followed = pages.followed(
+        '<a href="no.md">a</a> <a href="../docs/lab.md#x">b</a>', {"lab.md": "L"}
+    )
+    assert followed == 'a <a href="L#x">b</a>'
 
 
 @pytest.mark.skipif(

@@ -232,3 +232,36 @@ def test_a_towers_ending_is_kept(toy, ending, tmp_path):
     )
     assert math.isfinite(run.history[-1].loss)
     assert cl.Settings.parse(run.settings.share()) == run.settings
+
+
+# --- several matrices -----------------------------------------------------------------------------
+
+
+def test_panels_share_one_scale_and_say_what_they_hold():
+    nan = float("nan")
+    panels = {"few": [[1.0, nan], [nan, -0.5]], "all": torch.eye(3) * 2}
+    picture = cl.PanelsPicture(panels, "numbers", local={"all": 1}, across=2)
+    assert picture.sentence == (
+        "numbers: few, 2 by 2 with 2 entries, from -0.5 to 1; all, 3 by 3, from 0 to 2."
+    )
+    assert picture.most == 2 and cl.PanelsPicture(panels, "", most=1).most == 1
+    data, metadata = picture._repr_mimebundle_()
+    assert data["text/plain"] == metadata["image/png"]["alt"] == picture.sentence
+    assert data["image/png"] != cl.PanelsPicture(panels, "numbers", across=2)._repr_mimebundle_()[0]
+
+
+def test_panels_draw_what_is_missing_white_and_signs_apart():
+    picture = cl.PanelsPicture({"a": [[1.0, -1.0, float("nan"), 0.0]]}, "numbers")
+    figure = stills.new(2, 2)
+    picture.still(figure)
+    up, down, missing, zero = figure.axes[0].images[0].get_array()[0]
+    assert (missing == 1).all() and not (zero[:3] == 1).all()
+    assert up[0] > up[2] and down[0] < down[2]  # orange, blue
+    assert abs(zero[0] - zero[2]) < 0.05  # grey
+
+
+def test_panels_refuse_what_is_no_matrix():
+    with pytest.raises(ValueError, match="panels is empty"):
+        cl.PanelsPicture({}, "numbers")
+    with pytest.raises(ValueError, match=r"panel 'a' has shape \(3,\)"):
+        cl.PanelsPicture({"a": torch.zeros(3)}, "numbers")

@@ -1,5 +1,8 @@
 """ContAccumLoss together with what its users train with: each row of docs/sentence-transformers.md's table."""
 
+# pytest fixtures that are imported and asked for by name
+# ruff: noqa: F401, F811
+
 import math
 
 import pytest
@@ -9,7 +12,7 @@ from torch.nn.functional import cross_entropy, normalize
 pytest.importorskip("sentence_transformers")
 pytest.importorskip("datasets")
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from sentence_transformers.sentence_transformer.losses import (
@@ -22,14 +25,14 @@ from transformers import TrainerCallback
 from contaccum_lite.integrations import sentence_transformers as integration
 from contaccum_lite.integrations.cached import CachedContAccumLoss
 from contaccum_lite.integrations.sentence_transformers import ContAccumLoss
-from test_sentence_transformers import (  # noqa: F401
+from test_sentence_transformers import (
     Stop,
     arguments,
     bert,
     same_banks,
     sentence_transformer,
     small_bert,
-    triples,  # noqa: F401
+    triples,
     weights,
 )
 
@@ -84,10 +87,7 @@ def layer_vectors(model, features):
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_adaptive_layers_are_compared_with_the_last_layers_bank(
-    triples,  # noqa: F811
-    tmp_path,
-    kept,
-    monkeypatch,
+    triples, tmp_path, kept, monkeypatch
 ):
     """Loss and gradient of several batches, against hidden states and a list as bank."""
     monkeypatch.setattr(integration, "INCREMENTAL_FROM", 1 if kept else 10**9)
@@ -126,7 +126,7 @@ def test_adaptive_layers_are_compared_with_the_last_layers_bank(
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_matryoshka_in_the_trainer(bert, triples, tmp_path, cached):  # noqa: F811
+def test_matryoshka_in_the_trainer(bert, triples, tmp_path, cached):
     """Both losses keep full-length vectors, each pair once, and saved banks can be resumed."""
     model = sentence_transformer(bert)
     make = CachedContAccumLoss if cached else ContAccumLoss
@@ -137,7 +137,7 @@ def test_matryoshka_in_the_trainer(bert, triples, tmp_path, cached):  # noqa: F8
     assert (weights(sentence_transformer(bert)) - weights(model)).abs().max() > 1e-3
 
 
-def test_matryoshka_2d_in_the_trainer(triples, tmp_path, always):  # noqa: F811
+def test_matryoshka_2d_in_the_trainer(triples, tmp_path, always):
     model = sentence_transformer(deep_bert(tmp_path / "bert"))
     loss = ContAccumLoss(model, 20)
     trainer = fit(model, loss, triples, tmp_path, Matryoshka2dLoss(model, loss, [32, 16]))
@@ -146,7 +146,7 @@ def test_matryoshka_2d_in_the_trainer(triples, tmp_path, always):  # noqa: F811
     assert math.isfinite(trainer.state.log_history[-1]["train_loss"])
 
 
-def test_cut_vectors_are_resumed_bit_for_bit(bert, triples, tmp_path, always):  # noqa: F811
+def test_cut_vectors_are_resumed_bit_for_bit(bert, triples, tmp_path, always):
     found = []
     for out, stops in (("whole", ()), ("halves", (Stop(2),))):
         model = sentence_transformer(bert)
@@ -165,11 +165,12 @@ def test_cut_vectors_are_resumed_bit_for_bit(bert, triples, tmp_path, always):  
 # --- memory: checkpointing, LoRA, half precision ---------------------------------------------------------
 
 
-def test_gradient_checkpointing_trains_the_same_weights(triples, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("cached", [False, True])
+def test_gradient_checkpointing_trains_the_same_weights(triples, tmp_path, cached):
     folder, found, seen = deep_bert(tmp_path / "bert"), [], []
     for checkpointing in (False, True):
         model = sentence_transformer(folder)
-        loss = ContAccumLoss(model, 20)
+        loss = (CachedContAccumLoss if cached else ContAccumLoss)(model, 20)
         fit(model, loss, triples, tmp_path / "out", gradient_checkpointing=checkpointing)
         found.append(weights(model))
         seen.append(model[0].auto_model.is_gradient_checkpointing)
@@ -191,7 +192,7 @@ def lora(model):
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_lora_trains_adapters_alone_and_resumes(bert, triples, tmp_path, cached):  # noqa: F811
+def test_lora_trains_adapters_alone_and_resumes(bert, triples, tmp_path, cached):
     saving = dict(save_strategy="steps", save_steps=2, learning_rate=2e-2)
     found = []
     for out, stops, resume in (
@@ -214,7 +215,7 @@ def test_lora_trains_adapters_alone_and_resumes(bert, triples, tmp_path, cached)
     assert (tmp_path / "whole" / "checkpoint-4" / "contaccum.safetensors").exists()
 
 
-def test_lora_with_checkpointing_and_bf16(triples, tmp_path):  # noqa: F811
+def test_lora_with_checkpointing_and_bf16(triples, tmp_path):
     """What a large encoder needs, all at once."""
     model = lora(sentence_transformer(deep_bert(tmp_path / "bert")))
     loss = ContAccumLoss(model, 20)
@@ -224,7 +225,7 @@ def test_lora_with_checkpointing_and_bf16(triples, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_bf16_in_the_trainer_is_near_float32(bert, triples, tmp_path, cached, always):  # noqa: F811
+def test_bf16_in_the_trainer_is_near_float32(bert, triples, tmp_path, cached, always):
     values = []
     for bf16 in (False, True):
         model = sentence_transformer(bert)
@@ -236,7 +237,7 @@ def test_bf16_in_the_trainer_is_near_float32(bert, triples, tmp_path, cached, al
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_fp16_with_a_gradient_scaler(bert, triples, cached, always):  # noqa: F811
+def test_fp16_with_a_gradient_scaler(bert, triples, cached, always):
     """The trainer's fp16 asks for a GPU; autocast and the scaler are the same on a processor."""
     model = sentence_transformer(bert).train()
     loss = (CachedContAccumLoss if cached else ContAccumLoss)(model, 20)
@@ -261,7 +262,7 @@ def test_fp16_with_a_gradient_scaler(bert, triples, cached, always):  # noqa: F8
 # --- the trainer's other habits ---------------------------------------------------------------------------
 
 
-def test_several_data_sets_have_a_bank_each(bert, triples, tmp_path):  # noqa: F811
+def test_several_data_sets_have_a_bank_each(bert, triples, tmp_path):
     """Also of different columns: triples and pairs."""
     model = sentence_transformer(bert)
     losses = {
@@ -287,7 +288,7 @@ def test_several_data_sets_have_a_bank_each(bert, triples, tmp_path):  # noqa: F
     assert not both
 
 
-def test_prompts_are_part_of_the_text(bert, triples, tmp_path):  # noqa: F811
+def test_prompts_are_part_of_the_text(bert, triples, tmp_path):
     keys = []
     for prompts in (None, {"anchor": "query : ", "positive": "passage : "}):
         model = sentence_transformer(bert)
@@ -300,7 +301,7 @@ def test_prompts_are_part_of_the_text(bert, triples, tmp_path):  # noqa: F811
     assert torch.equal(keys[0][:, 2], keys[1][:, 2])  # negatives have no prompt
 
 
-def test_prompts_that_pooling_leaves_out_change_no_keys_on_the_way(bert, triples, tmp_path):  # noqa: F811
+def test_prompts_that_pooling_leaves_out_change_no_keys_on_the_way(bert, triples, tmp_path):
     """Pooling without the prompt changes the attention mask while it encodes."""
     model = sentence_transformer(bert)
     model.set_pooling_include_prompt(False)
@@ -326,7 +327,7 @@ class Evaluated(TrainerCallback):
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_evaluators_in_the_middle_change_nothing(bert, triples, tmp_path, cached, always):  # noqa: F811
+def test_evaluators_in_the_middle_change_nothing(bert, triples, tmp_path, cached, always):
     rows = triples.select(range(10))
     evaluator = InformationRetrievalEvaluator(
         dict(enumerate(rows["anchor"])),
@@ -346,7 +347,7 @@ def test_evaluators_in_the_middle_change_nothing(bert, triples, tmp_path, cached
     assert (found[0][1], found[1][1]) == (0, 4)
 
 
-def test_resume_in_the_middle_of_an_epoch(bert, triples, tmp_path, always):  # noqa: F811
+def test_resume_in_the_middle_of_an_epoch(bert, triples, tmp_path, always):
     """With scores that are kept: they are computed again at each save, so both ways are equal."""
     found = []
     for out, stops, resume in (
@@ -376,7 +377,7 @@ def two_towers(folder):
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_two_towers_both_learn(bert, triples, tmp_path, cached, always):  # noqa: F811
+def test_two_towers_both_learn(bert, triples, tmp_path, cached, always):
     """The paper's own shape: a tower for queries, and one for passages."""
     model = two_towers(bert)
     loss = (CachedContAccumLoss if cached else ContAccumLoss)(model, 20)
@@ -391,7 +392,7 @@ def test_two_towers_both_learn(bert, triples, tmp_path, cached, always):  # noqa
     assert (query - document).abs().max() > 1e-3 and len(loss) == 20
 
 
-def test_two_towers_inside_matryoshka(bert, triples, tmp_path):  # noqa: F811
+def test_two_towers_inside_matryoshka(bert, triples, tmp_path):
     model = two_towers(bert)
     loss = ContAccumLoss(model, 20)
     mapping = {"anchor": "query", "positive": "document", "negative": "document"}

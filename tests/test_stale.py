@@ -15,35 +15,95 @@ from contaccum_lite.lab.drift import _share
 from contaccum_lite.lab.lab import Lab
 from tools.docs import TABLES
 
-FOUND = records.read_records(records.STALE)
-BOOK = stale.CacheRunRecords(FOUND["runs"])
+FOUND_OF = {start: records.read_records(path) for start, path in records.STALES.items()}
+FOUND = FOUND_OF["random"]
+each_claim = pytest.mark.parametrize(
+    "start, claim",
+    [(start, claim) for start, of in FOUND_OF.items() for claim in stale.claims(of["curves"])],
+    ids=lambda value: getattr(value, "name", value),
+)
 
 
-def test_every_planned_run_is_recorded_as_planned():
-    assert {(r["name"], r["seed"]) for r in FOUND["runs"]} == {
-        (name, seed) for name in stale.RUNS for seed in stale.SEEDS
+@pytest.mark.parametrize("start", FOUND_OF)
+def test_every_planned_run_is_recorded_as_planned(start):
+    results, plan = FOUND_OF[start], stale.PLANS[start]
+    assert {(r["name"], r["seed"]) for r in results["runs"]} == {
+        (name, seed) for name in plan for seed in stale.SEEDS
     }
-    assert len(command.known_stale()["runs"]) == len(FOUND["runs"])
-    assert {r["seed"] for r in FOUND["curves"]} == set(stale.SEEDS)
-    assert {s.settings.updates * s.settings.total_batch for s in stale.RUNS.values()} == {
+    assert len(command.known_stale(start)["runs"]) == len(results["runs"])
+    assert {r["seed"] for r in results["curves"]} == set(stale.SEEDS)
+    assert {s.settings.start for s in plan.values()} == {start}
+    assert {s.settings.updates * s.settings.total_batch for s in plan.values()} == {
         400 * 32
     }  # the same pairs for all
 
 
+def test_both_regimes_differ_in_their_start_alone():
+    for name, spec in stale.PLANS["pretrained"].items():
+        other = stale.PLANS["random"][name]
+        assert spec.settings.replace(start="random") == other.settings
+        assert spec.seeds == other.seeds == range(5)
+
+
 def test_the_docs_have_what_the_records_say():
-    written = {name: (TABLES / f"{name}.md").read_text() for name in ("stale", "stale-runs")}
-    assert stale.table(FOUND["runs"], FOUND["curves"]) + "\n" == written["stale"]
-    assert stale.runs_table(FOUND["runs"]) + "\n" == written["stale-runs"]
-    assert all(
-        name in stale.runs_table(FOUND["runs"])
-        for name in ("corrected, ridge", "stale, write-back", "corrected, MLP", "oracle")
-    )
+    for name, text in command.stale_tables().items():
+        assert text + "\n" == (TABLES / f"{name}.md").read_text(), name
+    for results in FOUND_OF.values():
+        assert all(
+            name in stale.runs_table(results["runs"])
+            for name in ("corrected, ridge", "stale, write-back", "corrected, MLP", "oracle")
+        )
 
 
-@pytest.mark.parametrize("claim", stale.claims(FOUND["curves"]), ids=lambda c: c.name)
-def test_a_verdict_comes_from_the_records(claim):
+def test_the_table_has_a_column_of_verdicts_for_each_regime():
+    lines = stale.table_of_regimes(FOUND_OF).splitlines()
+    assert lines[0].endswith("| fine-tuned from a pretrained start | from random weights |")
+    for line, *judged in zip(lines[2:], *(stale.verdicts(of) for of in FOUND_OF.values())):
+        cells = line.split(" | ")[3:]
+        assert len(cells) == len(judged) == 2
+        for text, verdict in zip(cells, judged):
+            assert text.startswith(f"**{verdict.verdict}** ")
+    counted = stale.counts(FOUND_OF).values()
+    assert [sum(of_start.values()) for of_start in counted] == [len(lines) - 2] * 2
+
+
+def test_a_larger_network_is_judged_by_paired_intervals():
+    """A mean that is higher by less than its interval is no verdict."""
+
+    def curve(few):
+        return [
+            dict(seed=seed, staleness=25, pairs=pairs, corrector=name, kl=kl)
+            for seed in range(5)
+            for pairs, large in ((32, few[seed]), (2048, 0.5))
+            for name, kl in (("identity", 1.0 + seed / 100), ("MLP of 512", large + seed / 100))
+        ]
+
+    judge = lambda few: stale.judge_generalisation(curve(few))(None)
+    assert judge([1.2, 1.21, 1.19, 1.2, 1.2]).verdict == Outcome.HOLDS
+    assert judge([1.3, 0.9, 1.2, 0.8, 1.0]).verdict == Outcome.FAILS_HERE
+    assert "at no updates of staleness" in judge([1.3, 0.9, 1.2, 0.8, 1.0]).sentence
+
+
+@pytest.mark.parametrize("in_batch, words", [(0.20, "is the larger step"), (0.29, "of its own")])
+def test_having_more_negatives_is_the_larger_step_where_it_is(in_batch, words):
+    """Against a gain of 2 points of fresh negatives over stale ones."""
+    mrr = {"oracle": 0.32, "stale cache": 0.30, "in-batch": in_batch, "uniform": 0.28}
+    runs = [
+        {"name": name, "seed": seed, "mrr@10": value + seed / 1000}
+        for name, value in mrr.items()
+        for seed in range(5)
+    ]
+    sentence = stale.judge_fresh_negatives(stale.CacheRunRecords(runs)).sentence
+    assert "Negatives chosen by fresh scores are better." in sentence
+    assert words in sentence
+    assert "hard ones bring more than uniform ones" in sentence
+
+
+@each_claim
+def test_a_verdict_comes_from_the_records(start, claim):
     """Some change of the numbers changes it."""
-    before, verdicts = claim.judge(BOOK), set()
+    FOUND = FOUND_OF[start]
+    before, verdicts = claim.judge(stale.CacheRunRecords(FOUND["runs"])), set()
     assert before.verdict in tuple(Outcome)[:4]
     assert before.ours
     assert before.sentence

@@ -5,48 +5,20 @@ import re
 import pytest
 
 import contaccum_lite as cl
-from contaccum_lite.evidence import ledger, records, regime, runs, studies
+from contaccum_lite.evidence import ledger, records, regime, run, runs, studies
 from contaccum_lite.evidence.claims import printed
 from contaccum_lite.evidence.ledger import CELLS
+from tools import correctors
 from tools.docs import ROOT
 from contaccum_lite.evidence.runs import GRID_STEPS, RATES, at_rate, figure3
 
 EVIDENCE = ROOT / "docs" / "evidence.md"
 FAILURE = records.read_records(records.STUDIES["failure"])
 CORRECTED = records.read_records(records.STUDIES["corrected"])
-BOOKS = {
-    start: records.RunRecords(records.read_records(records.STUDIES[start]), start)
-    for start in runs.STARTS
-}
-
-
-def test_every_run_of_the_map_has_dpr_beside_it():
-    points = studies.share_of_dpr(FAILURE)
-    assert len(points) == sum("DPR 128" not in r["name"] for r in FAILURE)
-
-
-def test_the_share_of_dpr_is_of_the_same_rate_and_seed():
-    record = lambda name, seed, mrr: {
-        "name": name, "seed": seed, "mrr@10": mrr, "trace": [1.0, 2.0],
-        "motion": [{"shift": 0.1}, {"shift": 0.4}, {}],
-    }  # fmt: skip
-    points = studies.share_of_dpr(
-        [
-            record("pretrained: DPR 128, rate 0.01", 0, 0.4),
-            record("pretrained: DPR 128, rate 0.01", 1, 0.5),
-            record("pretrained: DPR 128, τ 1, rate 0.01", 0, 0.8),
-            record("pretrained: w/o M_q, N_memory 512, rate 0.01", 1, 0.1),
-            record("pretrained: w/o M_q, τ 1, N_memory 512, rate 0.01", 0, 0.2),
-        ]
-    )
-    assert [p["share"] for p in points] == pytest.approx([0.2, 0.25])
-    assert [p["shift"] for p in points] == [0.4, 0.4]
-    assert [p["kind"] for p in points] == ["w/o M_q", "w/o M_q"]
-
-
-def test_the_rank_correlation_of_a_falling_curve_is_minus_one():
-    points = [{"shift": x, "share": 1 / x} for x in (1, 5, 2, 9)]
-    assert studies.rank_correlation(points, "shift") == pytest.approx(-1)
+RECORDS = {start: records.read_records(records.STUDIES[start]) for start in runs.STARTS}
+BOOKS = {start: records.RunRecords(RECORDS[start], start) for start in runs.STARTS}
+COST_OF_CORRECTORS = records.read_records(records.CORRECTOR_COST)
+TOGETHER = run.corrected_tables()["corrected"]
 
 
 def test_the_plans_pair_every_corrected_bank_with_the_bank_as_stored():
@@ -58,9 +30,74 @@ def test_the_plans_pair_every_corrected_bank_with_the_bank_as_stored():
             assert stored in plan
 
 
-def test_the_table_of_the_two_papers_has_every_run():
-    table = studies.corrected_table(CORRECTED)
-    assert all(f"| {name} |" in table for name in studies.corrected_plan())
+def test_every_run_of_the_two_papers_has_its_cell_in_the_table():
+    rows = {line.split(" | ")[0].removeprefix("| ") for line in TOGETHER.splitlines()}
+    for name in studies.corrected_plan():
+        method, _, rate = name.rpartition(", rate ")
+        assert method in rows
+        assert f"MRR@10 at {rate}" in TOGETHER.splitlines()[0]
+    assert {"GradAccum 8 × 16", "GradCache 8 × 16"} <= rows
+
+
+def own_rate_column(records_of_study):
+    book = studies.corrected_book(records_of_study, RECORDS["pretrained"])
+    table = studies.corrected_table(book, COST_OF_CORRECTORS).splitlines()
+    column = table[0].split(" | ").index("its own rate (dev)")
+    return [row.split(" | ")[column] for row in table[2:]]
+
+
+def test_each_methods_own_rate_is_chosen_by_the_dev_pairs_alone():
+    before = own_rate_column(CORRECTED)
+    other_test = [{**r, "mrr@10": 1 - r["mrr@10"], "top@20": 1 - r["top@20"]} for r in CORRECTED]
+    assert own_rate_column(other_test) == before
+    other_dev = [{**r, "dev mrr@10": 1 - r["dev mrr@10"]} for r in CORRECTED]
+    assert own_rate_column(other_dev) != before
+
+
+def test_all_choose_among_the_same_rates_but_for_correctors_other_than_ridge():
+    book = studies.corrected_book(CORRECTED, RECORDS["pretrained"])
+    for name in studies.corrected_methods():
+        bank, _, words = name.partition(", ")
+        corrector = words.partition(",")[0]
+        others = set(studies.OTHER_CORRECTORS) - set(studies.AT_LOWEST_RATE.get(bank, ()))
+        is_short = corrector in others
+        assert tuple(book.rates(name)) == studies.CORRECTED_RATES[is_short:]
+
+
+def test_extra_encodes_are_counted_over_one_pass():
+    book = studies.corrected_book(CORRECTED, RECORDS["pretrained"])
+    extra = lambda name: studies._extra_encodes(book, name)
+    assert extra("DPR 128, rate 0.01") == "0%"
+    assert extra("dual bank, ridge, 32 probes, N_memory 512, rate 0.01") == "25%"  # 32 of 128
+    assert extra("dual bank, ridge, 128 probes, N_memory 512, rate 0.01") == "100%"
+
+
+def test_every_row_of_the_table_has_its_time_with_both_towers():
+    timed = [(r["tower"], r["name"]) for r in COST_OF_CORRECTORS["updates"]]
+    towers = dict.fromkeys(tower for tower, _ in timed)
+    assert len(towers) == 2
+    wanted = [(tower, name) for tower in towers for name in studies.corrected_methods()]
+    assert sorted(timed) == sorted(wanted)
+    times = {pair: r["times"] for pair, r in zip(timed, COST_OF_CORRECTORS["updates"])}
+    for tower in towers:
+        assert times[tower, "GradAccum 8"] == 1.0
+        fresh = times[tower, "dual bank, fresh, N_memory 512"]
+        assert fresh > times[tower, "dual bank, as stored, N_memory 512"]
+    assert "process_time" in COST_OF_CORRECTORS["what"]
+
+
+def test_the_docs_say_of_time_what_was_measured():
+    """What docs/evidence.md says in words, without numbers."""
+    times = {(r["tower"], r["name"]): r["times"] for r in COST_OF_CORRECTORS["updates"]}
+    bert = lambda name: times["small transformer", name]
+    bag = lambda name: times["bag of words", name]
+    ridge = "ridge, 32 probes, N_memory 512"
+    assert max(bert(f"{bank}, {ridge}") for bank in studies.BANKS) < bert("GradCache 8")
+    for bank in studies.BANKS:
+        assert 1.6 < bert(f"{bank}, fresh, N_memory 512") < 2.5
+    assert 1.6 < bag(f"dual bank, {ridge}") < 2.7
+    assert 15 < bag("dual bank, ridge, 128 probes, N_memory 2048") < 26
+    assert max(bag(f"passage bank alone, {ridge}"), bert(f"passage bank alone, {ridge}")) < 1.6
 
 
 @pytest.mark.parametrize("start", runs.STARTS)
@@ -138,3 +175,36 @@ def test_at_least_17_claims_of_the_paper_are_decided_fine_tuned():
     ours = {claim["name"] for claim in printed("contaccum") if claim["section"].startswith("ours")}
     decided = [n for n, (v, _) in judged.items() if v.verdict != "not decided" and n not in ours]
     assert len(decided) >= 17
+
+
+# --- what a corrected bank costs ------------------------------------------------------------------
+
+
+def test_times_are_medians_of_each_rounds_multiple_of_the_base():
+    seconds = {"base": [1.0, 2.0, 4.0], "other": [2.0, 2.0, 12.0]}
+    assert correctors.over_base(seconds, "base") == {"base": 1.0, "other": 2.0}
+
+
+def test_runs_take_turns_and_processor_seconds_are_counted(monkeypatch):
+    clock, order = iter(range(100)), []
+    monkeypatch.setattr(correctors.time, "process_time", lambda: next(clock))
+
+    class Counted:
+        def __init__(self, name):
+            self.step = lambda: order.append(name)
+
+    seconds = correctors.in_turns({"a": Counted("a"), "b": Counted("b")}, 3)
+    assert order == ["a", "b"] * 3
+    assert seconds == {"a": [1, 1, 1], "b": [1, 1, 1]}
+
+
+def test_what_is_timed_has_full_banks_and_encodes_micro_batch_by_micro_batch(docs):
+    name = "dual bank, ridge, 32 probes, N_memory 512"
+    settings = correctors.settings_of(name, "bag of words")
+    assert not settings.one_forward
+    assert (settings.memory_size, settings.probes) == (512, 32)
+    assert (settings.local_batch, settings.accumulation_steps) == (8, 16)
+    run_of_it = correctors.full_run(docs, settings)
+    assert len(run_of_it.passage_bank) == len(run_of_it.query_bank) == 512
+    bert = correctors.settings_of(name, "small transformer")
+    assert (bert.tower, bert.start, bert.corrector) == ("bert", "random", "ridge")

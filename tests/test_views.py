@@ -694,6 +694,7 @@ def test_hostile_text_is_text_in_pictures_maps_and_logs(text, hostile):
         cl.MatrixPicture(torch.eye(2), text, text),
         cl.LinesPicture({text: ([1, 2], [3, 4]), "b": ([1, 2], [2, 2])}, text, text, text),
         cl.PointsPicture({text: (1, 2)}, text, text, text),
+        cl.PanelsPicture({text: torch.eye(2)}, text),
     ):
         assert image(picture.png()).width > 100  # matplotlib reads no formula in it
 
@@ -721,6 +722,7 @@ def test_half_a_character_can_be_drawn(text, lab):
     for picture in (
         cl.MatrixPicture(torch.eye(2), text, text, rows=text, columns=text),
         cl.PointsPicture({text: (1, 2), "b": (2, 3)}, text, text, text),
+        cl.PanelsPicture({text: torch.eye(2)}, text),
         cl.LinesPicture({text: ([1, 2], [3, 4]), "b": ([1, 2], [2, 2])}, text, text, text),
     ):
         assert image(picture.png()).width > 100 and sendable(*picture._repr_mimebundle_())
@@ -890,3 +892,61 @@ def test_words_of_the_banks_keep_up_at_full_speed(toy):
             lab.playing = False
         assert view.banks.grids["query"].sentence == expected, frames
     lab.close()
+
+
+def test_cividis_is_matplotlibs():
+    from matplotlib import colormaps
+
+    from contaccum_lite.lab.grid import colours
+
+    expected = (colormaps["cividis"](np.linspace(0, 1, 255)) * 255).round().astype(np.uint8)
+    assert (colours("magnitude")[1:] == expected).all()
+    assert not colours("magnitude")[0].any()
+
+
+def test_a_fresh_lab_is_shown_without_slow_imports():
+    """Neither plotly nor matplotlib nor PyTorch's compiler is imported before the first picture."""
+    import subprocess
+    import sys
+
+    source = (
+        "import sys, contaccum_lite as cl; toy = cl.load_pairs('toy'); lab = cl.Lab(toy, dim=8)\n"
+        "data, _ = lab._repr_mimebundle_(); assert data['image/png']\n"
+        "slow = {'plotly', 'matplotlib', 'torch._dynamo'} & {*sys.modules}\n"
+        "lab.run(2); print(slow, lab.training.step_count)"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert done.stdout.strip() == "set() 2", done.stderr
+
+
+def test_an_optimizer_made_without_the_compiler_trains_the_same(toy):
+    from contaccum_lite.lab.lab import Player
+
+    runs = [Lab(toy, **SMALL), Player(toy, **SMALL)]
+    for run in runs:
+        run.run(3)
+    assert [u.loss for u in runs[0].training.history] == [u.loss for u in runs[1].training.history]
+
+
+def test_the_seldom_used_controls_are_folded(toy):
+    view = Lab(toy, **SMALL).views
+    assert view.more.layout.display == "none"
+    view.fold.value = True
+    assert view.more.layout.display != "none" and view.fold.description == "Fewer controls"
+    assert {view.controls["seed"], view.line} <= {*view.more.children}
+
+
+def test_a_reset_button_stands_beside_what_waits(lab):
+    view = lab.views
+    assert view.reset_now.layout.display == "none"
+    lab.seed = 7
+    assert view.reset_now.layout.display != "none"
+    assert "ccl-waits" in view.controls["seed"]._dom_classes
+    view.reset_now.click()
+    assert lab.training.settings.seed == 7 and view.reset_now.layout.display == "none"
+    assert "ccl-waits" not in view.controls["seed"]._dom_classes
+
+
+def test_a_lab_without_a_tour(toy):
+    assert len(Lab(toy, **SMALL).views.guide.steps) == 6
+    assert Lab(toy, **SMALL, tour=False).views.guide.steps == []

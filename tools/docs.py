@@ -5,11 +5,9 @@ A page shows a table between the marks `<!-- name -->` and `<!-- /name -->`.
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from pathlib import Path
 
-from contaccum_lite.evidence import ledger, run
+from contaccum_lite.evidence import ledger, run, stale_claims
 from contaccum_lite.evidence.records import COST, markdown_table, read_records
 
 ROOT = Path(__file__).parent.parent
@@ -54,9 +52,8 @@ def verdict_counts() -> str:
         f"ContAccum, {words}": counted
         for words, counted in ledger.counts(run.ledger_books(), read_records(COST)).items()
     }
-    stale_table = (TABLES / "stale.md").read_text()
-    stale = "corrector networks, and ours on stale caches (from random weights)"
-    counts[stale] = Counter(re.findall(r"\| \*\*(.+?)\*\* \|", stale_table))
+    for words, counted in stale_claims.counts(run.stale_books()).items():
+        counts[f"corrector networks and stale caches, {words}"] = counted
     rows = []
     for words, counted in counts.items():
         if unknown := counted.keys() - set(VERDICTS):

@@ -1,7 +1,7 @@
 """Exercises that answer: `check("04.2", my_function)` tries the function on cases, and explains.
 
 A wrong answer is compared with the slips that people make, so that the reply can name the one that
-was made. The exercises themselves are in `exercises/`. Notebooks 01 to 04 and 07 to 09.
+was made. The exercises themselves are in `exercises/`. Notebooks 01 to 04 and 07 to 10.
 """
 
 from __future__ import annotations

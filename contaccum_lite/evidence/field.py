@@ -39,6 +39,14 @@ BASELINES = {
     "ContAccum 512": "ContAccum 8",
     "ContAccum 128": "ContAccum N_memory 128 K 16",
 }
+#: the baselines' settings; "ContAccum 128" is among the methods
+BASELINE_FIELDS: dict[str, dict] = {
+    "GradAccum": dict(method="grad_accum"),
+    "DPR 128": dict(method="dpr"),
+    "GradCache": dict(method="grad_cache"),
+    "passage bank 512": dict(method="pre_batch"),
+    "ContAccum 512": dict(method="contaccum"),
+}
 _BANK = dict(method="contaccum", memory_size=128)
 #: what is searched, in the order in which it is run: one change to GradAccum, and combinations
 SEARCHED: dict[str, dict] = {
@@ -68,16 +76,21 @@ LATER: dict[str, dict] = {
 }
 METHODS = {**SEARCHED, **LATER}
 #: run with fresh seeds beside the winner
-RIVALS = ("DPR 128", "DPR 128, decoupled", "ContAccum 128", "GradAccum")
+RIVALS = ("DPR 128", "clusters", "ContAccum 128", "GradAccum")
 #: those that hold 128 pairs at once; all others hold 8
-WHOLE_BATCH = ("DPR 128", "DPR 128, decoupled", "DPR 128, clusters")
+WHOLE_BATCH = (
+    "DPR 128",
+    "DPR 128, decoupled",
+    "DPR 128, all, decoupled",
+    "DPR 128, clusters",
+    "query tower only",
+)
 
 
 def plan() -> dict[str, RunSpec]:
     """All runs that could be needed, by name."""
     runs = {}
-    baselines = {"GradAccum": dict(method="grad_accum"), "DPR 128": dict(method="dpr")}
-    for name, fields in {**METHODS, **baselines}.items():
+    for name, fields in {**METHODS, **BASELINE_FIELDS}.items():
         for rate in (LOW_RATE, *FIRST_RATES):
             seeds = range(FRESH_SEEDS.stop)
             runs[at_rate(name, rate)] = run_spec(seeds=seeds, learning_rate=rate, **fields)

@@ -17,16 +17,8 @@ from contaccum_lite.core.run import Run
 from contaccum_lite.core.settings import Settings
 from contaccum_lite.data.types import Pairs, Passage
 from contaccum_lite.diagnostics.measure import tensor_memory
-from contaccum_lite.evidence.field import METHODS, kept_bytes
+from contaccum_lite.evidence.field import BASELINE_FIELDS, METHODS, kept_bytes
 
-#: the baselines' settings, by the field's names
-BASELINE_FIELDS = {
-    "GradAccum": dict(method="grad_accum"),
-    "DPR 128": dict(method="dpr"),
-    "GradCache": dict(method="grad_cache"),
-    "passage bank 512": dict(method="pre_batch"),
-    "ContAccum 512": dict(method="contaccum"),
-}
 WARM_UP = 6  # updates, until the largest bank is full
 ROUNDS = 8
 

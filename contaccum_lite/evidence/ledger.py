@@ -198,7 +198,7 @@ def judge_accumulation(records: RunRecords) -> Verdict:
         sizes = ", ".join(map(str, helps))
         sentence = f"K 16 is above K 1 with N_memory {sizes}, and not with the others."
         return Verdict(Outcome.HOLDS_IF, figures, sentence)
-    sentence = "At the same number of pairs seen, K 16 is above K 1 with no bank."
+    sentence = "At the same number of pairs seen, K 16 is above K 1 with none of these banks."
     return Verdict(Outcome.FAILS_HERE, figures, sentence)
 
 

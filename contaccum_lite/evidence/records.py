@@ -15,6 +15,9 @@ from contaccum_lite.utils.files import write_atomically
 
 FOLDER = Path(__file__).parent / "records"
 STALE, COST, FIELD = FOLDER / "stale.json", FOLDER / "cost.json", FOLDER / "field.json"
+#: start of the towers -> the second paper's records
+STALES = {"pretrained": FOLDER / "stale-pretrained.json", "random": STALE}
+CORRECTOR_COST = FOLDER / "corrector-cost.json"
 #: study -> its file; the paper's ledger is one study for each start
 STUDIES = {
     "pretrained": FOLDER / "ledger-pretrained.json",

@@ -273,7 +273,8 @@ def _accuracy(run: Run) -> dict[str, float]:
 
 
 def _shortened(settings: Settings, divisor: int) -> Settings:
-    fields = dict(updates=settings.updates // divisor, warmup=settings.warmup // divisor)
+    divided = ("updates", "warmup", "bank_warmup")
+    fields = {name: getattr(settings, name) // divisor for name in divided}
     if settings.drop_query_bank_at is not None:
         fields["drop_query_bank_at"] = settings.drop_query_bank_at // divisor
     return settings.replace(**fields)

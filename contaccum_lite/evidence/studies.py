@@ -1,4 +1,4 @@
-"""Two studies of our own: when a one-sided bank fails, and the two papers together.
+"""Studies of our own: when a one-sided bank fails, the two papers together, stale hard negatives.
 
 Each was planned before it was run. The plan is the dictionaries here; what would refute a finding
 is in docs/evidence.md. `python -m contaccum_lite.evidence.run failure` and `corrected` run them.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contaccum_lite.core.settings import Settings
 from contaccum_lite.evidence.records import RunRecords, markdown_table
-from contaccum_lite.evidence.runs import RunSpec, run_spec
+from contaccum_lite.evidence.runs import RunSpec, run_spec, without_common_part
 
 #: the start -> (sizes of the bank, learning rates) of the map
 MAP = {
@@ -16,13 +16,26 @@ MAP = {
     "random": ((32, 128, 512), (0.0005, 0.001, 0.002, 0.005)),
 }
 MAP_SEEDS = range(2)
+CORRECTED_RATES = (0.002, 0.005, 0.01)
+
+
+#: what else is varied, to refute that the shift predicts the harm: words -> fields of `Settings`
+VARIANTS = {
+    "unit vectors, τ 0.1": dict(ending="unit", temperature=0.1),
+    "no last layer": dict(ending="none"),
+    "τ 1": dict(temperature=1.0),
+    "hard negatives": dict(hard_negatives=1),
+}
+VARIANT_RATES, VARIANT_SEEDS = (0.002, 0.005, 0.01), range(5)
+CONTROL = "push removed"  # the same passage bank alone, without its common push
 
 
 def failure_plan() -> dict[str, RunSpec]:
     """Learning rate × N_memory × start for a passage bank alone, and where else to look.
 
     Attempts to refute that the bank's shift predicts the harm: a dual bank, other output layers,
-    other temperatures, hard negatives, corrected banks, and 2 seeds.
+    other temperatures, hard negatives, corrected banks, and more seeds. Beside every cell stands
+    its control, the same bank with `CONTROL`. The corrected banks are runs of `corrected_plan`.
     """
     runs = {}
     for start, (sizes, rates) in MAP.items():
@@ -31,28 +44,52 @@ def failure_plan() -> dict[str, RunSpec]:
             runs[f"{start}: DPR 128, rate {rate:g}"] = run_spec("dpr", **fields)
             for size in sizes:
                 name = f"N_memory {size}, rate {rate:g}"
-                one_sided = run_spec("pre_batch", memory_size=size, **fields)
-                runs[f"{start}: w/o M_q, {name}"] = one_sided
+                runs |= _with_control(name, memory_size=size, **fields)
                 dual = run_spec("contaccum", memory_size=size, **fields)
                 runs[f"{start}: ContAccum, {name}"] = dual
-    others = {
-        "unit vectors, τ 0.1": dict(ending="unit", temperature=0.1),
-        "no last layer": dict(ending="none"),
-        "τ 1": dict(temperature=1.0),
-        "hard negatives": dict(hard_negatives=1),
-    }
-    for words, changes in others.items():
-        for rate in (0.002, 0.005, 0.01):
-            fields = dict(seeds=range(1), start="pretrained", learning_rate=rate, **changes)
-            runs[f"pretrained: DPR 128, {words}, rate {rate:g}"] = run_spec("dpr", **fields)
+    for words, changes in VARIANTS.items():
+        for rate in VARIANT_RATES:
+            fields = dict(seeds=VARIANT_SEEDS, start="pretrained", learning_rate=rate, **changes)
             name = f"{words}, N_memory 512, rate {rate:g}"
-            one_sided = run_spec("pre_batch", memory_size=512, **fields)
-            runs[f"pretrained: w/o M_q, {name}"] = one_sided
+            runs |= _with_control(name, memory_size=512, **fields)
+    runs |= _without_last_layer(VARIANT_RATES[0])
+    for rate in CORRECTED_RATES:
+        fields = dict(seeds=MAP_SEEDS, start="pretrained", learning_rate=rate)
+        name = f"N_memory 2048, rate {rate:g}"
+        runs |= _with_control(name, memory_size=2048, **fields)
     return runs
 
 
-CORRECTORS = ("mean_shift", "ridge", "kernel", "mlp")
-CORRECTED_RATES = (0.002, 0.005, 0.01)
+def _without_last_layer(rate: float) -> dict[str, RunSpec]:
+    """Where the control is harmed too: DPR 128, the bank fresh, and a query bank, beside it.
+
+    They were added once the control was seen to be below the untuned towers.
+    """
+    words = "no last layer"
+    fields = dict(seeds=range(3), start="pretrained", learning_rate=rate, **VARIANTS[words])
+    name = f"{words}, N_memory 512, rate {rate:g}"
+    fresh = run_spec("pre_batch", memory_size=512, refresh_banks=True, **fields)
+    return {
+        f"pretrained: DPR 128, {words}, rate {rate:g}": run_spec("dpr", **fields),
+        f"pretrained: bank fresh, {name}": fresh,
+        f"pretrained: with M_q, {name}": run_spec("contaccum", memory_size=512, **fields),
+    }
+
+
+def _with_control(name: str, **fields) -> dict[str, RunSpec]:
+    """A passage bank alone, and the same without the push that nothing cancels."""
+    return {
+        f"{fields['start']}: w/o M_q, {name}": run_spec("pre_batch", **fields),
+        f"{fields['start']}: {CONTROL}, {name}": run_spec(
+            "pre_batch", gradient_hook=without_common_part, **fields
+        ),
+    }
+
+
+RIDGE = "ridge, 32 probes"
+OTHER_CORRECTORS = ("mean_shift", "kernel", "mlp")
+#: what of these also ran at the lowest rate
+AT_LOWEST_RATE: dict[str, tuple[str, ...]] = {"dual bank": (), "passage bank alone": ("mlp",)}
 BANKS = {"dual bank": "contaccum", "passage bank alone": "pre_batch"}
 
 
@@ -84,10 +121,12 @@ def corrected_plan() -> dict[str, RunSpec]:
         runs[f"DPR 128, rate {rate:g}"] = run_spec("dpr", **fields)
         for bank in BANKS:
             add(bank, "identity", 0, 512, rate)
-            if rate > 0.002:
-                add(bank, "identity", 512, 512, rate)  # encoded again before each update
-            for corrector in CORRECTORS if rate > 0.002 else ("ridge",):
-                add(bank, corrector, 32, 512, rate)
+            is_lowest = rate == CORRECTED_RATES[0]  # there little is stale
+            seeds = range(3) if is_lowest else range(5)
+            add(bank, "identity", 512, 512, rate, seeds)  # encoded again before each update
+            add(bank, "ridge", 32, 512, rate)
+            for corrector in AT_LOWEST_RATE[bank] if is_lowest else OTHER_CORRECTORS:
+                add(bank, corrector, 32, 512, rate, seeds)
             for probes in (8, 128):
                 add(bank, "ridge", probes, 512, rate, range(3))
             add(bank, "ridge", 128, 2048, rate, range(3))
@@ -135,101 +174,87 @@ def negatives_plan() -> dict[str, RunSpec]:
 # --- what the records say -------------------------------------------------------------------------
 
 
-def largest_shift(record: dict) -> float:
-    """The largest of a run's measured shifts of its bank (`staleness.drift.bank_motion`)."""
-    return max(moment.get("shift", 0.0) for moment in record["motion"])
+#: runs of the fine-tuned ledger that stand beside the corrected banks
+REFERENCES = {"GradAccum 8": "GradAccum 8 × 16", "GradCache 8": "GradCache 8 × 16"}
 
 
-def share_of_dpr(records: list[dict]) -> list[dict]:
-    """Each bank's run: its name, its shift, its ratio, and MRR@10 over that of DPR 128 beside it.
+def corrected_methods() -> list[str]:
+    """The rows of `corrected_table`: the names of `corrected_plan` without their rates."""
+    names = [name.rpartition(", rate")[0] for name in corrected_plan()]
+    return list(dict.fromkeys(["DPR 128", *REFERENCES, *names]))
 
-    DPR with the same start, rate, seed and changes, so that a rate that is bad for all is no harm.
+
+def corrected_book(records: list[dict], ledger_records: list[dict]) -> RunRecords:
+    """The corrected banks, and beside them GradAccum and GradCache at the same three rates.
+
+    ledger_records: of the fine-tuned ledger.
     """
-    by_name = {(r["name"], r["seed"]): r for r in records}
-    points = []
-    for r in records:
-        if "DPR 128" in r["name"]:
-            continue
-        start, _, rest = r["name"].partition(": ")
-        kind, *words = rest.split(", ")
-        others = [word for word in words if not word.startswith("N_memory")]
-        base = by_name[f"{start}: {', '.join(['DPR 128', *others])}", r["seed"]]
-        points.append(
-            {
-                "start": start,
-                "kind": kind,
-                "name": rest,
-                "seed": r["seed"],
-                "shift": largest_shift(r),
-                "ratio": max(r["trace"]),
-                "mrr": 100 * r["mrr@10"],
-                "share": r["mrr@10"] / base["mrr@10"],
-            }
-        )
-    return points
+    beside = []
+    for record in ledger_records:
+        is_reference = record["name"].partition(", rate")[0] in REFERENCES
+        rate = Settings.parse(record["settings"]).learning_rate if is_reference else None
+        if rate in CORRECTED_RATES:
+            beside.append(record)
+    return RunRecords([*records, *beside])
 
 
-def rank_correlation(points: list[dict], key: str) -> float:
-    """Spearman's correlation of a number with the share of DPR's MRR@10; −1 orders all."""
-    from scipy.stats import spearmanr
+def corrected_table(book: RunRecords, cost: dict) -> str:
+    """The two papers together: each method at every rate, and at the one the dev pairs choose.
 
-    result = spearmanr([p[key] for p in points], [p["share"] for p in points])
-    return float(result.statistic)
-
-
-LEVELS = (0.0, 0.3, 1.0, 3.0, float("inf"))  # of the shift
-
-
-def failure_table(records: list[dict]) -> str:
-    """Harm by the level of the shift, for each kind of bank; and what orders the runs better."""
-    points = share_of_dpr(records)
-    groups = {}
-    for p in points:
-        kind = f"{p['start']}, {'passage bank alone' if p['kind'] == 'w/o M_q' else 'dual bank'}"
-        groups.setdefault(kind, []).append(p)
+    book: of `corrected_book`. cost: what `benchmarks/correctors.py` measured.
+    """
+    times = {(r["tower"], r["name"]): r["times"] for r in cost["updates"]}
+    towers = list(dict.fromkeys(r["tower"] for r in cost["updates"]))
     rows = []
-    for kind, members in groups.items():
-        cells = []
-        for low, high in zip(LEVELS, LEVELS[1:]):
-            shares = [p["share"] for p in members if low <= p["shift"] < high]
-            words = f"{min(shares):.0%} to {max(shares):.0%} ({len(shares)})" if shares else "–"
-            cells.append(words)
-        correlations = [f"{rank_correlation(members, key):+.2f}" for key in ("shift", "ratio")]
-        rows.append([kind, *cells, *correlations])
-    header = ["MRR@10 over DPR 128's (runs)"]
-    for low, high in zip(LEVELS, LEVELS[1:]):
-        header.append(f"shift {low:g} to {high:g}" if high < float("inf") else f"above {low:g}")
-    return markdown_table([*header, "rank correlation with the shift", "with the ratio"], rows)
-
-
-def corrected_table(records: list[dict]) -> str:
-    """The two papers together: MRR@10, Top@20, extra encodes and the gap to fresh banks."""
-    book = RunRecords(records)
-    rows = []
-    for rate in CORRECTED_RATES:
-        name = f"DPR 128, rate {rate:g}"
-        rows.append([name, book.format_mean(name), book.format_mean(name, "top@20"), "–", "–"])
-        for bank in BANKS:
-            fresh = corrected_name(bank, "identity", 512, 512, rate)
-            prefix = f"{bank}, "
-            names = [n for n, s in book.records if s == 0 and n.startswith(prefix)]
-            for name in names:
-                if not name.endswith(f"rate {rate:g}"):
-                    continue
-                gap = "–"
-                if (fresh, 0) in book.records and name != fresh and "N_memory 512" in name:
-                    gap = str(book.difference(name, fresh))
-                row = [name, book.format_mean(name), book.format_mean(name, "top@20"), gap]
-                rows.append([*row, _extra_encodes(book.of(name)[0])])
-    header = ["fine-tuned", "MRR@10", "Top@20", "minus the fresh bank", "extra encodes"]
+    for name in corrected_methods():
+        rates, own = book.rates(name), book.own_rate(name)
+        row = [REFERENCES.get(name, name)]
+        for rate in CORRECTED_RATES:
+            row.append(book.format_mean(rates[rate]) if rate in rates else "–")
+        is_short = len(rates) < len(CORRECTED_RATES)
+        row += [f"{book.settings(own).learning_rate:g}{' (of two)' if is_short else ''}"]
+        row += [book.format_mean(own), book.format_mean(own, "top@20")]
+        row += _minus_fresh(book, name)
+        row.append(_extra_encodes(book, own))
+        row += [f"{times[tower, name]:.2f}" for tower in towers]
+        rows.append(row)
+    header = ["fine-tuned", *(f"MRR@10 at {rate:g}" for rate in CORRECTED_RATES)]
+    header += ["its own rate (dev)", "MRR@10 there", "Top@20 there"]
+    header += ["minus the fresh bank, own rates", f"… at {CORRECTED_RATES[-1]:g}"]
+    header += ["extra encodes", *(f"time, {tower}" for tower in towers)]
     return markdown_table(header, rows)
 
 
-def _extra_encodes(record: dict) -> str:
-    """Passages encoded beside those of training, as a share of these."""
-    encodes = record["encodes"]
-    extra = encodes.get("probe", 0) + encodes.get("refresh", 0)
-    return f"{extra / encodes['train']:.0%}"
+def corrected_words(book: RunRecords) -> str:
+    """The corrected banks against DPR 128 in MRR@10: each at its own rate, and both at one."""
+    names = [f"{bank}, {words}, N_memory 512" for bank in BANKS for words in ("as stored", RIDGE)]
+    names.append(f"passage bank alone, {RIDGE.replace('32', '128')}, N_memory 2048")
+    dpr, parts = book.rates("DPR 128"), []
+    for name in names:
+        rates = book.rates(name)
+        gaps = [f"at {r:g} {book.difference(rates[r], dpr[r])}" for r in CORRECTED_RATES]
+        own = book.difference(book.own_rate(name), book.own_rate("DPR 128"))
+        parts.append(f"{name}: at own rates {own}, {', '.join(gaps)}")
+    return f"MRR@10 minus DPR 128's. {'; '.join(parts)}."
+
+
+def _minus_fresh(book: RunRecords, name: str) -> list[str]:
+    """MRR@10 minus that of the same bank, fresh: each at its own rate, and both at the highest."""
+    bank = name.partition(",")[0]
+    fresh = f"{bank}, fresh, N_memory 512"
+    if bank not in BANKS or name == fresh or not name.endswith("N_memory 512"):
+        return ["–", "–"]
+    own = "–"  # a choice among fewer rates is no fair comparison
+    if len(book.rates(name)) == len(CORRECTED_RATES):
+        own = str(book.difference(book.own_rate(name), book.own_rate(fresh)))
+    highest = CORRECTED_RATES[-1]
+    return [own, str(book.difference(book.rates(name)[highest], book.rates(fresh)[highest]))]
+
+
+def _extra_encodes(book: RunRecords, name: str) -> str:
+    """Passages encoded beyond one forward pass for each pair, as a share of these."""
+    once = book.of("DPR 128, rate 0.005")[0]["encodes"]["train"]
+    return f"{sum(book.of(name)[0]['encodes'].values()) / once - 1:.0%}"
 
 
 def negatives_table(records: list[dict]) -> str:

@@ -181,18 +181,28 @@ class BankedSoftmax:
         of the rows' losses.
         """
         count = len(self.loss)
-        factors = self.factors[:count, :1] * self.kind.scale
-        bank_keys = self.loss.keys[:count]
-        scores = {}
+        factors, queries = self.factors[:count, 0], self._bank(0)
+        scores = {}  # (B, N) by column: a row is a local text, a column a banked query
         for column in range(1, vectors.shape[1]):
-            scores[column] = (self._bank(0) @ vectors[:, column].T) * factors
-            self._mask(scores[column], bank_keys, keys, column, own=False)
+            texts = vectors[:, column] * self.kind.scale
+            scores[column] = (texts @ queries.T).mul_(factors)
+            self._mask_banked_rows(scores[column], keys, column)
         total = torch.logaddexp(_log_sum(scores.values()), self.sums.totals())
-        for column, column_scores in scores.items():
-            weights = (column_scores - total[:, None]).exp_() * self.factors[:count, :1]
-            gradient[:, column] += weights.T @ self._bank(0)
         entering = _log_sum([scores[column] for column in self._pair_columns()])
+        for column, column_scores in scores.items():
+            weights = column_scores.sub_(total).exp_().mul_(factors)
+            gradient[:, column].addmm_(weights, queries)
         return entering, (total - self.positives[:count]).sum()
+
+    def _mask_banked_rows(self, scores: Tensor, keys: Tensor, column: int) -> None:
+        """Leave out what `_mask` does, where the banked queries are the columns of the scores."""
+        if not self.kind.masks:
+            return
+        bank_keys = self.loss.keys[: len(self.loss)]
+        same = keys[:, column][:, None] == bank_keys[:, 1]
+        if column == 1:
+            same |= keys[:, 0][:, None] == bank_keys[:, 0]
+        scores.masked_fill_(same, -torch.inf)
 
     def settle(self) -> bool:
         """The micro-batch is in the banks now. False where it was not compared here."""
@@ -213,8 +223,8 @@ class BankedSoftmax:
 
 
 def _log_sum(scores) -> Tensor:
-    """(rows,): log-sum-exp over the columns of several matrices."""
-    return torch.cat(list(scores), 1).logsumexp(1)
+    """(columns,): log-sum-exp over the rows of several matrices."""
+    return torch.cat(list(scores)).logsumexp(0)
 
 
 def _together(scores: list[Tensor]) -> Tensor:

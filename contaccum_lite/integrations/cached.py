@@ -6,8 +6,8 @@
 earlier ones. Here the update's own batch is `per_device_train_batch_size` large and exact: all its
 texts are encoded twice, `mini_batch_size` at a time, so that nothing in it is stale. Only earlier
 updates are remembered. It is built on sentence-transformers' `CachedLossMixin` (6.1 or later) and
-inherits what that cannot do: gradient checkpointing, DeepSpeed, AdaptiveLayerLoss.
-docs/sentence-transformers.md says when to take which.
+inherits what that cannot do: DeepSpeed, AdaptiveLayerLoss. docs/sentence-transformers.md says when
+to take which.
 """
 
 from __future__ import annotations

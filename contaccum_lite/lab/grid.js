@@ -144,7 +144,14 @@ function render({ model, el }) {
       context.setLineDash([4, 4]);
       context.strokeRect(MARGIN, MARGIN, w, h);
       context.setLineDash([]);
-      context.fillText(model.get("empty"), MARGIN + 8, MARGIN + h / 2 + 4, w - 16);
+      const lines = [""];
+      for (const word of model.get("empty").split(" ")) {
+        const longer = `${lines[lines.length - 1]} ${word}`.trim();
+        if (context.measureText(longer).width <= w - 16) lines[lines.length - 1] = longer;
+        else lines.push(word);
+      }
+      const top = MARGIN + h / 2 + 4 - 9 * (lines.length - 1);
+      lines.forEach((line, number) => context.fillText(line, MARGIN + 8, top + 18 * number, w - 16));
       canvas.dataset.frame = model.get("frame");
       return;
     }
@@ -296,11 +303,12 @@ function render({ model, el }) {
   const resized = new ResizeObserver(() => {
     fits = Boolean(el.closest(".ccl-views"));
     const now = fits ? [stage.clientWidth, stage.clientHeight] : [el.clientWidth, 0];
-    if (String(now) !== String(room)) { room = now; redraw(); }
+    if (String(now) !== String(room)) { room = now; theme(); }
   });
   resized.observe(el);
   resized.observe(stage);
   const theme = () => {
+    if (!el.isConnected) return; // on a page that is loaded again, it comes later
     ink = getComputedStyle(el).color;
     light = ink.match(/[\d.]+/g).slice(0, 3).reduce((sum, n) => sum + Number(n), 0) < 384;
     redraw();

@@ -1,7 +1,7 @@
 """The exercises by name: one file a notebook, and the spine that runs through all of them."""
 
 from contaccum_lite.course.exercise import Exercise
-from contaccum_lite.course.exercises import nb01, nb02, nb03, nb04, nb07, nb08, nb09, spine
+from contaccum_lite.course.exercises import nb01, nb02, nb03, nb04, nb07, nb08, nb09, nb10, spine
 
 EXERCISES: dict[str, Exercise] = {
     **nb01.EXERCISES,
@@ -11,5 +11,6 @@ EXERCISES: dict[str, Exercise] = {
     **nb07.EXERCISES,
     **nb08.EXERCISES,
     **nb09.EXERCISES,
+    **nb10.EXERCISES,
     **spine.EXERCISES,
 }

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from contaccum_lite.course.exercise import Exercise, Slip, Unreadable
-from contaccum_lite.course.exercises.random_cases import randint, randn
+from contaccum_lite.course.exercises.random_cases import rand, randint, randn
 
 
 def micro_batches_case(random, number):
@@ -110,6 +110,51 @@ def gradient_of_surrogate(answer, arguments):
     return torch.autograd.grad(answer, arguments[0])[0]
 
 
+def replay_case(random, number):
+    """Inputs (N, d), the dropout masks of two passes (N, d), ∂loss/∂vectors (N, e)."""
+    n, d, e = randint(random, 3, 6), randint(random, 2, 4), randint(random, 2, 4)
+    first, second = (0.5 + rand(random, n, d) for _ in range(2))
+    return randn(random, n, d), first, second, randn(random, n, e)
+
+
+def replay_error(inputs, first_mask, second_mask, gradient):
+    right = (inputs * first_mask).T @ gradient
+    forgotten = (inputs * second_mask).T @ gradient
+    return (forgotten - right).norm() / right.norm()
+
+
+def replay_error_slips(inputs, first_mask, second_mask, gradient):
+    right = (inputs * first_mask).T @ gradient
+    forgotten = (inputs * second_mask).T @ gradient
+    without_dropout = inputs.T @ gradient
+    difference = forgotten - right
+    return [
+        Slip(
+            "not relative yet: divide by the norm of the right gradient.",
+            difference.norm(),
+        ),
+        Slip(
+            "divided by the wrong gradient's norm: the right one is that of the first pass, whose "
+            "vectors the loss has seen.",
+            difference.norm() / forgotten.norm(),
+        ),
+        Slip(
+            "norms only: two gradients of one length can point in different directions, so take "
+            "the norm of their difference.",
+            forgotten.norm() / right.norm(),
+        ),
+        Slip("squared: take the root.", (difference.norm() / right.norm()) ** 2),
+        Slip(
+            "that is the same mask in both passes: GradCache as it should be, with an error of 0.",
+            torch.zeros((), dtype=torch.float64),
+        ),
+        Slip(
+            "compared with no dropout at all: the first pass had its mask, too.",
+            (forgotten - without_dropout).norm() / without_dropout.norm(),
+        ),
+    ]
+
+
 EXERCISES = {
     "02.1": Exercise(
         "True where GradAccum computes the entry, total × total.",
@@ -129,5 +174,11 @@ EXERCISES = {
         surrogate,
         surrogate_slips,
         compare_on=gradient_of_surrogate,
+    ),
+    "02.4": Exercise(
+        "the norm of the gradient's error, divided by the norm of the right gradient: a number.",
+        replay_case,
+        replay_error,
+        replay_error_slips,
     ),
 }
