@@ -101,7 +101,7 @@ def test_a_tooltip_has_the_name_that_is_installed(monkeypatch, lab):
     slider = lab.views.controls["memory_size"]
     assert getattr(slider, name) == cl.Settings.__dataclass_fields__["memory_size"].metadata["help"]
     without = type("DOMWidget", (ipywidgets.Widget,), {})
-    monkeypatch.setattr(hosts.ipywidgets, "DOMWidget", without)
+    monkeypatch.setattr(ipywidgets, "DOMWidget", without)
     assert hosts.tooltip("help") == {"description_tooltip": "help"}
 
 
