@@ -45,7 +45,7 @@ LAB = """
 import torch
 import contaccum_lite as cl
 torch.set_num_threads(1)
-lab = cl.Lab(cl.load_pairs("toy"), updates=150, every=150, accumulation_steps=4, memory_size=64)
+lab = cl.Lab(cl.load_pairs("toy"), updates=400, every=400, accumulation_steps=4, memory_size=64)
 lab
 """
 
@@ -85,23 +85,24 @@ def test_the_page_drives_the_training(page):
     frame = lambda: page.page.locator("canvas.ccl-cells").first.get_attribute("data-frame")
     before = frame()
     page.buttons("Play").first.click()
-    until(lambda: 2 < updates() < 150, "nothing is trained")
+    until(lambda: 2 < updates() < 400, "nothing is trained")
     until(lambda: frame() != before, "no picture moved")
     page.buttons("Pause").first.click()
     page.buttons("Play").first.wait_for()
     at = updates()
     page.page.wait_for_timeout(500)
-    assert updates() == at < 150
+    assert updates() == at < 400
     page.buttons("Play").first.click()
     until(lambda: updates() > at, "Play does not go on")
     page.buttons("Stop").first.click()
     page.buttons("Play").first.wait_for()
-    assert updates() < 150
+    assert updates() < 400
     page.buttons("Play").first.click()
-    until(lambda: updates() == 150, "it does not reach its end", seconds=120)
+    until(lambda: updates() == 400, "it does not reach its end", seconds=240)
     page.buttons("Play").first.wait_for()
     page.run_cell(2)
     page.idle()
     said = page.page.locator(".jp-OutputArea-output pre").last.text_content()
-    assert said.strip() == "lost 0 None"
+    lost, task = re.fullmatch(r"lost (\d+) (\w+)", said.strip()).groups()
+    assert int(lost) <= 2 and task == "None"  # of hundreds: nothing that training waits for
     assert page.errors == []

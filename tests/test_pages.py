@@ -175,7 +175,8 @@ def test_formulas_are_set_without_a_network(tmp_path):
         for name in ("04_imbalance", "slides"):
             page.page.goto((tmp_path / f"{name}.html").as_uri())
             formulas = page.page.locator("math")
-            assert formulas.count() >= 5 and "∂" in formulas.first.text_content()
+            assert formulas.count() >= 5
+            assert "∂" in "".join(formulas.all_text_contents())
             page.page.wait_for_timeout(300)
             assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
             assert page.errors == []
@@ -215,7 +216,13 @@ def test_slides_have_the_pictures_and_no_solutions(book):
     assert page.count("<section") == len(slides.groups(book)) > 10
     assert "<details>" not in page
     assert "1807.03748" not in page
-    assert page.count("data:image/png") == 4
+    pictures = [
+        out
+        for cell in book.cells
+        for out in cell.get("outputs", [])
+        if "image/png" in out.get("data", {})
+    ]
+    assert page.count("data:image/png") >= len(pictures) >= 4
 
 
 @pytest.mark.skipif(
