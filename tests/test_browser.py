@@ -31,61 +31,47 @@ hostile = Pairs("hostile", [Pair(str(n), t + " q", t, t, passage_id=str(n)) for 
 """
 
 
+def write_notebook(path, *sources):
+    """A notebook of these code cells."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata.kernelspec = kernel
+    nbformat.write(notebook, path)
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
-    hostile = nbformat.v4.new_notebook(
-        cells=[
-            nbformat.v4.new_code_cell(source)
-            for source in (
-                HOSTILE,
-                "lab = cl.Lab(hostile, local_batch=2, accumulation_steps=2, memory_size=4, updates=40, dim=8)\nlab.run(4)\nlab",
-                "cl.Card(hostile.train[1])",
-            )
-        ]
+    toy = "import torch\nimport contaccum_lite as cl\ntorch.set_num_threads(1)\ntoy = cl.load_pairs('toy')"
+    write_notebook(
+        folder / "hostile.ipynb",
+        HOSTILE,
+        "lab = cl.Lab(hostile, local_batch=2, accumulation_steps=2, memory_size=4, updates=40, dim=8)\nlab.run(4)\nlab",
+        "cl.Card(hostile.train[1])",
     )
-    two = nbformat.v4.new_notebook(
-        cells=[
-            nbformat.v4.new_code_cell(source)
-            for source in (
-                "import torch\nimport contaccum_lite as cl\ntorch.set_num_threads(1)\ntoy = cl.load_pairs('toy')",
-                "lab = cl.Lab(toy, updates=5000)\nlab",
-                "other = cl.Lab(toy, updates=5000, method='pre_batch')\nother",
-                "import asyncio\nsum(t.get_coro().__qualname__.endswith('._play') for t in asyncio.all_tasks())",
-                "lab.training.step_count, other.training.step_count",
-            )
-        ]
+    write_notebook(
+        folder / "two.ipynb",
+        toy,
+        "lab = cl.Lab(toy, updates=5000)\nlab",
+        "other = cl.Lab(toy, updates=5000, method='pre_batch')\nother",
+        "import asyncio\nsum(t.get_coro().__qualname__.endswith('._play') for t in asyncio.all_tasks())",
+        "lab.training.step_count, other.training.step_count",
     )
-    glance = nbformat.v4.new_notebook(
-        cells=[
-            nbformat.v4.new_code_cell(source)
-            for source in (
-                "import torch\nimport contaccum_lite as cl\ntorch.set_num_threads(1)\ntoy = cl.load_pairs('toy')",
-                "lab = cl.Lab(toy, updates=5000, start='random')\nlab.run(20)\nlab",
-                "quiet = cl.Lab(toy, tour=False, hide=('banks', 'start', 'temperature', 'updates', 'seed', 'pace', 'line'))\nquiet",
-            )
-        ]
+    write_notebook(
+        folder / "glance.ipynb",
+        toy,
+        "lab = cl.Lab(toy, updates=5000, start='random')\nlab.run(20)\nlab",
+        "quiet = cl.Lab(toy, tour=False, hide=('banks', 'start', 'temperature', 'updates', 'seed', 'pace', 'line'))\nquiet",
     )
-    figure7 = nbformat.v4.new_notebook(
-        cells=[
-            nbformat.v4.new_code_cell(source)
-            for source in (
-                "import torch\nimport contaccum_lite as cl\ntorch.set_num_threads(1)\n"
-                "pairs = cl.load_pairs('python-docs', progress=False)",
-                "lab = cl.Lab(pairs, start='random', accumulation_steps=4, learning_rate=0.01, every=10_000)\n"
-                "lab.run(20)\nlab",
-            )
-        ]
+    write_notebook(
+        folder / "figure7.ipynb",
+        toy.replace(
+            "toy = cl.load_pairs('toy')", "pairs = cl.load_pairs('python-docs', progress=False)"
+        ),
+        "lab = cl.Lab(pairs, start='random', accumulation_steps=4, learning_rate=0.01, every=10_000)\n"
+        "lab.run(20)\nlab",
     )
-    made = {"hostile": hostile, "two": two, "glance": glance, "figure7": figure7}
-    for name, notebook in made.items():
-        notebook.metadata.kernelspec = {
-            "display_name": "Python 3",
-            "language": "python",
-            "name": "python3",
-        }
-        nbformat.write(notebook, folder / f"{name}.ipynb")
     with browser.server(folder) as address, browser.browser(address) as page:
         yield page
 

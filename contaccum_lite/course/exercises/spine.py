@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from contaccum_lite.course.exercise import Exercise, Slip, Unreadable, copies
-from contaccum_lite.course.exercises import nb01
+from contaccum_lite.course.exercises.nb01 import row_case, row_loss, row_loss_slips
 from contaccum_lite.course.exercises.random_cases import randint, randn, temperature
 
 # --- 2: the matrix --------------------------------------------------------------------------------
@@ -546,9 +546,9 @@ def _by_distance(query, passages, k):
 EXERCISES = {
     "spine.1": Exercise(
         "minus the log of the softmax at the positive, one number.",
-        nb01.row_case,
-        nb01.row_loss,
-        nb01.row_loss_slips,
+        row_case,
+        row_loss,
+        row_loss_slips,
     ),
     "spine.2": Exercise(
         "the mean of the rows' losses, one number; query i's positive is passage i.",
