@@ -97,8 +97,8 @@ def sigmoid_loss(
     grad_logits.diagonal().neg_()
     grad_logits /= len(scores)
     grad_log_scale = (grad_logits * scores.masked_fill(~is_in, 0.0)).sum() * scale
-    own = torch.stack([grad_log_scale, grad_logits.sum()])
-    return losses.sum() / len(scores), grad_logits * scale, own
+    grad_parameters = torch.stack([grad_log_scale, grad_logits.sum()])
+    return losses.sum() / len(scores), grad_logits * scale, grad_parameters
 
 
 #: objective -> its function, for those that keep nothing between micro-batches
@@ -217,16 +217,16 @@ class Sigmoid(StatefulObjective):
         log_scale, bias = self.scale_and_bias.tolist()
 
         def objective(scores: Tensor) -> tuple[Tensor, Tensor]:
-            loss, grad_scores, own = sigmoid_loss(scores, log_scale, bias)
-            self._pending[direction] = own
+            loss, grad_scores, grad_parameters = sigmoid_loss(scores, log_scale, bias)
+            self._pending[direction] = grad_parameters
             return loss, grad_scores
 
         return objective
 
     def after_loss(self, share: float) -> None:
-        for own in self._pending.values():
-            own = own.to(self.gradient) * (share / self._num_directions)
-            self.gradient.add_(own)
+        for grad_parameters in self._pending.values():
+            grad_parameters = grad_parameters.to(self.gradient) * (share / self._num_directions)
+            self.gradient.add_(grad_parameters)
         self._pending.clear()
 
     def abandon_update(self) -> None:

@@ -130,11 +130,11 @@ class Run(Trainer):
                 f"memory_size is {settings.memory_size}, and there is no memory for banks of this "
                 f"size ({error}): choose a smaller one."
             ) from None
-        place = self.sampler.locate(self.step_count)
+        epoch, position = self.sampler.locate(self.step_count)
         with defer_sigint():
             self.learner.banks.adopt(banks)
             self.settings = self.learner.settings = self.sampler.settings = settings
-            self.set_place(*place)
+            self.set_place(epoch, position)
 
     def set_place(self, epoch: int, position: int) -> None:
         """Let the next update begin after this many pairs of this epoch's shuffle."""

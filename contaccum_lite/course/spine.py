@@ -55,11 +55,11 @@ class Step(NamedTuple):
     def folded(self) -> str:
         """The text below the blank: two hints and the solution, each folded."""
         first, second = self.hints
-        parts = [("Hint 1", first), ("Hint 2", second)]
-        parts.append(("Solution", f"```python\n{self.solution}\n```"))
+        folds = [("Hint 1", first), ("Hint 2", second)]
+        folds.append(("Solution", f"```python\n{self.solution}\n```"))
         return "\n".join(
             f"<details><summary>{summary}</summary>\n\n{text}\n\n</details>"
-            for summary, text in parts
+            for summary, text in folds
         )
 
 

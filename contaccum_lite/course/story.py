@@ -216,14 +216,14 @@ def count_entries(rows: list[Vector], columns: list[Vector]) -> dict[str, int]:
 
 def _who_learns(rows: list[Vector], columns: list[Vector]) -> str:
     """ "4 teach both towers, 8 the query tower only, 16 neither"."""
-    parts = []
+    phrases = []
     for kind, count in count_entries(rows, columns).items():
         if count:
             words = (
                 GRADIENTS[kind][1].replace("query", "the query").replace("passage", "the passage")
             )
-            parts.append(f"{count} teach {words}" if not parts else f"{count} {words}")
-    return ", ".join(parts)
+            phrases.append(f"{count} teach {words}" if not phrases else f"{count} {words}")
+    return ", ".join(phrases)
 
 
 def _names(pairs) -> str:

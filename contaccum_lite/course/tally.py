@@ -33,14 +33,14 @@ class Tally(Picture):
 
     @property
     def sentence(self) -> str:
-        parts = [f"{self.lines} lines of answers."]
+        sentences = [f"{self.lines} lines of answers."]
         for name, bars in self.counts.items():
             total = sum(bars.values())
             answer, most = max(bars.items(), key=lambda bar: bar[1])
-            parts.append(f"{name}: {most} of {total} say “{answer}”.")
+            sentences.append(f"{name}: {most} of {total} say “{answer}”.")
         if self.skipped:
-            parts.append(f"{self.skipped} lines held no answers.")
-        return " ".join(parts)
+            sentences.append(f"{self.skipped} lines held no answers.")
+        return " ".join(sentences)
 
     def __repr__(self):
         lines = [f"{self.lines} lines of answers."]
@@ -80,12 +80,12 @@ def tally(text: str, *names: str) -> Tally:
         raise ValueError(f"{shown(text)} is no text: paste the lines that answers() gave.")
     answers, lines, skipped = defaultdict(list), 0, 0
     for line in text.splitlines():
-        given = _read(line)
-        if given is None:
+        line_answers = _read(line)
+        if line_answers is None:
             skipped += bool(line.strip())
             continue
         lines += 1
-        for name, value in given.items():
+        for name, value in line_answers.items():
             name = short(one_line(name), _LONGEST)
             if not names or name in names:
                 answers[name].append(value)

@@ -54,14 +54,14 @@ def lines(book: RunRecords) -> dict[str, dict[str, Line]]:
 def sentence(book: RunRecords) -> str:
     """The figure in words: of each cell the largest of what is of the bank, and where norms go."""
     measured = lines(book)
-    parts = []
+    phrases = []
     for cell in CELLS:
         largest = {key: max(measured[key][cell][1]) for key in ("shift", "frozen", "collapse")}
         falls = {
             tower: measured[f"norm_{tower}"][cell][1][-1] / measured[f"norm_{tower}"][cell][1][0]
             for tower in ("query", "passage")
         }
-        parts.append(
+        phrases.append(
             f"{cell[0].upper()}{cell[1:]}: shift up to {largest['shift']:.2g}, frozen share up to "
             f"{largest['frozen']:.2f}, collapse up to {largest['collapse']:.2f}; the query tower's "
             f"gradient ends at {falls['query']:.2g} and the passage tower's at "
@@ -70,5 +70,5 @@ def sentence(book: RunRecords) -> str:
     stale = book.of(CELLS["stale"])
     return (
         f"Five measures over {stale[0]['updates']} updates, in the four cells of the two "
-        f"interventions, means over {len(stale)} seeds. {'. '.join(parts)}."
+        f"interventions, means over {len(stale)} seeds. {'. '.join(phrases)}."
     )

@@ -204,20 +204,20 @@ def control_words(failure: list[dict]) -> str:
 
 def sentence(members: list[Cell]) -> str:
     """The figure in words, for those who do not see it."""
-    parts = []
+    phrases = []
     for start, varied in (("pretrained", PLAIN), ("random", PLAIN), ("pretrained", DUAL)):
         group = sorted(
             (c for c in members if (c.start, c.varied) == (start, varied)), key=lambda c: c.shift
         )
         first, last = group[0], group[-1]
-        parts.append(
+        phrases.append(
             f"{varied} from a {start} start, {first.share:.0%} at the smallest shift, "
             f"{first.shift:.2g}, and {last.share:.0%} at the largest, {last.shift:.2g}"
         )
     return (
         f"{len(members)} points, each a setting of a bank: how far the bank's mean shifted, in "
         "widths of the cloud, against MRR@10 as a share of the same bank's with the push removed. "
-        f"{'; '.join(parts)}. In all, {_listed_count(members)}."
+        f"{'; '.join(phrases)}. In all, {_listed_count(members)}."
     )
 
 

@@ -207,15 +207,15 @@ def corrected_table(book: RunRecords, cost: dict) -> str:
     towers = list(dict.fromkeys(r["tower"] for r in cost["updates"]))
     rows = []
     for name in corrected_methods():
-        rates, own = book.rates(name), book.own_rate(name)
+        rates, at_own_rate = book.rates(name), book.own_rate(name)
         row = [REFERENCES.get(name, name)]
         for rate in CORRECTED_RATES:
             row.append(book.format_mean(rates[rate]) if rate in rates else "–")
         is_short = len(rates) < len(CORRECTED_RATES)
-        row += [f"{book.settings(own).learning_rate:g}{' (of two)' if is_short else ''}"]
-        row += [book.format_mean(own), book.format_mean(own, "top@20")]
+        row += [f"{book.settings(at_own_rate).learning_rate:g}{' (of two)' if is_short else ''}"]
+        row += [book.format_mean(at_own_rate), book.format_mean(at_own_rate, "top@20")]
         row += _minus_fresh(book, name)
-        row.append(_extra_encodes(book, own))
+        row.append(_extra_encodes(book, at_own_rate))
         row += [f"{times[tower, name]:.2f}" for tower in towers]
         rows.append(row)
     header = ["fine-tuned", *(f"MRR@10 at {rate:g}" for rate in CORRECTED_RATES)]
@@ -229,13 +229,13 @@ def corrected_words(book: RunRecords) -> str:
     """The corrected banks against DPR 128 in MRR@10: each at its own rate, and both at one."""
     names = [f"{bank}, {words}, N_memory 512" for bank in BANKS for words in ("as stored", RIDGE)]
     names.append(f"passage bank alone, {RIDGE.replace('32', '128')}, N_memory 2048")
-    dpr, parts = book.rates("DPR 128"), []
+    dpr, phrases = book.rates("DPR 128"), []
     for name in names:
         rates = book.rates(name)
         gaps = [f"at {r:g} {book.difference(rates[r], dpr[r])}" for r in CORRECTED_RATES]
-        own = book.difference(book.own_rate(name), book.own_rate("DPR 128"))
-        parts.append(f"{name}: at own rates {own}, {', '.join(gaps)}")
-    return f"MRR@10 minus DPR 128's. {'; '.join(parts)}."
+        own_gap = book.difference(book.own_rate(name), book.own_rate("DPR 128"))
+        phrases.append(f"{name}: at own rates {own_gap}, {', '.join(gaps)}")
+    return f"MRR@10 minus DPR 128's. {'; '.join(phrases)}."
 
 
 def _minus_fresh(book: RunRecords, name: str) -> list[str]:
@@ -244,11 +244,11 @@ def _minus_fresh(book: RunRecords, name: str) -> list[str]:
     fresh = f"{bank}, fresh, N_memory 512"
     if bank not in BANKS or name == fresh or not name.endswith("N_memory 512"):
         return ["–", "–"]
-    own = "–"  # a choice among fewer rates is no fair comparison
+    own_gap = "–"  # a choice among fewer rates is no fair comparison
     if len(book.rates(name)) == len(CORRECTED_RATES):
-        own = str(book.difference(book.own_rate(name), book.own_rate(fresh)))
+        own_gap = str(book.difference(book.own_rate(name), book.own_rate(fresh)))
     highest = CORRECTED_RATES[-1]
-    return [own, str(book.difference(book.rates(name)[highest], book.rates(fresh)[highest]))]
+    return [own_gap, str(book.difference(book.rates(name)[highest], book.rates(fresh)[highest]))]
 
 
 def _extra_encodes(book: RunRecords, name: str) -> str:

@@ -179,11 +179,11 @@ class TiledLoss(Extension):
             margin=settings.mask_margin,
         )
         if learner.observed:
-            kept = Embeddings(*(v if v is None else v.clone() for v in memory))
+            memory_copy = Embeddings(*(v if v is None else v.clone() for v in memory))
 
             def matrix():
-                whole = learner.full_matrix_loss(embeddings, kept, layout)
-                return whole.scores, whole.grad_scores
+                full = learner.full_matrix_loss(embeddings, memory_copy, layout)
+                return full.scores, full.grad_scores
 
             result = result._replace(matrix=matrix)
         return result

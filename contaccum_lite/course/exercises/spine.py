@@ -391,7 +391,7 @@ def update_with(other: Other, *arguments) -> tuple[Tensor, ...]:
     """An update with something left out or exchanged; as `update`, it returns both banks."""
     towers, optimizer, micro_batches = arguments[:2], arguments[2], arguments[3]
     banks, (size, temperature, clip_norm) = arguments[4:6], arguments[6:]
-    seen = list(banks)
+    memory = list(banks)
     weights = [*towers[0].parameters(), *towers[1].parameters()]
     if other.zero_grad:
         optimizer.zero_grad()
@@ -399,15 +399,15 @@ def update_with(other: Other, *arguments) -> tuple[Tensor, ...]:
         vectors = [tower(each) for tower, each in zip(towers, texts)]
         written = [enqueue(bank, each, size) for bank, each in zip(banks, vectors)]
         if other.write_first:
-            seen = written
-        query_bank = seen[0] if other.use_queries else seen[0][:0]
-        columns = torch.cat([vectors[1], seen[1]])
+            memory = written
+        query_bank = memory[0] if other.use_queries else memory[0][:0]
+        columns = torch.cat([vectors[1], memory[1]])
         rows = torch.cat([vectors[0], query_bank])
         loss = matrix_loss(rows, columns, temperature if other.temperature else 1.0)
         (loss / len(micro_batches) if other.micro_share else loss).backward()
         banks = written
         if not other.keep_banks:
-            seen = banks
+            memory = banks
         if other.step_each:
             _clip_and_step(weights, clip_norm, optimizer)
             optimizer.zero_grad()
