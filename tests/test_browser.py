@@ -605,6 +605,23 @@ def test_a_larger_screen_has_larger_pictures(glance):
     assert all(large > 1.3 * small for small, large in zip(*widths)), widths
 
 
+def test_on_a_narrow_page_nothing_lies_on_anything(glance):
+    """Matrix, banks, curves and the search box below each other, each with all that is in it."""
+    show_lab(glance, (1000, 800))
+    assert glance.page.locator(".ccl-lab.ccl-narrow, .ccl-lab .ccl-narrow").count()
+    glance.shot("glance-narrow")
+    views = glance.page.evaluate("""() => { const lab = document.querySelector('.ccl-lab');
+      const box = node => node.getBoundingClientRect(), inner = node => [...node.querySelectorAll('canvas, svg, p')]
+        .filter(part => part.checkVisibility() && !part.closest('.ccl-said')).map(part => box(part).bottom);
+      const views = ['matrix', 'banks', 'curves'].map(name => lab.querySelector('.ccl-view-' + name));
+      return views.map(view => [box(view).top, box(view).bottom, Math.max(...inner(view))]); }""")
+    search = glance.page.get_by_role("textbox", name="search").first.bounding_box()["y"]
+    for top, bottom, content in views:
+        assert content <= bottom + 1, views
+    tops = [view[0] for view in views[1:]] + [search]
+    assert all(top >= view[1] - 1 for view, top in zip(views, tops)), (views, search)
+
+
 def test_the_tab_key_goes_as_the_eye_does(glance):
     """Buttons, controls, matrix, banks, curves; within a row from left to right."""
     show_lab(glance)
