@@ -508,12 +508,15 @@ def test_notebook_05_trains_stops_and_its_map_fills(page):
     page.shot("05-map")
     page.scroll(source_of(page, "cl.Lab(pairs"))
     page.buttons("More controls").first.click()
+    view.handle("seed").wait_for()  # it unfolds when the kernel has answered
     view.handle("seed").focus()
     page.page.keyboard.press("ArrowRight")
+    seed = page.page.locator(".widget-slider:has(label:text-is('seed')) .widget-readout").first
+    view.until(lambda: seed.inner_text() == "1", what="the seed did not move")
     page.scroll(source_of(page, "cl.HeatMap(lab"))
     cells.nth(9).click()
     view.until(
-        lambda: cells.nth(9).inner_text().endswith("(2)"), what="the cell did not fill", seconds=60
+        lambda: cells.nth(9).inner_text().endswith("(2)"), what="the cell did not fill", seconds=180
     )
     field = page.page.locator(".widget-textarea textarea")
     view.until(lambda: field.input_value().count("=") == 13, what="the line has no new entry")
