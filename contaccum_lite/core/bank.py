@@ -80,15 +80,17 @@ class MemoryBank(nn.Module):
             )
         if not self.size:
             return
-        new = min(len(ids), self.size)
+        new, size = min(len(ids), self.size), self.size
         slots = self.next_slots(new)
         self.slots[slots] = vectors.detach()[-new:]
         self.slot_ids[slots] = ids[-new:]
         self.written_at[slots] = step
-        self.write_ptr = (self.write_ptr + new) % self.size
-        if self.count < self.size:
-            self.count = min(self.count + new, self.size)
-        self.version += 1
+        # as self.name = value, without a module's search for parameters among them
+        vars(self).update(
+            write_ptr=(self.write_ptr + new) % size,
+            count=min(self.count + new, size),
+            version=self.version + 1,
+        )
 
     enqueue = write  # MoCo's word
 
@@ -101,8 +103,9 @@ class MemoryBank(nn.Module):
 
     def clear(self) -> None:
         """Empty the bank."""
-        self.write_ptr = self.count = 0
-        self.version += 1
+        if self.count:
+            self.write_ptr = self.count = 0
+            self.version += 1
 
     def resized(self, size: int) -> MemoryBank:
         """A bank of another size with the newest vectors of this one."""
@@ -171,6 +174,7 @@ class DualBank(nn.Module):
         self.query_bank = MemoryBank(sizes[0], dim, dtype, device)
         self.passage_bank = MemoryBank(sizes[1], dim, dtype, device)
         self.hard_bank = MemoryBank(sizes[2], dim, dtype, device)
+        self._banks = self.query_bank, self.passage_bank, self.hard_bank
 
     @staticmethod
     def sizes(settings) -> tuple[int, int, int]:
@@ -180,15 +184,16 @@ class DualBank(nn.Module):
         return size * settings.query_bank, size, size * hard
 
     def __iter__(self):
-        return iter((self.query_bank, self.passage_bank, self.hard_bank))
+        return iter(self._banks)
 
     def enqueue(self, embeddings, batch, step: int, with_queries: bool = True) -> None:
         """Write a micro-batch: its `Embeddings` and its `MicroBatch` (core/gradients.py)."""
+        query_bank, passage_bank, hard_bank = self
         if with_queries:
-            self.query_bank.write(batch.pair_ids, embeddings.queries, step)
-        self.passage_bank.write(batch.pair_ids, embeddings.passages, step)
-        if self.hard_bank.size:
-            self.hard_bank.write(batch.hard_ids, embeddings.hard_negatives, step)
+            query_bank.write(batch.pair_ids, embeddings.queries, step)
+        passage_bank.write(batch.pair_ids, embeddings.passages, step)
+        if hard_bank.size:
+            hard_bank.write(batch.hard_ids, embeddings.hard_negatives, step)
 
     def clear(self) -> None:
         """Empty all three banks."""
@@ -220,9 +225,10 @@ class DualBank(nn.Module):
         num_pairs = sum(len(batch.pair_ids) for batch in batches)
         num_hard = sum(len(batch.hard_ids) for batch in batches)
         counts = num_pairs, num_pairs, num_hard
-        return [bank.snapshot(count) for bank, count in zip(self, counts)]
+        return [bank.snapshot(count) if bank.size else () for bank, count in zip(self, counts)]
 
     def restore(self, snapshot: list[tuple]) -> None:
         """Return to the state of the snapshot."""
         for bank, stored in zip(self, snapshot):
-            bank.restore(stored)
+            if stored:
+                bank.restore(stored)

@@ -66,6 +66,7 @@ class Learner:
         self.keys: DuplicateKeys = keys
         self.group = group or SingleProcess()
         self.banks = DualBank(settings, query_tower.dim)
+        self.query_bank, self.passage_bank, self.hard_bank = self.banks
         # passages encoded so far, by purpose: "train", "refresh", "probe"
         self.encodes: Counter = Counter()
         self.has_dropout = any(has_dropout(tower) for tower in self.towers)
@@ -91,7 +92,7 @@ class Learner:
     def query_bank_dropped(self, step: int) -> bool:
         """Whether the query bank is out of use at this update (Appendix D)."""
         drop_at = self.settings.drop_query_bank_at
-        return not self.banks.query_bank.size or (drop_at is not None and step >= drop_at)
+        return not self.query_bank.size or (drop_at is not None and step >= drop_at)
 
     # --- encoding ---------------------------------------------------------------------------------
 
@@ -104,7 +105,7 @@ class Learner:
         """
         num_pairs = len(batch.pair_ids)
         if not num_pairs:  # a short last micro-batch left no pair for this process
-            empty = self.banks.passage_bank.vectors[:0]
+            empty = self.passage_bank.vectors[:0]
             return Embeddings(empty, empty, empty if self.settings.hard_negatives else None)
         if purpose:
             self.encodes[purpose] += len(batch.passage_tokens)
@@ -159,9 +160,9 @@ class Learner:
         """Which pair each row and each column of this micro-batch's matrix belongs to."""
         pair_ids, hard_ids, num_rows = batch.pair_ids, batch.hard_ids, len(batch.pair_ids)
         if use_banks:
-            pair_ids = torch.cat([pair_ids, self.banks.passage_bank.ids])
-            hard_ids = torch.cat([hard_ids, self.banks.hard_bank.ids, self.fixed_ids])
-            num_rows += 0 if self.query_bank_dropped(step) else len(self.banks.query_bank)
+            pair_ids = torch.cat([pair_ids, self.passage_bank.ids])
+            hard_ids = torch.cat([hard_ids, self.hard_bank.ids, self.fixed_ids])
+            num_rows += 0 if self.query_bank_dropped(step) else len(self.query_bank)
         columns = torch.cat([pair_ids, hard_ids])
         return Layout(len(batch.pair_ids), pair_ids[:num_rows], columns, len(pair_ids))
 
@@ -218,7 +219,7 @@ class Learner:
         if not self.settings.past_encoder:
             self.banks.clear()
         if self.query_bank_dropped(step + 1):
-            self.banks.query_bank.clear()
+            self.query_bank.clear()
         for extension in self.extensions:
             extension.end_update(step)
 

@@ -34,6 +34,8 @@ def keys_of(layout, keys) -> tuple[Tensor, Tensor]:
 
     keys: `DuplicateKeys` of the training pairs.
     """
+    if layout.hard_from == len(layout.column_ids):
+        return keys.query[layout.column_ids], keys.passage[layout.column_ids]
     pairs, hard = layout.column_ids.tensor_split([layout.hard_from])
     query_keys = torch.cat([keys.query[pairs], torch.full((len(hard),), -1)])
     return query_keys, torch.cat([keys.passage[pairs], keys.text[hard]])

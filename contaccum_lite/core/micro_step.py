@@ -71,7 +71,7 @@ class Update(NamedTuple):
     seconds: float
 
 
-def grad_norm(tower: nn.Module) -> float:
-    """‖∂loss/∂weights‖₂ of one tower; 0 where it has no gradient."""
-    gradients = [p.grad for p in tower.parameters() if p.grad is not None]
+def grad_norm(parameters: list[nn.Parameter]) -> float:
+    """‖∂loss/∂weights‖₂ of these parameters; 0 where they have no gradient."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
     return float(nn.utils.get_total_norm(gradients)) if gradients else 0.0

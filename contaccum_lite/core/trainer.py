@@ -66,11 +66,11 @@ class Trainer:
         self.learner.group.broadcast_parameters(self.learner.towers)
         for attach in EXTENSIONS:
             attach(self)
-        parameters = []
         for tower in self.learner.towers:
             if hasattr(tower, "accumulate_embedding_grad"):
                 setattr(tower, "accumulate_embedding_grad", True)
-            parameters += [p for p in tower.parameters() if p.requires_grad]
+        self._trained = [_trained(tower) for tower in self.learner.towers]  # by tower
+        parameters = [p for of_tower in self._trained for p in of_tower]
         for extension in self.learner.extensions:
             parameters += extension.parameters()
         self.optimizer = torch.optim.AdamW(
@@ -90,11 +90,11 @@ class Trainer:
 
     @property
     def query_bank(self):
-        return self.learner.banks.query_bank
+        return self.learner.query_bank
 
     @property
     def passage_bank(self):
-        return self.learner.banks.passage_bank
+        return self.learner.passage_bank
 
     # --- training ---------------------------------------------------------------------------------
 
@@ -154,8 +154,8 @@ class Trainer:
         learner.loss_scale.unscale(learner.towers)
         learner.group.all_reduce_gradients(learner.towers)
         loss = math.fsum(losses) / len(losses)
-        query, passage = grad_norm(self.query_tower), grad_norm(self.passage_tower)
-        norm = query if len(learner.towers) == 1 else math.hypot(query, passage)
+        query, passage = grad_norm(self._trained[0]), grad_norm(self._trained[-1])
+        norm = query if len(self._trained) == 1 else math.hypot(query, passage)
         if math.isfinite(loss) and not math.isfinite(norm) and learner.loss_scale.backoff():
             return False
         if not math.isfinite(loss + norm):
@@ -182,7 +182,7 @@ class Trainer:
     def _clip(self, norm: float) -> None:
         """One global gradient clip over both towers."""
         if self.settings.clip_norm:
-            parameters = [p for tower in self.learner.towers for p in tower.parameters()]
+            parameters = [p for of_tower in self._trained for p in of_tower]
             total_norm = torch.tensor(norm, dtype=torch.float64)
             torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_norm, total_norm)
 
@@ -192,3 +192,8 @@ class Trainer:
         if step < s.warmup:
             return s.learning_rate * (step + 1) / s.warmup
         return s.learning_rate * (s.updates - step) / max(1, s.updates - s.warmup)
+
+
+def _trained(tower) -> list[torch.nn.Parameter]:
+    """The parameters of a tower that training moves."""
+    return [p for p in tower.parameters() if p.requires_grad]

@@ -34,7 +34,7 @@ class Tokens:
 
     def __getitem__(self, rows) -> Tensor:
         rows = np.asarray(rows, dtype=np.int64)
-        return self.spans(rows, 0, self.lengths[rows])
+        return self.spans(rows, 0, self.offsets[rows + 1] - self.offsets[rows])
 
     def spans(self, rows: np.ndarray, first, lengths: np.ndarray) -> Tensor:
         """Of each of these texts, `lengths` tokens from its token number `first` on, padded."""

@@ -39,14 +39,14 @@ class BankCorrector(Extension):
 
     def learn(self, step: int) -> None:
         """Encode some banked pairs again and fit both correctors."""
-        passage_bank, settings = self.learner.banks.passage_bank, self.learner.settings
+        passage_bank, settings = self.learner.passage_bank, self.learner.settings
         if not len(passage_bank):
             return
         rng = torch.Generator().manual_seed((settings.seed * 1_000_003 + step) * 4099 + 4098)
         slots = torch.randperm(len(passage_bank), generator=rng)[: settings.probes]
         batch = self.sampler.micro_batch(passage_bank.ids[slots].numpy(), hard_negatives=False)
         fresh = self.learner.encode_without_noise(batch, purpose="probe")
-        banks = self.learner.banks.query_bank, passage_bank
+        banks = self.learner.query_bank, passage_bank
         for corrector, bank, vectors in zip(self.correctors, banks, fresh[:2]):
             if len(bank) == len(passage_bank):
                 ids, ages = passage_bank.ids[slots], passage_bank.ages(step)[slots]
@@ -54,7 +54,9 @@ class BankCorrector(Extension):
                 corrector.fit()
 
     def read_bank(self, bank: MemoryBank, step: int) -> Tensor | None:
-        of_queries = bank is self.learner.banks.query_bank
+        if not len(bank):
+            return None
+        of_queries = bank is self.learner.query_bank
         corrector = self.correctors[0 if of_queries else 1]
         return corrector(bank.vectors, bank.ages(step))
 

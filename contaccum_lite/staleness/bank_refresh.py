@@ -45,9 +45,7 @@ class BankRefresh(Extension):
 
     @torch.no_grad()
     def _encode_hard_negatives(self) -> Tensor:
-        rows = np.searchsorted(
-            self.sampler.tokenized_rows, self.learner.banks.hard_bank.ids.numpy()
-        )
+        rows = np.searchsorted(self.sampler.tokenized_rows, self.learner.hard_bank.ids.numpy())
         self.learner.encodes["refresh"] += len(rows)
         tower = self.learner.towers[-1]
         with without_noise(tower):

@@ -52,7 +52,7 @@ class CorpusColumns(Extension):
 
     def read_bank(self, bank: MemoryBank, step: int) -> Tensor | None:
         """They stand where banked hard negatives stand; there are none of these."""
-        return self.vectors if bank is self.learner.banks.hard_bank else None
+        return self.vectors if bank is self.learner.hard_bank else None
 
     def state_dict(self) -> dict[str, Tensor]:
         return {} if self.vectors is None else {"vectors": self.vectors}

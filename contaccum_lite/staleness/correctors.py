@@ -98,8 +98,11 @@ class Corrector(nn.Module):
 
     def _fitted_dim(self) -> int | None:
         """The length of the vectors that it was fitted to."""
-        dims = [value.shape[-1] for value in self.buffers() if value.ndim]
-        return dims[0] if dims else None
+        for name in self.buffer_names:
+            value = getattr(self, name)
+            if value is not None and value.ndim:
+                return value.shape[-1]
+        return None
 
     def _age_weight(self, age: Tensor, like: Tensor) -> Tensor:
         """How far each vector moves: 1, or its age over the mean age that was fitted, (n, 1)."""

@@ -33,7 +33,7 @@ class MomentumEncoders(Extension):
     def before_enqueue(self, embeddings, batch, step: int):
         """What goes into the banks is what the copies make of the micro-batch."""
         learner = self.learner
-        if not learner.banks.passage_bank.size or step < learner.settings.bank_warmup:
+        if not learner.passage_bank.size or step < learner.settings.bank_warmup:
             return embeddings
         shard = learner.group.shard(batch)
         local = learner.encode(shard, "momentum", towers=list(self.encoders))
