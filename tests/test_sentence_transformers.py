@@ -953,3 +953,26 @@ def test_python_docs_end_to_end_reaches_what_a_run_reaches(docs, tmp_path):
 
 def _in_order(dataset, batch_size, drop_last, **_):
     return torch.utils.data.BatchSampler(range(len(dataset)), batch_size, drop_last)
+
+
+def test_equal_texts_of_a_static_embedding_are_known_by_its_offsets():
+    """Token ids that lie end to end, with offsets, are masked as padded rows are."""
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    pairs = cl.load_pairs("toy")
+    torch.manual_seed(0)
+    model = SentenceTransformer(
+        modules=[StaticEmbedding(vocabulary_for(pairs), embedding_dim=8)], device="cpu"
+    )
+    queries, passages = ["a set", "a list", "a set"], ["one two", "three", "one two"]
+    loss = ContAccumLoss(model, memory_size=4)
+    features = [model.preprocess(column) for column in (queries, passages)]
+    vectors = [
+        normalize(model.encode(column, convert_to_tensor=True)) for column in (queries, passages)
+    ]
+    mask = torch.tensor([[False, False, True], [False] * 3, [True, False, False]])
+    expected = cl.info_nce(*vectors, temperature=1 / loss.scale, mask=mask)
+    model.train()  # in training alone does a batch go into the banks
+    assert torch.allclose(loss(features), expected, atol=1e-6)
+    keys = loss.bank_state()["keys"]
+    assert keys[0].equal(keys[2]) and not keys[0].equal(keys[1])

@@ -31,6 +31,7 @@ from safetensors.torch import save
 from sentence_transformers.util import all_gather, all_gather_with_grad, cos_sim, dot_score
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.nn.utils.rnn import pad_sequence
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import TrainerCallback
 
@@ -343,12 +344,13 @@ class ContAccumLoss(nn.Module):
 
     def _text_keys(self, features: list[dict[str, Any]]) -> Tensor | None:
         """(B, columns): a number for each text; None where texts are not rows of token ids."""
-        if all(_has_token_ids(column) for column in features):
-            return torch.stack([_hash_texts(column) for column in features], dim=1)
+        token_ids = [_token_ids(column) for column in features]
+        if None not in token_ids:
+            return torch.stack([_hash_texts(*of_column) for of_column in token_ids], dim=1)
         if self.mask_duplicates and self.memory_size:
             raise ValueError(
-                "the model's features are not rows of token ids with an attention mask, by which "
-                "equal texts would be known: set mask_duplicates=False."
+                "the model's features are not token ids with an attention mask or offsets, by "
+                "which equal texts would be known: set mask_duplicates=False."
             )
         return None
 
@@ -698,16 +700,26 @@ def _last_module(model: nn.Module) -> nn.Module | None:
     return model[-1] if len(model) else None
 
 
-def _has_token_ids(column: dict[str, Any]) -> bool:
-    ids, mask = column.get("input_ids"), column.get("attention_mask")
-    if not (isinstance(ids, Tensor) and isinstance(mask, Tensor)):
-        return False
-    return ids.ndim == 2 and ids.shape == mask.shape
+def _token_ids(column: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
+    """(Token ids, attention mask), both (B, L); None where texts are no token ids.
+
+    A StaticEmbedding's are end to end, and its offsets say where each text begins.
+    """
+    ids, mask, offsets = map(column.get, ("input_ids", "attention_mask", "offsets"))
+    if not isinstance(ids, Tensor):
+        return None
+    if ids.ndim == 1 and isinstance(offsets, Tensor):
+        texts = ids.tensor_split(offsets[1:].cpu())
+        lengths = torch.tensor([len(text) for text in texts], device=ids.device)
+        rows = pad_sequence(texts, batch_first=True)
+        return rows, torch.arange(rows.shape[1], device=ids.device) < lengths[:, None]
+    is_padded = isinstance(mask, Tensor) and ids.ndim == 2 and ids.shape == mask.shape
+    return (ids, mask) if is_padded else None
 
 
-def _hash_texts(column: dict[str, Any]) -> Tensor:
+def _hash_texts(ids: Tensor, mask: Tensor) -> Tensor:
     """(B,): a number of 63 bits for each text, the same whatever its padding."""
-    ids, mask = column["input_ids"].long(), column["attention_mask"].long()
+    ids, mask = ids.long(), mask.long()
     positions = (mask.cumsum(1) - 1).clamp(0, _LONGEST - 1)
     factors = _HASH_FACTORS.to(ids.device)[positions]
     return ((ids + 1) * factors * mask).sum(1) & (2**63 - 1)  # sums wrap at 2**64
