@@ -950,3 +950,42 @@ def test_a_reset_button_stands_beside_what_waits(lab):
 def test_a_lab_without_a_tour(toy):
     assert len(Lab(toy, **SMALL).views.guide.steps) == 6
     assert Lab(toy, **SMALL, tour=False).views.guide.steps == []
+
+
+def test_objective_directions_and_mask_are_controls_and_change_the_picture(toy):
+    """Chosen by hand before the first update they hold at once; later they wait for Reset."""
+    lab = Lab(toy, **SMALL, local_batch=4, start="random")
+    controls = lab.views.controls
+    lab.views.matrix.kind = "gradient weight"
+
+    def row_sums():
+        lab.step()
+        return torch.as_tensor(lab.views.matrix.data()["values"]).nansum(1)
+
+    assert row_sums().abs().max() < 1e-5  # a softmax minus its positive
+    controls["objective"].value = "sigmoid"
+    assert lab.needs_reset == ("objective",) and "objective = sigmoid" in lab.message
+    lab.reset()
+    assert lab.training.settings.objective == "sigmoid" and row_sums().abs().max() > 1e-3
+    controls["objective"].value = "decoupled"
+    controls["directions"].value = "both"
+    controls["mask_margin"].value = 0.0
+    lab.reset()
+    lab.step()
+    settings = lab.training.settings
+    assert (settings.objective, settings.directions, settings.mask_margin) == (
+        "decoupled",
+        "both",
+        0,
+    )
+    values = torch.as_tensor(lab.views.matrix.data()["values"])
+    scores = torch.as_tensor(lab.micro.scores)
+    assert (scores <= scores.diagonal()[:, None]).all()  # what was above the positive is left out
+    assert values.isnan().any() and not values.diagonal().isnan().any()
+    assert "objective=decoupled" in lab.share() and "mask_margin=0" in lab.share()
+    controls["mask_margin"].value = None
+    assert lab.settings.mask_margin is None
+    lab.mask_margin = 2.5  # none of the list's
+    assert controls["mask_margin"].value == 2.5
+    lab.method = "sogclr"
+    assert controls["objective"].disabled and controls["objective"].value == "sogclr"

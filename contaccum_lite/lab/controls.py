@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipywidgets as widgets
 
 from contaccum_lite.core.presets import PRESETS
-from contaccum_lite.lab.fields import FIELDS, NAMES, SLIDERS, SWITCHES
+from contaccum_lite.lab.fields import CHOICES, FIELDS, NAMES, SLIDERS, SWITCHES
 from contaccum_lite.lab.hosts import tooltip
 
 _LAYOUT = {"width": "auto"}  # guide.css gives each its room
@@ -59,17 +59,11 @@ class Controls:
             description="method",
             layout=_LAYOUT,
         )
-        start = widgets.Dropdown(
-            options=[("pretrained on crops", "pretrained"), ("random weights", "random")],
-            value=lab.start,
-            description="start",
-            **tooltip(FIELDS["start"].metadata["help"]),
-            layout=_LAYOUT,
-        )
         pace = widgets.Dropdown(options=_PACES, value=0.0, description="pace", layout=_LAYOUT)
+        choices = {name: self._choice(name) for name in CHOICES}
         sliders = {name: self._slider(name) for name in SLIDERS}
         switches = {name: self._switch(name) for name in SWITCHES}
-        self.controls = {"method": method, "start": start, **sliders, **switches, "pace": pace}
+        self.controls = {"method": method, **choices, **sliders, **switches, "pace": pace}
         for name, control in self.controls.items():
             self.bind(control, lambda value, name=name: self.set(name, value))
         self.line = widgets.Text(
@@ -94,6 +88,15 @@ class Controls:
         button = widgets.Button(description=text, icon=icon, tooltip=help, layout={"width": "auto"})
         button.on_click(lambda _: self.lab.soon(self._report_errors, action))
         return button
+
+    def _choice(self, name: str):
+        return widgets.Dropdown(
+            options=_choices_including(name, getattr(self.lab, name)),
+            value=getattr(self.lab, name),
+            description=name.replace("_", " "),
+            **tooltip(FIELDS[name].metadata["help"]),
+            layout=_LAYOUT,
+        )
 
     def _slider(self, name: str):
         metadata, value = FIELDS[name].metadata, getattr(self.lab, name)
@@ -144,7 +147,9 @@ class Controls:
         control, value = self.controls[name], getattr(self.lab, name)
         if hasattr(control, "max"):
             control.max, control.min = max(control.max, value), min(control.min, value)
-        elif name not in ("method", "start", *SWITCHES):
+        elif name in CHOICES:
+            control.options = _choices_including(name, value)
+        elif name not in ("method", *SWITCHES):
             known = [choice for _, choice in control.options]
             if value not in known and name == "pace":
                 control.options = [*control.options, (f"{value:g} a second", value)]
@@ -176,6 +181,12 @@ class Controls:
             action()
         except Exception as error:  # for who pressed the button: the kernel's log has no reader
             self.lab.message = str(error)
+
+
+def _choices_including(name: str, value) -> list[tuple[str, object]]:
+    """The choices of a list, among them the value that it has."""
+    choices = list(CHOICES[name].items())
+    return choices if value in CHOICES[name].values() else [*choices, (f"{value:g}", value)]
 
 
 def _options_including(choices, value) -> list[tuple[str, float]]:

@@ -16,10 +16,31 @@ FIELDS_THAT_SET_DEFAULTS = ("method", "tower", "dim", "start")
 FIELDS_THAT_SET_LIVE_ONES = ("method", "tower", "start")
 SLIDERS = tuple(name for name, field in FIELDS.items() if field.metadata["slider"])
 SWITCHES = ("query_bank",)  # on or off by hand
+#: setting -> {words: value} of those that are chosen from a list
+CHOICES: dict[str, dict] = {
+    "start": {"pretrained on crops": "pretrained", "random weights": "random"},
+    "objective": {
+        "InfoNCE: softmax": "info_nce",
+        "decoupled: without the positive": "decoupled",
+        "SogCLR: a remembered normaliser": "sogclr",
+        "sigmoid: each score alone": "sigmoid",
+    },
+    "directions": {
+        "each query: passages": "query",
+        "and each passage: queries": "both",
+        "all four pairings": "all",
+    },
+    "mask_margin": {
+        "off": None,
+        "above the positive": 0.0,
+        "above the positive + 1": 1.0,
+        "above the positive + 3": 3.0,
+    },
+}
 BUTTONS = ("micro", "update", "stop", "reset", "race")  # without Play, which always stays
 VIEWS = ("matrix", "banks", "curves", "search")
 #: What a teacher can leave out of a lab: its settings' controls, its buttons and its views.
-HIDEABLE = ("method", "start", *SLIDERS, *SWITCHES, "pace", *BUTTONS, "kind", *VIEWS, "line")
+HIDEABLE = ("method", *CHOICES, *SLIDERS, *SWITCHES, "pace", *BUTTONS, "kind", *VIEWS, "line")
 NAMES = {method: preset["name"] for method, preset in PRESETS.items()}
 #: start -> how a sentence names a run that starts so
 START_WORDS = {

@@ -291,13 +291,7 @@ class MatrixView(View):
 def softmax(micro, row: int | None = None) -> Tensor:
     """The softmax of each row of a MicroStep, (rows, columns), or of one row, (columns,).
 
-    grad_scores are (softmax − 1 at the positive) / rows.
+    Of its scores, whatever the objective makes of them.
     """
-    rows = len(micro.grad_scores)
-    if row is None:
-        weights = micro.grad_scores * rows
-        weights.diagonal().add_(1)
-        return weights
-    weights = micro.grad_scores[row] * rows
-    weights[row] += 1
-    return weights
+    scores = micro.scores if row is None else micro.scores[row]
+    return scores.softmax(-1)

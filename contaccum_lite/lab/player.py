@@ -37,6 +37,10 @@ _TOWER_FIELDS = (
     *("precision", "activation_checkpointing", "compile", "query_tokens", "passage_tokens"),
 )
 RACE = ("dpr", "grad_accum", "pre_batch", "contaccum")
+_BANKS_BEGIN_EMPTY = (
+    "The query bank is on again: both banks begin empty and fill in step, because a past query "
+    "needs its own past passage in the same slot."
+)
 _ONE_BATCH = "DPR takes all pairs of an update, N_local × K, as one batch"
 
 
@@ -489,6 +493,8 @@ class Player(LabState):
         except BaseException:
             self._set_slider(name, before)
             raise
+        if name == "query_bank" and value:
+            self.message = _BANKS_BEGIN_EMPTY
         self.ticks += 1
 
     def _set_slider(self, name: str, value) -> None:
