@@ -85,7 +85,7 @@ def test_the_best_of_all_methods_is_confirmed_once_the_later_ones_are_tuned():
     fresh = {(n, s) for n, s in field.next_runs(before) if s in field.FRESH_SEEDS}
     assert not fresh  # nothing new is confirmed before all are tuned
     table = field_claims.confirmation(field_claims.FieldRecords(results, [], []))
-    assert "clusters minus it | ContAccum 128, clusters minus it" in table
+    assert "minus clusters | minus ContAccum 128, clusters | minus DPR 128" in table
 
 
 def test_a_low_rate_is_tried_where_the_lowest_is_best():

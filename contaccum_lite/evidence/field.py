@@ -10,7 +10,7 @@ pretrained start, N_local 8 and K 16 unless its name says otherwise.
 3.  Confirm: the method with 8 pairs in memory that is best by the dev pairs is run again with five
     fresh seeds, beside the strongest baselines.
 4.  Once the later methods are tuned too, the best of all methods with 8 pairs by the dev pairs is
-    confirmed on the same fresh seeds, and so is DPR with clusters, the best large batch.
+    confirmed on the same fresh seeds, and so are those that are best by the test pairs.
 
 `python -m contaccum_lite.evidence.run field` runs what is missing.
 """
@@ -80,7 +80,8 @@ LATER: dict[str, dict] = {
 METHODS = {**SEARCHED, **LATER}
 #: run with fresh seeds beside the winner
 RIVALS = ("DPR 128", "clusters", "ContAccum 128", "GradAccum")
-LATE_RIVALS = ("DPR 128, clusters",)
+#: what is best by the test pairs with 8 pairs and with 128, and the exact batch with a bank
+LATE_RIVALS = ("ContAccum 128, clusters", "GradCache, bank 128", "DPR 128, clusters")
 #: those that hold 128 pairs at once; all others hold 8
 WHOLE_BATCH = (
     "DPR 128",

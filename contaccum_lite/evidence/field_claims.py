@@ -233,7 +233,7 @@ def _precision(record: dict) -> float:
 
 def confirmation(book: FieldRecords) -> str:
     """The winners of both searches on fresh seeds, beside their rivals, in Markdown."""
-    header, names = ["method", "run", "MRR@10, fresh seeds"], list(field.RIVALS)
+    names = list(field.RIVALS)
     try:
         winners = [field.winner(book.records)]
         try:
@@ -242,17 +242,18 @@ def confirmation(book: FieldRecords) -> str:
         except (KeyError, ValueError):
             pass  # the later methods are not tuned yet
         records, rows = RunRecords(book.fresh), []
-        winners = list(dict.fromkeys(winners))
+        beside = [*dict.fromkeys(winners), "DPR 128"]
         for name in dict.fromkeys([*winners, *names]):
             run = field.at_own_rate(name, book.records)
             row = [name, run, records.format_mean(run)]
-            for best in winners:
-                gap = records.difference(field.at_own_rate(best, book.records), run)
-                row.append("" if name == best else str(gap))
+            for other in beside:
+                gap = records.difference(run, field.at_own_rate(other, book.records))
+                row.append("" if name == other else str(gap))
             rows.append(row)
     except (KeyError, ValueError):
         return "The confirmation on fresh seeds is not run yet."
-    return markdown_table([*header, *(f"{best} minus it" for best in winners)], rows)
+    header = ["method", "run", "MRR@10, fresh seeds", *(f"minus {other}" for other in beside)]
+    return markdown_table(header, rows)
 
 
 def choice_table(book: FieldRecords) -> str:
