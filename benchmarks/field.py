@@ -88,7 +88,7 @@ def theirs(queries, passages) -> dict:
     open_clip = importlib.util.find_spec("open_clip")
     if open_clip:
         sigmoid = _losses_of(open_clip).SigLipLoss()
-        scale, bias = torch.tensor(1 / TEMPERATURE), torch.tensor(BIAS)
+        scale, bias = (torch.tensor(x, requires_grad=True) for x in (1 / TEMPERATURE, BIAS))
         functions["sigmoid"] = (
             "open_clip",
             _backward(lambda q, p: sigmoid(q, p, scale, bias), queries, passages),
