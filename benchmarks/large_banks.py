@@ -1,7 +1,7 @@
 """The incremental softmax with its full table and with sums in blocks: memory and time as the bank grows.
 
     python -m benchmarks.large_banks                 N_memory 1,024 to 262,144, d 64 and 768
-    python -m benchmarks.large_banks 4096 64         one size and one d
+    python -m benchmarks.large_banks 4096 64         one size and one d: its row of the table anew
 
 One thread, N_local 8, banks that are full. A micro-batch is compared, entered and written; milliseconds are the mean over as many
 micro-batches as a block of columns takes to leave, so that the scores which are computed again are in it, and `slowest` is the
@@ -18,7 +18,7 @@ import torch
 
 import contaccum_lite as cl
 from contaccum_lite.scale.incremental_softmax import IncrementalSoftmax
-from tools.docs import write_table
+from tools.docs import TABLES, write_table
 
 LOCAL = 8
 SIZES = (1024, 4096, 16_384, 65_536, 262_144)
@@ -107,14 +107,22 @@ def main(words: list[str]) -> None:
     torch.set_num_threads(1)
     sizes = [int(words[0])] if words else SIZES
     dims = [int(words[1])] if len(words) > 1 else DIMS
-    lines = [HEAD]
+    rows = kept_rows()
     print(HEAD, flush=True)
     for dim in dims:
         for size in sizes:
-            lines.append(row(size, dim))
-            print(lines[-1], flush=True)
-    if not words:
-        write_table("cost-large-banks", "\n".join(lines))
+            rows[dim, size] = row(size, dim)
+            print(rows[dim, size], flush=True)
+    write_table("cost-large-banks", "\n".join([HEAD, *(rows[key] for key in sorted(rows))]))
+
+
+def kept_rows() -> dict[tuple[int, int], str]:
+    """The table's rows as they are, by (d, N_memory)."""
+    rows = {}
+    for line in (TABLES / "cost-large-banks.md").read_text().splitlines()[2:]:
+        size, dim = (int(cell.replace(",", "")) for cell in line.split("|")[1:3])
+        rows[dim, size] = line
+    return rows
 
 
 if __name__ == "__main__":
