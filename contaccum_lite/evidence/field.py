@@ -11,6 +11,7 @@ pretrained start, N_local 8 and K 16 unless its name says otherwise.
     fresh seeds, beside the strongest baselines.
 4.  Once the later methods are tuned too, the best of all methods with 8 pairs by the dev pairs is
     confirmed on the same fresh seeds, and so are those that are best by the test pairs.
+5.  From random weights, some at the shared rate: does the start change the order?
 
 `python -m contaccum_lite.evidence.run field` runs what is missing.
 """
@@ -82,6 +83,11 @@ METHODS = {**SEARCHED, **LATER}
 RIVALS = ("DPR 128", "clusters", "ContAccum 128", "GradAccum")
 #: what is best by the test pairs with 8 pairs and with 128, and the exact batch with a bank
 LATE_RIVALS = ("ContAccum 128, clusters", "GradCache, bank 128", "DPR 128, clusters")
+#: raced from random weights too
+FROM_RANDOM = (
+    *("GradAccum", "DPR 128", "ContAccum 128", "GradCache, bank 128", "decoupled", "SogCLR"),
+    *("all directions", "sigmoid", "clusters", "ContAccum 128, clusters"),
+)
 #: those that hold 128 pairs at once; all others hold 8
 WHOLE_BATCH = (
     "DPR 128",
@@ -99,7 +105,15 @@ def plan() -> dict[str, RunSpec]:
         for rate in (LOW_RATE, *FIRST_RATES):
             seeds = range(FRESH_SEEDS.stop)
             runs[at_rate(name, rate)] = run_spec(seeds=seeds, learning_rate=rate, **fields)
+    for name in FROM_RANDOM:
+        fields = {**METHODS, **BASELINE_FIELDS}[name]
+        runs[from_random(name)] = run_spec(start="random", learning_rate=SHARED_RATE, **fields)
     return runs
+
+
+def from_random(name: str) -> str:
+    """The name of a method's runs from random weights."""
+    return f"{name}, from random weights"
 
 
 def with_baselines(records: list[dict], ledger: list[dict]) -> list[dict]:
@@ -131,6 +145,8 @@ def next_runs(records: list[dict]) -> list[tuple[str, int]]:
     missing += [(name, seed) for name in LATER for seed in RACE_SEEDS if (name, seed) not in done]
     for name in LATER:
         missing += [run for run in _runs_of(name, records) if run not in done]
+    for name in map(from_random, FROM_RANDOM):
+        missing += [(name, seed) for seed in RACE_SEEDS if (name, seed) not in done]
     if not missing:
         missing += [run for run in _confirming_late(records) if run not in done]
     return list(dict.fromkeys(missing))

@@ -256,6 +256,24 @@ def confirmation(book: FieldRecords) -> str:
     return markdown_table(header, rows)
 
 
+def random_table(book: FieldRecords) -> str:
+    """Some methods from random weights beside themselves fine-tuned, at the shared rate."""
+    rows, shared = [], book.shared
+    for name in field.FROM_RANDOM:
+        cells = [name]
+        for run, rival in (
+            (field.from_random(name), field.from_random("DPR 128")),
+            (name, "DPR 128"),
+        ):
+            is_run = (run, 0) in shared.records and (rival, 0) in shared.records
+            cells.append(shared.format_mean(run) if is_run else NOT_RUN)
+            gap = str(shared.difference(run, rival)) if is_run and run != rival else ""
+            cells.append(gap)
+        rows.append(cells)
+    header = ["method", "from random weights", "minus DPR 128", "fine-tuned", "minus DPR 128"]
+    return markdown_table(header, rows)
+
+
 def choice_table(book: FieldRecords) -> str:
     """Which to take: for each budget, the best by the dev pairs among what fits it.
 
@@ -312,5 +330,6 @@ def tables(records: dict[str, list[dict]], ledger: list[dict]) -> dict[str, str]
         "field-claims": claims_table(book),
         "field-choice": choice_table(book),
         "field-confirmation": confirmation(book),
+        "field-random": random_table(book),
         "field-masks": mask_table(records["masks"]),
     }
