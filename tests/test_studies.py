@@ -54,14 +54,10 @@ def test_each_methods_own_rate_is_chosen_by_the_dev_pairs_alone():
     assert own_rate_column(other_dev) != before
 
 
-def test_all_choose_among_the_same_rates_but_for_correctors_other_than_ridge():
+def test_all_choose_among_the_same_rates():
     book = studies.corrected_book(CORRECTED, RECORDS["pretrained"])
     for name in studies.corrected_methods():
-        bank, _, words = name.partition(", ")
-        corrector = words.partition(",")[0]
-        others = set(studies.OTHER_CORRECTORS) - set(studies.AT_LOWEST_RATE.get(bank, ()))
-        is_short = corrector in others
-        assert tuple(book.rates(name)) == studies.CORRECTED_RATES[is_short:]
+        assert tuple(book.rates(name)) == studies.CORRECTED_RATES
 
 
 def test_extra_encodes_are_counted_over_one_pass():

@@ -88,8 +88,6 @@ def _with_control(name: str, **fields) -> dict[str, RunSpec]:
 
 RIDGE = "ridge, 32 probes"
 OTHER_CORRECTORS = ("mean_shift", "kernel", "mlp")
-#: what of these also ran at the lowest rate
-AT_LOWEST_RATE: dict[str, tuple[str, ...]] = {"dual bank": (), "passage bank alone": ("mlp",)}
 BANKS = {"dual bank": "contaccum", "passage bank alone": "pre_batch"}
 
 
@@ -125,7 +123,7 @@ def corrected_plan() -> dict[str, RunSpec]:
             seeds = range(3) if is_lowest else range(5)
             add(bank, "identity", 512, 512, rate, seeds)  # encoded again before each update
             add(bank, "ridge", 32, 512, rate)
-            for corrector in AT_LOWEST_RATE[bank] if is_lowest else OTHER_CORRECTORS:
+            for corrector in OTHER_CORRECTORS:
                 add(bank, corrector, 32, 512, rate, seeds)
             for probes in (8, 128):
                 add(bank, "ridge", probes, 512, rate, range(3))
@@ -210,9 +208,8 @@ def corrected_table(book: RunRecords, cost: dict) -> str:
         rates, at_own_rate = book.rates(name), book.own_rate(name)
         row = [REFERENCES.get(name, name)]
         for rate in CORRECTED_RATES:
-            row.append(book.format_mean(rates[rate]) if rate in rates else "–")
-        is_short = len(rates) < len(CORRECTED_RATES)
-        row += [f"{book.settings(at_own_rate).learning_rate:g}{' (of two)' if is_short else ''}"]
+            row.append(book.format_mean(rates[rate]))
+        row.append(f"{book.settings(at_own_rate).learning_rate:g}")
         row += [book.format_mean(at_own_rate), book.format_mean(at_own_rate, "top@20")]
         row += _minus_fresh(book, name)
         row.append(_extra_encodes(book, at_own_rate))
