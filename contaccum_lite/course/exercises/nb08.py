@@ -119,6 +119,10 @@ def multiply_adds_slips(b, n, d):
             "them.",
             2 * b * (b + n) * d + b * b * d,
         ),
+        Slip(
+            "the local passages' gradient from the local rows is missing: b·b weights more.",
+            2 * b * (b + n) * d + 2 * b * n * d,
+        ),
         Slip("each entry is a product of d numbers.", multiply_adds(b, n, 1)),
     ]
 
