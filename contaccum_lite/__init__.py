@@ -15,8 +15,8 @@ How to read it, in an evening:
     9  data/types.py        a passage, a pair
 
 Around it: `data` and `encoders` below; `diagnostics`, `staleness` (caches and correctors), `scale`
-(checkpoints, processes, precision, large corpora), `integrations`, `evidence` (the ledger), `lab`
-(the live widget), `course` (exercises) and `cli` above. Imports go one way.
+(incremental softmax, processes, precision, large corpora), `integrations`, `evidence` (the ledger),
+`lab` (the live widget), `course` (exercises) and `cli` above. Imports go one way.
 """
 
 from contaccum_lite.utils import start as _start

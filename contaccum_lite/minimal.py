@@ -64,9 +64,8 @@ def contaccum_update(
         (loss / len(micro_batches)).backward()
         losses.append(loss.item())
 
-        bank += zip(
-            ids, queries.detach(), passages.detach()
-        )  # after its loss: never its own negative
+        # after its loss: a micro-batch is never its own negative
+        bank += zip(ids, queries.detach(), passages.detach())
         del bank[: max(0, len(bank) - memory_size)]  # first in, first out
 
     parameters = [*query_encoder.parameters(), *passage_encoder.parameters()]
@@ -99,9 +98,7 @@ def demo(memory_size, updates=60, local_batch=4, accumulation_steps=4, dim=16, s
 
 
 if __name__ == "__main__":
-    print(
-        "4 pairs in memory, 4 micro-batches an update, 60 updates; queries that find their passage:"
-    )
+    print("4 pairs in memory, 4 micro-batches an update, 60 updates; queries that find theirs:")
     for memory_size in (0, 16, 64):
         rates = [demo(memory_size, seed=seed) for seed in range(5)]
         print(f"  bank of {memory_size:2}: {sum(rates) / len(rates):.0%} (mean of 5 seeds)")

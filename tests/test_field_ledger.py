@@ -71,6 +71,23 @@ def test_the_winner_holds_8_pairs_and_is_run_with_fresh_seeds():
         assert {r["seed"] for r in results if r["name"] == run} >= set(field.FRESH_SEEDS)
 
 
+def test_the_best_of_all_methods_is_confirmed_once_the_later_ones_are_tuned():
+    dev = {"DPR 128, clusters": 0.9, "ContAccum 128, clusters": 0.6, "clusters": 0.5}
+    results, stages = made(lambda name, seed: (0.3, dev.get(name, 0.2)))
+    assert field.winner(results) == "clusters"
+    assert field.late_winner(results) == "ContAccum 128, clusters"
+    for name in ("ContAccum 128, clusters", "DPR 128, clusters"):
+        run = field.at_own_rate(name, results)
+        assert {r["seed"] for r in results if r["name"] == run} >= set(field.FRESH_SEEDS)
+    before = [r for r in results if r["name"].partition(", rate")[0] != "both directions"]
+    with pytest.raises(ValueError, match="not all later methods are tuned yet"):
+        field.late_winner(before)
+    fresh = {(n, s) for n, s in field.next_runs(before) if s in field.FRESH_SEEDS}
+    assert not fresh  # nothing new is confirmed before all are tuned
+    table = field_claims.confirmation(field_claims.FieldRecords(results, [], []))
+    assert "minus clusters | minus ContAccum 128, clusters | minus DPR 128" in table
+
+
 def test_a_low_rate_is_tried_where_the_lowest_is_best():
     results, _ = made(lambda name, seed: (0.3, 0.3))
     lowest = [r for r in results if r["name"] == at_rate("SogCLR", field.LOW_RATE)]

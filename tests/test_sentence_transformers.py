@@ -976,3 +976,74 @@ def test_equal_texts_of_a_static_embedding_are_known_by_its_offsets():
     assert torch.allclose(loss(features), expected, atol=1e-6)
     keys = loss.bank_state()["keys"]
     assert keys[0].equal(keys[2]) and not keys[0].equal(keys[1])
+
+
+# --- other objectives, directions and masks -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("margin", [None, 0.5])
+@pytest.mark.parametrize("query_bank", [True, False])
+@pytest.mark.parametrize("directions", ["query", "both", "all"])
+@pytest.mark.parametrize("objective", ["info_nce", "decoupled"])
+def test_objectives_and_directions_are_those_of_the_library(
+    objective, directions, query_bank, margin
+):
+    """Loss and weights' gradient against `core.directions.contrast`, with a bank and negatives."""
+    from contaccum_lite.core.directions import contrast
+    from contaccum_lite.core.masks import with_margin
+    from contaccum_lite.core.objectives import STATELESS
+
+    function = STATELESS[objective]
+    function = function if margin is None else with_margin(function, margin)
+    model, other = Words(), Words()
+    how = dict(objective=objective, directions=directions, mask_margin=margin)
+    loss = ContAccumLoss(model, 6, scale=5.0, query_bank=query_bank, mask_duplicates=False, **how)
+    for batch in batches(4, repeats=False):
+        features = columns_of(batch)
+        model.zero_grad(), other.zero_grad()
+        bank = normalize(loss.vectors[: len(loss)], dim=-1)
+        value = loss(features, None)
+        value.backward()
+        vectors = [normalize(other(column)["sentence_embedding"], dim=1) for column in features]
+        is_filled = len(bank) > 0
+        wanted = contrast(
+            *(v.detach() for v in vectors[:2]),
+            bank[:, 0] if is_filled and query_bank else None,
+            bank[:, 1] if is_filled else None,
+            vectors[2].detach(),
+            1 / 5,
+            bank_hard_negatives=bank[:, 2] if is_filled else None,
+            directions=directions,
+            objectives=(function, function),
+        )
+        torch.autograd.backward(vectors, wanted.gradients)
+        assert abs(value.item() - wanted.loss.item()) < TIGHT
+        assert model.table.weight.grad.norm() > 1e-3
+        assert (model.table.weight.grad - other.table.weight.grad).abs().max() < TIGHT
+    assert len(loss) == 6
+
+
+def test_objectives_that_need_a_run_are_refused_and_the_full_matrix_is_said(caplog):
+    with pytest.raises(ValueError, match="objective is 'sogclr', which keeps numbers of its own"):
+        ContAccumLoss(Words(), 8, objective="sogclr")
+    with pytest.raises(ValueError, match="directions is 'up': choose one of query, both, all"):
+        ContAccumLoss(Words(), 8, directions="up")
+    with pytest.raises(ValueError, match="mask_margin is 'x'"):
+        ContAccumLoss(Words(), 8, mask_margin="x")
+    loss = ContAccumLoss(Words(), 300, objective="decoupled")
+    assert loss.get_config_dict()["objective"] == "decoupled"
+    for batch in batches(4):
+        loss(columns_of(batch), None).backward()
+    assert caplog.text.count("whole similarity matrix") == 1 and "'decoupled'" in caplog.text
+
+
+def test_a_copy_of_the_passage_is_left_out_of_the_other_objectives_too():
+    """A masked entry is nowhere: the loss is that without the copy's row and column."""
+    batch = batches(1, repeats=False)[0][:3, :2]
+    twice = batch[[0, 1, 2, 2]]
+    for directions in ("query", "all"):
+        how = dict(objective="decoupled", directions=directions)
+        rows = [ContAccumLoss(Words(), 4, **how)(columns_of(b), None) for b in (batch, twice)]
+        assert rows[0].isfinite() and rows[1].isfinite()
+    with_copies = ContAccumLoss(Words(), 4, mask_duplicates=False, **how)(columns_of(twice), None)
+    assert abs(with_copies - rows[1]) > 1e-3

@@ -510,7 +510,8 @@ def test_dragging_controls_while_it_plays_leaves_all_consistent(toy):
             await asyncio.sleep(0)
         lab.pause()
         for name in view.controls:
-            assert view.controls[name].value == getattr(lab, name)
+            value = getattr(lab, name)
+            assert view.controls[name].value == ("off" if value is None else value)
         run = lab.training
         assert run.step_count > 0 and run.passage_bank.size == run.settings.memory_size
         assert bytes(view.banks.cells("passage")) == view.banks.grids["passage"].cells
@@ -983,8 +984,8 @@ def test_objective_directions_and_mask_are_controls_and_change_the_picture(toy):
     assert (scores <= scores.diagonal()[:, None]).all()  # what was above the positive is left out
     assert values.isnan().any() and not values.diagonal().isnan().any()
     assert "objective=decoupled" in lab.share() and "mask_margin=0" in lab.share()
-    controls["mask_margin"].value = None
-    assert lab.settings.mask_margin is None
+    controls["mask_margin"].value = "off"
+    assert lab.settings.mask_margin is None and controls["mask_margin"].label == "off"
     lab.mask_margin = 2.5  # none of the list's
     assert controls["mask_margin"].value == 2.5
     lab.method = "sogclr"

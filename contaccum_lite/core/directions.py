@@ -74,7 +74,7 @@ def contrast(
     )
     if mask is None:
         mask = torch.zeros(len(rows), len(columns), dtype=torch.bool, device=rows.device)
-    mask = shapes.checked_mask(mask, rows @ columns.T)
+    shapes.checked_mask(mask, torch.empty(len(rows), len(columns), device="meta"))
     blocks = _both if directions == "both" else _all
     result = blocks(rows, columns, temperature, mask, objectives)
     grad_rows, grad_columns = _gradients(result, rows, columns, temperature)
@@ -93,13 +93,13 @@ def contrast(
 
 def _both(rows, columns, temperature, mask, objectives) -> _Blocks:
     """The mean of two losses: each query's over the passages, each passage's over the queries."""
-    scores = (rows @ columns.T / temperature).masked_fill_(mask, -torch.inf)
+    scores = (rows @ columns.T).div_(temperature).masked_fill_(mask, -torch.inf)
     num_pairs = len(rows)
     transposed = scores[:, :num_pairs].T.contiguous()  # duplicates are so in both directions
     loss, grad_scores = objectives[0](scores)
     passage_loss, grad_transposed = objectives[1](transposed)
-    grad_scores = grad_scores / 2
-    grad_scores[:, :num_pairs] += grad_transposed.T / 2
+    grad_scores[:, :num_pairs] += grad_transposed.T
+    grad_scores /= 2
     return _Blocks((loss + passage_loss) / 2, scores, grad_scores)
 
 

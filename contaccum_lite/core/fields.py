@@ -20,7 +20,7 @@ _KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class MethodDefault:
-    """A default that holds unless the method or the tower has another."""
+    """A default that holds unless the method, the tower or the start has another."""
 
     value: object
 
@@ -28,7 +28,7 @@ class MethodDefault:
 def setting(default, help, low=None, high=None, symbol=None, slider=None, choices=None):
     """A field of `Settings`.
 
-    With a `MethodDefault` it is None until the method or the tower fill it in.
+    With a `MethodDefault` it is None until the method, the tower or the start fills it in.
 
     help: what it is for. low, high: what is allowed. choices: all that is allowed. symbol: the
     paper's. slider: what can be chosen by hand in a lab, a range or a tuple; without it, no slider.

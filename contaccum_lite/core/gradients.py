@@ -1,8 +1,8 @@
 """How one weight update gets its gradient: accumulation over micro-batches.
 
 DPR, GradAccum, pre-batch negatives and ContAccum are this one loop. They differ only in how many
-micro-batches there are and in what their banks keep. GradCache is another loop; `compute_gradients`
-in core/grad_cache.py chooses between the two.
+micro-batches there are and in what their banks keep. `compute_gradients` in core/grad_cache.py
+chooses between this, GradCache, and one forward pass for all micro-batches.
 
 Reading path 5 of 9. Before: encoders/bag.py. After: core/batches.py.
 """
@@ -46,9 +46,7 @@ class Embeddings(NamedTuple):
     hard_negatives: Tensor | None  # (B·h, d)
 
     def detach(self) -> Embeddings:
-        hard = self.hard_negatives
-        detached_hard = None if hard is None else hard.detach()
-        return Embeddings(self.queries.detach(), self.passages.detach(), detached_hard)
+        return Embeddings(*(None if v is None else v.detach() for v in self))
 
 
 class Learner:
@@ -83,7 +81,7 @@ class Learner:
         return [self.query_tower, self.passage_tower]
 
     def extension(self, name: str) -> Extension | None:
-        """The extension of this name: "cache", "correction", "momentum" or "softmax"."""
+        """The extension of this name, such as "cache" or "softmax"; None where the run has none."""
         for extension in self.extensions:
             if extension.name == name:
                 return extension
@@ -142,7 +140,10 @@ class Learner:
     def compute_loss(
         self, embeddings: Embeddings, batch: MicroBatch, step: int, share: float = 1.0
     ) -> tuple[LossAndGradients, Layout]:
-        """(Loss and gradients by equation 7, layout) of a micro-batch with itself and the banks."""
+        """(Loss and gradients by equation 7, layout) of a micro-batch with itself and the banks.
+
+        From N_memory 256 on, scale/incremental_softmax.py gets the same numbers with less work.
+        """
         embeddings = embeddings.detach()  # the gradients are by hand: no graph is needed
         use_banks = step >= self.settings.bank_warmup
         layout = self.layout(batch, step, use_banks)
@@ -150,7 +151,7 @@ class Learner:
             result = extension.bank_loss(embeddings, batch, step)
             if result is not None:
                 return result, layout
-        memory = Embeddings(*(self.read_bank(bank, step) for bank in self.banks))
+        memory = Embeddings(*(self.read_bank(bank, step) for bank in self.banks))  # past vectors
         result = self.full_matrix_loss(embeddings, memory if use_banks else None, layout)
         for extension in self.extensions:
             extension.after_loss(share)
@@ -177,7 +178,7 @@ class Learner:
     def full_matrix_loss(
         self, embeddings: Embeddings, memory: Embeddings | None, layout: Layout
     ) -> LossAndGradients:
-        """Loss and gradients over the full matrix of these vectors and those of the banks."""
+        """Loss and gradients over the full matrix, whose rows and columns core/loss.py joins."""
         past_queries = past_passages = past_hard = None
         if memory is not None:
             past_queries, past_passages, past_hard = (
@@ -199,7 +200,7 @@ class Learner:
         )
 
     def duplicate_mask(self, layout: Layout) -> Tensor | None:
-        """`loss.duplicate_mask` of this matrix, (rows, columns); None where nothing is masked."""
+        """What core/masks.py leaves out of this matrix, (rows, columns); None: nothing."""
         return layout_mask(self, layout)
 
     # --- the banks --------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ class Extension:
 
     name = ""  # of its tensors in a checkpoint
     note = ""  # what it does otherwise than asked for, in a sentence
-    keeps_scores = False  # whether the similarity matrix is not made anew for each micro-batch
+    keeps_scores = False  # whether it keeps scores in place of computing the whole matrix again
 
     def begin_update(self, batches: list, step: int) -> list:
         """Prepare update `step`; returns its micro-batches, which it may change."""

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from contaccum_lite.core import shapes
 from contaccum_lite.core.masks import Objective
-from contaccum_lite.core.masks import duplicate_mask as duplicate_mask
+from contaccum_lite.core.masks import duplicate_mask as duplicate_mask  # can be had here, too
 
 
 class LossAndGradients(NamedTuple):

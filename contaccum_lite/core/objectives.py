@@ -89,16 +89,17 @@ def sigmoid_loss(
     ∂loss/∂b)). No row shares a normaliser, so a banked column changes no local passage's gradient.
     Zhai et al., 2023 (arXiv 2303.15343).
     """
-    scale, is_in = math.exp(log_scale), scores > -torch.inf
-    logits = scores.masked_fill(~is_in, 0.0) * scale + bias
+    scale, is_out = math.exp(log_scale), scores == -torch.inf
+    scores = scores.masked_fill(is_out, 0.0)
+    logits = (scores * scale).add_(bias)
     logits.diagonal().neg_()  # now each is −z (t s + b)
-    losses = nn.functional.softplus(logits).masked_fill_(~is_in, 0.0)
-    grad_logits = logits.sigmoid_().masked_fill_(~is_in, 0.0)
+    loss = nn.functional.softplus(logits).masked_fill_(is_out, 0.0).sum() / len(scores)
+    grad_logits = logits.sigmoid_().masked_fill_(is_out, 0.0)
     grad_logits.diagonal().neg_()
     grad_logits /= len(scores)
-    grad_log_scale = (grad_logits * scores.masked_fill(~is_in, 0.0)).sum() * scale
+    grad_log_scale = torch.dot(grad_logits.flatten(), scores.flatten()) * scale
     grad_parameters = torch.stack([grad_log_scale, grad_logits.sum()])
-    return losses.sum() / len(scores), grad_logits * scale, grad_parameters
+    return loss, grad_logits.mul_(scale), grad_parameters
 
 
 #: objective -> its function, for those that keep nothing between micro-batches

@@ -1,8 +1,9 @@
 """Settings: everything that decides a run, in one frozen dataclass.
 
 Sliders, share lines, options, tests and documents all read this file, so a default or a range
-stands here and nowhere else. A field is `setting(default, help, *(low, high, symbol, slider))`. To
-add a method, add a row to `core/presets.py`; optional features' settings are in `core/options.py`.
+stands here and nowhere else. A field is `setting(default, help, *(low, high, symbol, slider))`; a
+`MethodDefault` is a default that the method, the tower or the start may replace. To add a method,
+add a row to `core/presets.py`; optional features' settings are in `core/options.py`.
 
 Reading path 8 of 9. Before: core/trainer.py. After: data/types.py.
 """
@@ -58,18 +59,14 @@ class Settings(Options):
         *(1e-8, 10.0, None, (1e-4, 2e-4, 5e-4, 0.001, 0.002, 0.005, 0.01, 0.02)),
     )
     updates: int = setting(
-        400,
-        "weight updates in the whole run",
-        *(1, MANY, None, (50, 100, 150, 200, 400, 800, 1600)),
+        400, "weight updates in the whole run", 1, MANY, None, (50, 100, 150, 200, 400, 800, 1600)
     )
     warmup: int = setting(20, "updates of linear warm-up before the linear decay", 0, MANY)
     clip_norm: float = setting(
         2.0, "global gradient norm above which both towers are scaled down; 0 is off", 0.0, 1e9
     )
     seed: int = setting(
-        0,
-        "weights, data order and noise all come from this",
-        *(0, 2**31 - 1, None, range(100)),
+        0, "weights, data order and noise all come from this", 0, 2**31 - 1, None, range(100)
     )
 
     # --- towers

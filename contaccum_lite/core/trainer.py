@@ -22,7 +22,7 @@ from contaccum_lite.encoders.make import make_towers
 from contaccum_lite.utils.devices import check_device
 from contaccum_lite.utils.signals import defer_sigint
 
-#: Functions that attach an optional feature to a new run, where its settings ask for it.
+#: Functions that attach an optional feature where a run's settings ask; scale/attach.py has them.
 EXTENSIONS: list[Callable[[Trainer], None]] = []
 
 

@@ -9,6 +9,8 @@ pretrained start, N_local 8 and K 16 unless its name says otherwise.
     are those of the first ledger, which has all four rates with five seeds: tuned at least as hard.
 3.  Confirm: the method with 8 pairs in memory that is best by the dev pairs is run again with five
     fresh seeds, beside the strongest baselines.
+4.  Once the later methods are tuned too, the best of all methods with 8 pairs by the dev pairs is
+    confirmed on the same fresh seeds, and so are those that are best by the test pairs.
 
 `python -m contaccum_lite.evidence.run field` runs what is missing.
 """
@@ -16,6 +18,7 @@ pretrained start, N_local 8 and K 16 unless its name says otherwise.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from statistics import mean
 
 from contaccum_lite.core.run import Run
@@ -77,6 +80,8 @@ LATER: dict[str, dict] = {
 METHODS = {**SEARCHED, **LATER}
 #: run with fresh seeds beside the winner
 RIVALS = ("DPR 128", "clusters", "ContAccum 128", "GradAccum")
+#: what is best by the test pairs with 8 pairs and with 128, and the exact batch with a bank
+LATE_RIVALS = ("ContAccum 128, clusters", "GradCache, bank 128", "DPR 128, clusters")
 #: those that hold 128 pairs at once; all others hold 8
 WHOLE_BATCH = (
     "DPR 128",
@@ -126,6 +131,8 @@ def next_runs(records: list[dict]) -> list[tuple[str, int]]:
     missing += [(name, seed) for name in LATER for seed in RACE_SEEDS if (name, seed) not in done]
     for name in LATER:
         missing += [run for run in _runs_of(name, records) if run not in done]
+    if not missing:
+        missing += [run for run in _confirming_late(records) if run not in done]
     return list(dict.fromkeys(missing))
 
 
@@ -166,16 +173,28 @@ def at_own_rate(name: str, records: list[dict]) -> str:
     return at_rate(name, own_rate(name, records))
 
 
-def winner(records: list[dict]) -> str:
+def winner(records: list[dict], among: Iterable[str] = (*BASELINES, *SEARCHED)) -> str:
     """The method with 8 pairs in memory that is best by the dev pairs, over the race's seeds."""
     book = RunRecords(records)
-    names = [name for name in (*BASELINES, *SEARCHED) if name not in WHOLE_BATCH]
+    names = [name for name in among if name not in WHOLE_BATCH]
     dev = {n: mean(book.values(at_own_rate(n, records), "dev mrr@10", RACE_SEEDS)) for n in names}
     return max(dev, key=dev.__getitem__)
 
 
 def _confirming(records: list[dict]) -> list[tuple[str, int]]:
     names = dict.fromkeys([winner(records), *RIVALS])
+    return [(at_own_rate(name, records), seed) for name in names for seed in FRESH_SEEDS]
+
+
+def late_winner(records: list[dict]) -> str:
+    """As `winner`, among all methods. Raises `KeyError` or `ValueError` before all are tuned."""
+    if not all(is_tuned(name, records) for name in LATER):
+        raise ValueError("not all later methods are tuned yet")
+    return winner(records, (*BASELINES, *METHODS))
+
+
+def _confirming_late(records: list[dict]) -> list[tuple[str, int]]:
+    names = dict.fromkeys([late_winner(records), *LATE_RIVALS])
     return [(at_own_rate(name, records), seed) for name in names for seed in FRESH_SEEDS]
 
 

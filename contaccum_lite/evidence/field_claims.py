@@ -232,22 +232,28 @@ def _precision(record: dict) -> float:
 
 
 def confirmation(book: FieldRecords) -> str:
-    """The winner of the search on fresh seeds, beside its rivals, in Markdown."""
+    """The winners of both searches on fresh seeds, beside their rivals, in Markdown."""
+    names = list(field.RIVALS)
     try:
-        best = field.winner(book.records)
-        records = RunRecords(book.fresh)
-        rows = []
-        for name in dict.fromkeys([best, *field.RIVALS]):
+        winners = [field.winner(book.records)]
+        try:
+            winners.append(field.late_winner(book.records))
+            names += field.LATE_RIVALS
+        except (KeyError, ValueError):
+            pass  # the later methods are not tuned yet
+        records, rows = RunRecords(book.fresh), []
+        beside = [*dict.fromkeys(winners), "DPR 128"]
+        for name in dict.fromkeys([*winners, *names]):
             run = field.at_own_rate(name, book.records)
-            gap = (
-                ""
-                if name == best
-                else str(records.difference(field.at_own_rate(best, book.records), run))
-            )
-            rows.append([name, run, records.format_mean(run), gap])
+            row = [name, run, records.format_mean(run)]
+            for other in beside:
+                gap = records.difference(run, field.at_own_rate(other, book.records))
+                row.append("" if name == other else str(gap))
+            rows.append(row)
     except (KeyError, ValueError):
         return "The confirmation on fresh seeds is not run yet."
-    return markdown_table(["method", "run", "MRR@10, fresh seeds", "the winner minus it"], rows)
+    header = ["method", "run", "MRR@10, fresh seeds", *(f"minus {other}" for other in beside)]
+    return markdown_table(header, rows)
 
 
 def choice_table(book: FieldRecords) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from contaccum_lite.integrations.rows_to_loss import KnownGradient
 from contaccum_lite.scale.banked_sums import BankedSums, block_strides
 
 _SHORTEST = 1e-12  # of a vector that is divided by its length, as in torch's normalize
@@ -35,21 +36,6 @@ class _Pending(NamedTuple):
     local: Tensor  # (B, B): scores with the micro-batch's own pairs
     positives: Tensor  # (B,): scores with their own passages
     entering: Tensor  # (N,): of each banked row, log-sum-exp over the new columns
-
-
-class _Known(torch.autograd.Function):
-    """A loss whose gradient is known already."""
-
-    @staticmethod
-    def forward(ctx, vectors, loss, gradient):
-        ctx.save_for_backward(gradient)
-        return loss.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_output):
-        (gradient,) = ctx.saved_tensors
-        return grad_output * gradient, None, None
 
 
 class BankedSoftmax:
@@ -115,7 +101,7 @@ class BankedSoftmax:
             vectors = normalize(vectors, dim=-1)
         with torch.no_grad():
             loss, gradient = self._contrast(vectors.detach(), keys)
-        return _Known.apply(vectors, loss, gradient)
+        return KnownGradient.apply(vectors, loss, gradient)
 
     def _contrast(self, vectors: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """The loss and its gradient with respect to the vectors."""

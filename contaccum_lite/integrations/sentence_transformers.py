@@ -37,6 +37,7 @@ from transformers import TrainerCallback
 
 from contaccum_lite.core.loss import duplicate_mask
 from contaccum_lite.core.options import INCREMENTAL_FROM
+from contaccum_lite.integrations import rows_to_loss
 from contaccum_lite.integrations.bank_files import BANKS, digest_of, fault_of, read_banks
 from contaccum_lite.integrations.banked_softmax import BankedSoftmax, Kind
 from contaccum_lite.utils.files import write_atomically
@@ -53,6 +54,7 @@ _CONFIG = (
     "bank_hard_negatives",
     "past_encoder",
     "scale",
+    *rows_to_loss.NAMES,
     "mask_duplicates",
     "gather_across_devices",
 )
@@ -79,6 +81,9 @@ class ContAccumLoss(nn.Module):
         bank_hard_negatives: False keeps no past hard negatives.
         scale: 1/τ, by which similarities are multiplied.
         similarity_fct: (n, d) and (m, d) vectors to (n, m); `cos_sim`, or `dot_score` with scale=1.
+        objective: "info_nce", or "decoupled" (the positive is left out of the denominator).
+        directions: "query", "both" (passages against queries too) or "all" four pairings.
+        mask_margin: leave out columns whose score, times scale, is above the positive's by more.
         mask_duplicates: a row leaves out its own stale self and copies of its passage, which are
             known by their token ids (not with memory_size=0).
         gather_across_devices: the micro-batches of all processes are one, and their banks are
@@ -96,7 +101,8 @@ class ContAccumLoss(nn.Module):
     they hold the last layer's, with which the other layers' vectors are compared.
 
     From 256 pairs on, scores among banked vectors are computed once (`scale/banked_sums.py`), if
-    similarity_fct is cos_sim or dot_score.
+    similarity_fct is cos_sim or dot_score, and objective, directions and mask_margin are the
+    default; `core/directions.py` and notebook 10 explain the others.
     Raises `ValueError` for settings or data that do not fit. Equation 7; notebooks 03 and 09.
     """
 
@@ -111,6 +117,9 @@ class ContAccumLoss(nn.Module):
         past_encoder: bool = True,
         scale: float = 20.0,
         similarity_fct=cos_sim,
+        objective: str = "info_nce",
+        directions: str = "query",
+        mask_margin: float | None = None,
         mask_duplicates: bool = True,
         gather_across_devices: bool = True,
         name: str = "contaccum",
@@ -118,6 +127,7 @@ class ContAccumLoss(nn.Module):
         super().__init__()
         memory_size, scale = _sizes(memory_size, scale)
         _check_name(name)
+        rows_to_loss.check(objective, directions, mask_margin)
         if not callable(similarity_fct):
             raise ValueError(
                 f"similarity_fct is {similarity_fct!r}: expected a function of (n, d) "
@@ -141,6 +151,7 @@ class ContAccumLoss(nn.Module):
         self.query_bank, self.passage_bank = query_bank, passage_bank
         self.bank_hard_negatives, self.past_encoder = bank_hard_negatives, past_encoder
         self.scale, self.similarity_fct = scale, similarity_fct
+        self.objective, self.directions, self.mask_margin = objective, directions, mask_margin
         self.mask_duplicates, self.gather_across_devices = mask_duplicates, gather_across_devices
         self.name = name
         self.callback = BankCallback(self)
@@ -300,6 +311,21 @@ class ContAccumLoss(nn.Module):
             columns += bank[:, 2:].unbind(1)
             passage_keys += bank_keys[:, 2:].unbind(1)
         rows, columns, passage_keys = torch.cat(rows), torch.cat(columns), torch.cat(passage_keys)
+        mask = None
+        if masks:
+            query_keys = torch.full_like(passage_keys, -1)
+            query_keys[: len(keys) + num_banked] = torch.cat([keys[:, 0], bank_keys[:, 0]])
+            mask = duplicate_mask(query_keys, passage_keys, len(rows))
+        if self._is_plain:
+            scores = self._scores(rows, columns)
+            scores = scores if mask is None else scores.masked_fill(mask, -torch.inf)
+            positives = torch.arange(len(rows), device=scores.device)
+            return nn.functional.cross_entropy(scores, positives)
+        how = self.objective, self.directions, self.mask_margin
+        return rows_to_loss.loss_of(rows, columns, self._scores, mask, *how)
+
+    def _scores(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Similarities times the scale, (rows, columns)."""
         scores = self.similarity_fct(rows, columns) * self.scale
         if scores.shape != (len(rows), len(columns)):
             raise ValueError(
@@ -307,12 +333,12 @@ class ContAccumLoss(nn.Module):
                 f"and {len(columns)} passages: expected those of each query with each passage, "
                 "like cos_sim's, not of pairs."
             )
-        if masks:
-            query_keys = torch.full_like(passage_keys, -1)
-            query_keys[: len(keys) + num_banked] = torch.cat([keys[:, 0], bank_keys[:, 0]])
-            mask = duplicate_mask(query_keys, passage_keys, len(rows))
-            scores = scores if mask is None else scores.masked_fill(mask, -torch.inf)
-        return nn.functional.cross_entropy(scores, torch.arange(len(rows), device=scores.device))
+        return scores
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the loss is one softmax over each query's row."""
+        return (self.objective, self.directions, self.mask_margin) == ("info_nce", "query", None)
 
     def _keeps_scores(self, vectors: Tensor) -> bool:
         """Whether scores among banked vectors are computed once; otherwise the whole matrix is."""
@@ -322,6 +348,9 @@ class ContAccumLoss(nn.Module):
         if self.similarity_fct not in (cos_sim, dot_score):
             name = getattr(self.similarity_fct, "__name__", "another function")
             reason = f"similarity_fct is {name}, and only cos_sim's and dot_score's can be kept"
+        elif not self._is_plain:
+            values = {name: getattr(self, name) for name in rows_to_loss.NAMES}
+            reason = ", ".join(f"{name} is {value!r}" for name, value in values.items())
         elif vectors.dtype != self.vectors.dtype:
             reason = f"the model's vectors are {vectors.dtype} and the banks' {self.vectors.dtype}"
         if reason and not self._has_told:

@@ -9,6 +9,7 @@ from contaccum_lite.lab.fields import CHOICES, FIELDS, NAMES, SLIDERS, SWITCHES
 from contaccum_lite.lab.hosts import tooltip
 
 _LAYOUT = {"width": "auto"}  # guide.css gives each its room
+OFF = "off"  # in place of None, which a Dropdown takes for no choice
 _PACES = [
     ("as fast as it can", 0.0),
     ("20 micro-batches a second", 20.0),
@@ -65,7 +66,7 @@ class Controls:
         switches = {name: self._switch(name) for name in SWITCHES}
         self.controls = {"method": method, **choices, **sliders, **switches, "pace": pace}
         for name, control in self.controls.items():
-            self.bind(control, lambda value, name=name: self.set(name, value))
+            self.bind(control, lambda v, name=name: self.set(name, None if v == OFF else v))
         self.line = widgets.Text(
             value=lab.share(),
             description="share line",
@@ -90,9 +91,10 @@ class Controls:
         return button
 
     def _choice(self, name: str):
+        value = getattr(self.lab, name)
         return widgets.Dropdown(
-            options=_choices_including(name, getattr(self.lab, name)),
-            value=getattr(self.lab, name),
+            options=_choices_including(name, value),
+            value=OFF if value is None else value,
             description=name.replace("_", " "),
             **tooltip(FIELDS[name].metadata["help"]),
             layout=_LAYOUT,
@@ -148,7 +150,9 @@ class Controls:
         if hasattr(control, "max"):
             control.max, control.min = max(control.max, value), min(control.min, value)
         elif name in CHOICES:
-            control.options = _choices_including(name, value)
+            if value not in CHOICES[name].values():
+                control.options = _choices_including(name, value)
+            value = OFF if value is None else value
         elif name not in ("method", *SWITCHES):
             known = [choice for _, choice in control.options]
             if value not in known and name == "pace":
@@ -185,7 +189,7 @@ class Controls:
 
 def _choices_including(name: str, value) -> list[tuple[str, object]]:
     """The choices of a list, among them the value that it has."""
-    choices = list(CHOICES[name].items())
+    choices = [(words, OFF if c is None else c) for words, c in CHOICES[name].items()]
     return choices if value in CHOICES[name].values() else [*choices, (f"{value:g}", value)]
 
 

@@ -37,7 +37,7 @@ _TOWER_FIELDS = (
     *("precision", "activation_checkpointing", "compile", "query_tokens", "passage_tokens"),
 )
 RACE = ("dpr", "grad_accum", "pre_batch", "contaccum")
-_BANKS_BEGIN_EMPTY = (
+BANKS_BEGIN_EMPTY = (
     "The query bank is on again: both banks begin empty and fill in step, because a past query "
     "needs its own past passage in the same slot."
 )
@@ -494,7 +494,9 @@ class Player(LabState):
             self._set_slider(name, before)
             raise
         if name == "query_bank" and value:
-            self.message = _BANKS_BEGIN_EMPTY
+            self.message = BANKS_BEGIN_EMPTY
+        elif self.message == BANKS_BEGIN_EMPTY:
+            self.message = ""
         self.ticks += 1
 
     def _set_slider(self, name: str, value) -> None:
