@@ -78,6 +78,10 @@ def banked_losses_slips(from_bank, scores, positives):
         ),
         Slip("the local columns are missing.", from_bank - positives),
         Slip(
+            "the sign is turned round: the log-sum-exp minus the positive's score.",
+            -banked_losses(from_bank, scores, positives),
+        ),
+        Slip(
             "log-sum-exps do not add: exp both, add, and take the log, which is logaddexp.",
             from_bank + from_local - positives,
         ),
