@@ -311,7 +311,8 @@ class Leaderboard:
         else:
             best = self.rows[0]
             text = (
-                f"{len(self.rows)} certificates; the best is {best.name or 'no name'} with MRR@10 "
+                f"{len(self.rows)} certificate{'s' * (len(self.rows) > 1)}; the best is "
+                f"{best.name or 'no name'} with MRR@10 "
                 f"{best.score}, by {best.line}."
             )
         corpora = len({row.corpus for row in self.rows})

@@ -188,15 +188,18 @@ class MatrixView(View):
         if micro is None:
             return "No micro-batch yet."
         rows, columns = micro.scores.shape
-        positives = micro.grad_scores.diagonal() * rows + 1  # each row's softmax at its positive
+        positives = softmax(micro).diagonal()
         is_first = micro.scores.diagonal() >= micro.scores.amax(1)
+        settings = self.lab.training.settings
+        knowing_nothing = ""
+        if (settings.objective, settings.directions) == ("info_nce", "query"):
+            knowing_nothing = f"; knowing nothing would be log {columns} = {math.log(columns):.2f}"
         return (
             f"Update {micro.update + 1}, micro-batch {micro.index + 1} of {micro.of}: {rows} rows "
             f"({self._sum('row')}) by {columns} columns ({self._sum('column')}). A query gives its "
             f"own passage {float(positives.mean()):.0%} of its softmax on average and ranks it "
             f"first in {float(is_first.float().mean()):.0%} of the rows; {self.carrying():.0%} of "
-            f"the entries carry gradient. Loss {micro.loss:.2f}; knowing nothing would be "
-            f"log {columns} = {math.log(columns):.2f}."
+            f"the entries carry gradient. Loss {micro.loss:.2f}{knowing_nothing}."
         )
 
     def _sum(self, side: str) -> str:

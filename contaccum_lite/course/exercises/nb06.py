@@ -68,7 +68,7 @@ def paired_interval_slips(first, second):
 
 EXERCISES = {
     "06.1": Exercise(
-        "(mean difference, half of its 95 % interval): two numbers.",
+        "a tensor of two numbers: the mean difference, and half of its 95 % interval.",
         seeds_case,
         paired_interval,
         paired_interval_slips,

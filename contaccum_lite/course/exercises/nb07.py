@@ -62,6 +62,10 @@ def softmax_kl_slips(fresh, stale):
         ),
         Slip("a sum over rows: take the mean.", softmax_kl(fresh, stale) * len(fresh)),
         Slip(
+            "a mean over all entries: add up the columns of a row, then take the mean over rows.",
+            softmax_kl(fresh, stale) / fresh.shape[1],
+        ),
+        Slip(
             "the softmax runs over the columns of a row (dim 1), not over rows.",
             over_rows.sum(1).mean(),
         ),

@@ -78,6 +78,10 @@ def banked_losses_slips(from_bank, scores, positives):
         ),
         Slip("the local columns are missing.", from_bank - positives),
         Slip(
+            "the sign is turned round: the log-sum-exp minus the positive's score.",
+            -banked_losses(from_bank, scores, positives),
+        ),
+        Slip(
             "log-sum-exps do not add: exp both, add, and take the log, which is logaddexp.",
             from_bank + from_local - positives,
         ),
@@ -118,6 +122,10 @@ def multiply_adds_slips(b, n, d):
             "the banked rows are missing: they are scored with the local columns, and pull at "
             "them.",
             2 * b * (b + n) * d + b * b * d,
+        ),
+        Slip(
+            "the local passages' gradient from the local rows is missing: b·b weights more.",
+            2 * b * (b + n) * d + 2 * b * n * d,
         ),
         Slip("each entry is a product of d numbers.", multiply_adds(b, n, 1)),
     ]
