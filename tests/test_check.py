@@ -171,6 +171,50 @@ def test_what_goes_wrong_in_the_function_is_a_sentence():
         cl.check("01.2", torch.zeros(2))
 
 
+def one_blank(queries, passages, temperature):
+    scores = ...
+    return scores[:, 0]
+
+
+def two_blanks(queries, passages, temperature):
+    scores = queries @ passages.T
+    ...
+    return ...
+
+
+def dots_of_an_index(queries, passages, temperature):
+    return (queries @ passages.T / temperature)[..., 1:]
+
+
+@pytest.mark.parametrize(
+    "function, blanks",
+    [(one_blank, "`scores = ...`"), (two_blanks, "`...`, `return ...`")],
+)
+def test_a_blank_that_is_still_there_is_named(function, blanks):
+    verdict = cl.check("01.2", function)
+    assert not verdict.passed
+    assert verdict.sentence == f"not written yet: fill in {blanks}, then run this cell again."
+
+
+def test_dots_without_their_source_are_a_blank_and_those_of_an_index_are_not():
+    exec("def answer(q, p, t): return q @ ...", space := {})
+    assert "not written yet: a `...` is still in it" in cl.check("01.2", space["answer"]).sentence
+    assert "shape (" in cl.check("01.2", dots_of_an_index).sentence
+
+
+def test_arguments_of_the_failing_case_have_the_students_names():
+    def cosine(q, p, tau):
+        return torch.nn.functional.normalize(q) @ torch.nn.functional.normalize(p).T / tau
+
+    verdict = cl.check("01.2", cosine)
+    assert list(verdict.arguments_by_name) == ["q", "p", "tau"]
+    assert re.match(r"case 1 of 12, q \(\d, \d\), p \(\d, \d\), tau = \d", verdict.sentence)
+    assert cosine(**verdict.arguments_by_name).equal(cosine(*verdict.arguments))
+    by_reference = cl.check("01.2", lambda *arguments: arguments[0]).arguments_by_name
+    assert list(by_reference) == ["queries", "passages", "temperature"]
+    assert cl.check("01.2", right("01.2")).arguments_by_name == {}
+
+
 # --- what kinds of answers there are --------------------------------------------------------------
 
 

@@ -72,6 +72,16 @@ def test_numbers_of_points_do_not_overlap():
     assert {"1", "100"} <= {label.get_text() for label in axis.get_xticklabels()}
 
 
+def test_few_whole_numbers_are_the_ticks():
+    """No query is number 0.5; of many updates, matplotlib chooses some."""
+    for xs, ticks in ((range(4), ["0", "1", "2", "3"]), ([0.0, 2.5], None), (range(50), None)):
+        axis = stills.new(5, 3).add_subplot()
+        stills.lines(axis, {"a": (xs, xs)}, "t", "x", "y", log=False, log_x=False)
+        axis.figure.canvas.draw()
+        labels = [label.get_text() for label in axis.get_xticklabels()]
+        assert labels == ticks if ticks else len(labels) > 2
+
+
 def test_logarithmic_axes_say_plain_numbers():
     axis = stills.new(5, 3).add_subplot()
     stills.lines(axis, {"a": ([4, 8, 2048], [0.3, 2, 3000])}, "t", "x", "y", log=True, log_x=True)

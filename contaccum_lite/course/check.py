@@ -6,8 +6,12 @@ was made. The exercises themselves are in `exercises/`. Notebooks 01 to 04 and 0
 
 from __future__ import annotations
 
+import ast
 import base64
 import html
+import inspect
+import re
+import textwrap
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -45,8 +49,8 @@ class Verdict:
     """The result of a check, which is true if the function passed.
 
     `passed`, the `sentence` that explains it, and for wrong values `target` and `yours`, which are
-    drawn side by side. `arguments` are those of the case that failed, to try it by hand:
-    `my_function(*verdict.arguments)`.
+    drawn side by side. `arguments` are those of the case that failed, and `arguments_by_name` has
+    them by name, to try it by hand: `my_function(**verdict.arguments_by_name)`.
     """
 
     def __init__(
@@ -56,9 +60,11 @@ class Verdict:
         target: Tensor | None = None,
         yours: Tensor | None = None,
         arguments=(),
+        names=(),
     ):
         self.passed, self.sentence, self.target, self.yours = passed, sentence, target, yours
         self.arguments = copies(arguments)
+        self.arguments_by_name = dict(zip(names, self.arguments))
 
     def __bool__(self):
         return self.passed
@@ -94,18 +100,19 @@ class Case(NamedTuple):
     name: str
     arguments: tuple
     target: Tensor  # the right answer, float64
+    names: tuple[str, ...]  # of the arguments, as the student calls them
 
     def __str__(self) -> str:
-        return ", ".join(filter(None, map(_size, self.arguments)))
+        return ", ".join([self.name, *filter(None, map(_size, self.names, self.arguments))])
 
 
-def _size(argument) -> str:
-    """An argument in few words: a shape, a number, how many there are; nothing for an object."""
+def _size(name: str, argument) -> str:
+    """An argument in few words: its shape, number or how many there are; nothing for an object."""
     if isinstance(argument, Tensor) and argument.ndim:
-        return " × ".join(map(str, argument.shape))
+        return f"{name} {tuple(argument.shape)}"
     if isinstance(argument, (Tensor, int, float)):
-        return f"{float(argument):g}"
-    return f"{len(argument)} of them" if isinstance(argument, list) else ""
+        return f"{name} = {float(argument):g}"
+    return f"{name} of {len(argument)}" if isinstance(argument, list) else ""
 
 
 def check(name: str, answer: Callable) -> Verdict:
@@ -125,7 +132,29 @@ def check(name: str, answer: Callable) -> Verdict:
         verdict = _try_all_cases(EXERCISES[name], answer)
     if verdict.passed:
         _passed[name] = answer
+        return verdict
+    blanks = _unfilled_blanks(answer)
+    if blanks:
+        sentence = f"not written yet: fill in {', '.join(blanks)}, then run this cell again."
+        return Verdict(False, sentence)
     return verdict
+
+
+def _unfilled_blanks(function: Callable) -> list[str]:
+    """The statements of a function that are still a blank, such as `...` and `loss = ...`."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):  # its source cannot be had, or is part of a line
+        return []
+    return [
+        f"`{ast.unparse(statement)}`"
+        for statement in ast.walk(tree)
+        if isinstance(statement, ast.stmt) and _is_dots(getattr(statement, "value", None))
+    ]
+
+
+def _is_dots(node) -> bool:
+    return isinstance(node, ast.Constant) and node.value is ...
 
 
 def last_passed(name: str) -> Callable | None:
@@ -145,25 +174,23 @@ def _check_name(name: str) -> None:
 
 
 def _try_all_cases(exercise: Exercise, function: Callable) -> Verdict:
-    cases = [_make_case(exercise, number) for number in range(CASES)]
+    names = _names_of_arguments(exercise, function)
+    cases = [_make_case(exercise, number, names) for number in range(CASES)]
     answers, tolerance = [], EXACT
     for case in cases:
         try:
             answer, case_tolerance = _try(exercise, function, case)
         except Failed as failure:
-            return Verdict(False, str(failure), arguments=case.arguments)
+            return Verdict(False, str(failure), arguments=case.arguments, names=names)
         answers.append(answer)
         tolerance = max(tolerance, case_tolerance)
         if not _close(answer, case.target, case_tolerance):
             tried = list(zip(cases, answers))
-            sentence = f"{case.name}, {case}: {_explain_values(exercise, tried, tolerance)}"
+            sentence = f"{case}: {_explain_values(exercise, tried, tolerance)}"
             if case.target.ndim == 0:
-                return Verdict(False, sentence, arguments=case.arguments)
-            return Verdict(False, sentence, case.target, answer, case.arguments)
-    sizes = sorted({str(case) for case in cases}, key=len)
-    sentence = (
-        f"right on {CASES} drawn cases to {tolerance.atol:g}, from {sizes[0]} to {sizes[-1]}."
-    )
+                return Verdict(False, sentence, arguments=case.arguments, names=names)
+            return Verdict(False, sentence, case.target, answer, case.arguments, names)
+    sentence = f"right on {CASES} drawn cases, to {tolerance.atol:g}."
     if tolerance == FLOAT32:
         sentence += (
             " Your answer is in float32, which keeps 7 digits: in float64 it is compared to "
@@ -172,11 +199,22 @@ def _try_all_cases(exercise: Exercise, function: Callable) -> Verdict:
     return Verdict(True, sentence)
 
 
-def _make_case(exercise: Exercise, number: int) -> Case:
+def _names_of_arguments(exercise: Exercise, function: Callable) -> tuple[str, ...]:
+    """The arguments' names: the student's own, or the reference's where those cannot be had."""
+    expected = tuple(inspect.signature(exercise.reference).parameters)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (ValueError, TypeError):  # a function that is not written in Python
+        return expected
+    own = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+    return own if len(own) == len(expected) else expected
+
+
+def _make_case(exercise: Exercise, number: int, names: tuple[str, ...]) -> Case:
     arguments = exercise.make_case(torch.Generator().manual_seed(1000 + number), number)
     copied = copies(arguments)
     target = _float64(exercise, exercise.reference(*copied), copied)
-    return Case(f"case {number + 1} of {CASES}", arguments, target)
+    return Case(f"case {number + 1} of {CASES}", arguments, target, names)
 
 
 def _float64(exercise: Exercise, answer, arguments) -> Tensor:
@@ -195,21 +233,26 @@ def _try(exercise: Exercise, function: Callable, case: Case) -> tuple[Tensor, To
     except BaseException as error:
         if isinstance(error, NotImplementedError) and not error.args:
             raise Failed("not written yet: fill in the blank, then run this cell again.") from None
+        if type(error) in (TypeError, AttributeError) and re.search(r"\bellipsis\b", str(error)):
+            raise Failed(
+                "not written yet: a `...` is still in it. Fill in each, then run this cell again."
+            ) from None
         sentence = f"your function stopped in {case.name}{_line_of(error)}: {describe_error(error)}"
         raise Failed(f"{sentence} {exercise.when_stopped}".rstrip()) from None
     try:
         numbers = _read_numbers(exercise, returned, arguments, case.target)
     except WrongShape as error:
         sentence = _explain_shape(exercise, case, error)
-        raise Failed(f"{case.name}, {case}: {sentence}") from None
+        raise Failed(f"{case}: {sentence}") from None
     except Unreadable as error:
-        raise Failed(f"{case.name}, {case}: {error}") from None
+        raise Failed(f"{case}: {error}") from None
     if exercise.in_place:
         return numbers
     for number, (before, after) in enumerate(zip(case.arguments, arguments), 1):
         if not _unchanged(before, after):
             raise Failed(
-                f"your function changed its argument number {number} in place: work on a copy."
+                f"your function changed its argument number {number} in place, "
+                f"{case.names[number - 1]}: work on a copy."
             )
     return numbers
 
@@ -303,8 +346,8 @@ def _read_numbers(
         ) from None
     if not numbers.isfinite().all():
         raise Unreadable(
-            "your answer has a nan or an infinity in it: is there a log of 0, or an exp of "
-            "something large?"
+            "your answer has a nan or an infinity in it: is there a division by 0, a log of 0 or "
+            "of a negative number, or an exp of something large?"
         )
     return numbers, tolerance
 

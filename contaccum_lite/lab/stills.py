@@ -256,8 +256,11 @@ def lines(axis, lines: dict, title: str, x: str, y: str, log: bool, log_x: bool)
     _titles(axis, title, x, y)
     axis.set_yscale("log" if log else "linear")
     axis.set_xscale("log" if log_x else "linear")
+    values = {float(value) for xs, _ in lines.values() for value in xs}
     if log_x:
-        plain(axis.xaxis, [value for xs, _ in lines.values() for value in xs])
+        plain(axis.xaxis, values)
+    elif len(values) <= 10 and all(value.is_integer() for value in values):
+        axis.set_xticks(sorted(values))  # no query is number 0.5
     if log:
         plain(axis.yaxis)
     if len(lines) > 1:

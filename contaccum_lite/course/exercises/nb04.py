@@ -24,6 +24,10 @@ def grad_queries_slips(queries, passages, temperature):
             right * temperature,
         ),
         Slip(
+            "the softmax is that of Z: divide the scores by τ inside it, too.",
+            -(passages - (queries @ passages.T).softmax(1) @ passages) / (n * temperature),
+        ),
+        Slip(
             "softmax over columns: a query's weights over the passages sum to 1 along its row.",
             -(passages - over_columns @ passages) / (n * temperature),
         ),
@@ -71,6 +75,14 @@ def grad_passages_slips(queries, passages, temperature):
             right * temperature,
         ),
         Slip(
+            "these are sums of passages: equation 9 adds up queries.",
+            -(passages - softmax.T @ passages) / (n * temperature),
+        ),
+        Slip(
+            "the softmax is that of Z: divide the scores by τ inside it, too.",
+            -(queries - (queries @ passages.T).softmax(1).T @ queries) / (n * temperature),
+        ),
+        Slip(
             "softmax over columns: the same softmax as in equation 8, over each row, read down a "
             "column.",
             -(queries - over_columns.T @ queries) / (n * temperature),
@@ -105,6 +117,11 @@ def common_push_slips(scores, queries, temperature):
         ),
         Slip("missing 1/N: the loss is a mean over the rows.", right * n),
         Slip("missing 1/τ.", right * temperature),
+        Slip("n is the number of rows, not of columns.", right * n / scores.shape[1]),
+        Slip(
+            "the scores are divided by τ already: do not divide them again.",
+            common_push(scores / temperature, queries, temperature),
+        ),
     ]
 
 

@@ -54,6 +54,14 @@ def matrix_loss_slips(queries, passages, temperature):
             (scores.logsumexp(1) - scores[:, 0]).mean(),
         ),
         Slip(
+            "minus the mean of the weights: take minus the log of each row's weight first.",
+            -scores.softmax(1).diagonal().mean(),
+        ),
+        Slip(
+            "the log of the mean weight: take the mean of the rows' logs.",
+            -scores.softmax(1).diagonal().mean().log(),
+        ),
+        Slip(
             "the cosine was scored: vectors are not brought to length 1 here.",
             matrix_loss(normalize(queries), normalize(passages), temperature),
         ),
@@ -84,7 +92,10 @@ def accumulated_loss(queries, passages, local, temperature):
 def accumulated_loss_slips(queries, passages, local, temperature):
     right = accumulated_loss(queries, passages, local, temperature)
     blocks = list(zip(queries.split(local), passages.split(local)))
-    other_columns = []
+    count, other_columns = len(blocks), []
+    scattered = [
+        matrix_loss(queries[k::count], passages[k::count], temperature) for k in range(count)
+    ]
     for start, (q, p) in zip(range(0, len(queries), local), blocks):
         others = torch.cat([p, passages[:start], passages[start + local :]])
         other_columns.append(matrix_loss(q, others, temperature))
@@ -99,6 +110,12 @@ def accumulated_loss_slips(queries, passages, local, temperature):
             "divided by the number of pairs: each micro-batch's loss is a mean already, so divide "
             "by K.",
             right * len(blocks) / len(queries),
+        ),
+        Slip("a sum over all pairs: take the mean of each micro-batch.", right * len(queries)),
+        Slip(
+            "each micro-batch took every K-th pair: its pairs stand one after the other, the first "
+            "in queries[:local].",
+            torch.stack(scattered).mean(),
         ),
         Slip("the first micro-batch alone.", matrix_loss(*blocks[0], temperature)),
         Slip("the temperature is missing.", accumulated_loss(queries, passages, local, 1.0)),
@@ -176,6 +193,10 @@ def chain_slips(tower, inputs, gradient):
         slip(
             "a mean divides the gradient by the number of entries: use the sum.",
             lambda vectors: (vectors * gradient).mean(),
+        ),
+        slip(
+            "every vector met every row of the gradient: multiply entry by entry, with *, not @.",
+            lambda vectors: (vectors @ gradient.T).sum(),
         ),
         slip("the sign is turned round.", lambda vectors: -(vectors * gradient).sum()),
         slip(
@@ -347,7 +368,7 @@ def update(
         query_bank = enqueue(query_bank, q, memory_size)
         passage_bank = enqueue(passage_bank, p, memory_size)
     weights = [*query_tower.parameters(), *passage_tower.parameters()]
-    nn.utils.clip_grad_norm_(weights, clip_norm)
+    torch.nn.utils.clip_grad_norm_(weights, clip_norm)
     optimizer.step()
     return query_bank, passage_bank
 
@@ -483,6 +504,7 @@ def mrr_slips(scores, positives, k):
     ranks = 1 + (scores > own).sum(1).double()
     reciprocals = 1 / ranks
     worst_first = 1 + (scores < own).sum(1).double()
+    listed = 1 + scores.argsort(descending=True).gather(1, positives[:, None])[:, 0].double()
     return [
         Slip("a rank beyond k counts 0: this is MRR without a limit.", reciprocals.mean()),
         Slip(
@@ -491,12 +513,17 @@ def mrr_slips(scores, positives, k):
             (ranks <= k).double().mean(),
         ),
         Slip(
-            "the best passage has rank 1, not 0: then a perfect ranking has MRR 1.",
+            "every rank is one too high: the best passage has rank 1, and a perfect ranking MRR 1.",
             torch.where(ranks <= k, 1 / (ranks + 1), 0.0).mean(),
         ),
         Slip(
             "the mean over the queries that were found: one that was not found counts 0.",
             reciprocals[ranks <= k].mean() if (ranks <= k).any() else torch.tensor(0.0),
+        ),
+        Slip(
+            "argsort lists the passages, best first; the rank of a passage is its place in that "
+            "list.",
+            torch.where(listed <= k, 1 / listed, 0.0).mean(),
         ),
         Slip(
             "ranked from the lowest score: the highest is first.",
@@ -569,6 +596,7 @@ EXERCISES = {
         chain_slips,
         compare_on=gradients_of_tower,
         in_place=True,
+        when_stopped="(backward is called on one number, which must have a graph.)",
     ),
     "spine.5": Exercise(
         "the newest vectors, at most `size`, the oldest first.",
