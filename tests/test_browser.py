@@ -62,7 +62,7 @@ def page(tmp_path_factory):
         folder / "glance.ipynb",
         toy,
         "lab = cl.Lab(toy, updates=5000, start='random')\nlab.run(20)\nlab",
-        "quiet = cl.Lab(toy, tour=False, hide=('banks', 'start', 'temperature', 'updates', 'seed', 'pace', 'line'))\nquiet",
+        "quiet = cl.Lab(toy, tour=False, hide=('banks', 'start', 'temperature', 'updates', 'seed', 'pace', 'line', 'objective', 'directions', 'mask_margin'))\nquiet",
     )
     write_notebook(
         folder / "figure7.ipynb",
@@ -813,6 +813,7 @@ def test_a_first_visitor_is_shown_around_once(page):
         visit.page.keyboard.press("Escape")
         assert visit.page.evaluate("document.activeElement.className") == "ccl-ask"
         visit.open("glance.ipynb")
+        visit.page.wait_for_timeout(3000)  # the page first restores the kernel's earlier widgets
         visit.run_all()
         show_lab(visit)
         visit.page.locator(".ccl-enlarge").first.wait_for()

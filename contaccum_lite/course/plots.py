@@ -5,6 +5,7 @@ Each has its data, a sentence computed from it, and a still picture for where no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import ipywidgets as w
@@ -15,6 +16,8 @@ from torch import Tensor
 from contaccum_lite.lab import stills
 from contaccum_lite.lab.grid import Grid, colours
 from contaccum_lite.utils.text import without_halves
+
+LARGEST_WITH_NUMBERS = 8  # rows or columns up to which a still matrix has its numbers in the cells
 
 
 class Picture:
@@ -116,7 +119,16 @@ class MatrixPicture(Picture):
 
     def still(self, figure) -> None:
         """Draw the matrix on a matplotlib figure."""
-        stills.grid(figure.subplots(), self.grid)
+        axis = figure.subplots()
+        stills.grid(axis, self.grid)
+        if max(self.values.shape) > LARGEST_WITH_NUMBERS:
+            return
+        box = dict(facecolor="white", alpha=0.7, linewidth=0, pad=1)
+        style = dict(ha="center", va="center", fontsize=9, color="black", bbox=box)
+        for row, line in enumerate(self.values.tolist()):
+            for column, value in enumerate(line):
+                if math.isfinite(value):
+                    axis.text(column, row, f"{value:.2g}", **style)
 
 
 def blocks_of(local: int, rows: int, columns: int, row_memory: str, column_memory: str) -> list:

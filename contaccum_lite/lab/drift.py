@@ -77,7 +77,7 @@ class DriftView(View):
         if shares:
             sentence = (
                 f"After update {self.lab.training.step_count} a passage's vector had moved, as "
-                f"squared length over its own, by {', '.join(shares)} updates."
+                f"squared distance over its squared norm, by {', '.join(shares)} updates."
             )
         mass = data.get("mass", {})
         if len(mass) > 1:

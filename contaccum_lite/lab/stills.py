@@ -74,6 +74,9 @@ def label(name: str) -> str:
     return f" {name}" if name.startswith("_") else name  # matplotlib would leave it out
 
 
+HEADROOM = 0.12  # inches above a picture, without which its titles are cut
+
+
 def new(width: float, height: float):
     """An empty figure that belongs to no window."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -91,7 +94,7 @@ def png(figure, sentence: str) -> bytes:
     width, height = figure.get_size_inches()
     caption = textwrap.fill(sentence, int(width * 13.5))
     margin = 0.16 * (caption.count("\n") + 1) + 0.1
-    total = height + margin
+    total = height + margin + HEADROOM
     figure.set_size_inches(width, total)
     figure.get_layout_engine().set(rect=(0, margin / total, 1, height / total))
     figure.text(0.01, 0.05 / total, literal(caption), fontsize=8.5, va="bottom", color="#333333")
@@ -379,7 +382,7 @@ def methods_figure():
     title = "An entry's gradient goes to (+ is the positive; columns are passages)"
     style = dict(loc="lower center", ncols=5, frameon=False, fontsize=9, title_fontsize=9)
     figure.legend(handles=handles, title=title, **style)
-    figure.get_layout_engine().set(rect=(0, 0.14, 1, 0.86))
+    figure.get_layout_engine().set(rect=(0, 0.14, 1, 0.82))
     return figure
 
 

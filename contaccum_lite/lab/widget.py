@@ -242,15 +242,18 @@ class LabWidget:
         return " ".join([self.lab.summary, *(view.sentence for view in views)])
 
     def png(self) -> bytes:
-        """All views as one still picture."""
+        """All views that are not hidden, as one still picture."""
         if self.lab.micro is None and not self.lab.training.history:
             return waiting([self.matrix.title, self.banks.title, self.curves.title], self.sentence)
-        figure = new(9.8, 8.6)
-        top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.05])
-        left, right = top.subfigures(1, 2, width_ratios=[1.1, 1])
-        self.matrix.still(left)
-        self.banks.still(right)
-        self.curves.still(bottom)
+        bands = [["matrix", "banks"], ["curves"]]
+        bands = [[name for name in band if name not in self.lab.hide] for band in bands]
+        bands = [band for band in bands if band] or [["matrix"]]
+        figure = new(9.8, 4.3 * len(bands))
+        subfigures = figure.subfigures(len(bands), 1, squeeze=False)[:, 0]
+        for subfigure, names in zip(subfigures, bands, strict=True):
+            parts = subfigure.subfigures(1, len(names), squeeze=False)[0]
+            for part, name in zip(parts, names, strict=True):
+                getattr(self, name).still(part)
         return png(figure, self.lab.summary + " " + self.matrix.sentence)
 
     def bundle(self) -> tuple[dict, dict]:

@@ -67,9 +67,7 @@ def similarity_slips(queries, passages, temperature):
             products * temperature,
         ),
         Slip("the temperature is missing.", products),
-        Slip(
-            "this is the cosine: vectors are not brought to length 1 here.", cosines / temperature
-        ),
+        Slip("this is the cosine: vectors are not scaled to norm 1 here.", cosines / temperature),
     ]
 
 

@@ -139,7 +139,7 @@ def replay_error_slips(inputs, first_mask, second_mask, gradient):
             difference.norm() / forgotten.norm(),
         ),
         Slip(
-            "norms only: two gradients of one length can point in different directions, so take "
+            "norms only: two gradients of one norm can point in different directions, so take "
             "the norm of their difference.",
             forgotten.norm() / right.norm(),
         ),

@@ -169,7 +169,7 @@ EXERCISES = {
         grad_passages_slips,
     ),
     "04.3": Exercise(
-        "the sum of the local passages' gradients, one vector of length d.",
+        "the sum of the local passages' gradients, one vector of dimension d.",
         one_sided_case,
         common_push,
         common_push_slips,

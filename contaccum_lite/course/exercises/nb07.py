@@ -24,7 +24,7 @@ def relative_drift_slips(now, then):
     lengths = (now**2).sum(1)
     return [
         Slip(
-            "lengths, not their squares: D is a ratio of squared lengths.",
+            "norms, not their squares: D is a ratio of squared norms.",
             (moved.sqrt() / lengths.sqrt()).mean(),
         ),
         Slip(
@@ -110,7 +110,7 @@ def drift_per_update_slips(stale, age, target):
 
 EXERCISES = {
     "07.1": Exercise(
-        "the mean over passages of the squared move over the squared length: a number.",
+        "the mean over passages of the squared move over the squared norm: a number.",
         drift_case,
         relative_drift,
         relative_drift_slips,

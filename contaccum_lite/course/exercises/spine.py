@@ -62,7 +62,7 @@ def matrix_loss_slips(queries, passages, temperature):
             -scores.softmax(1).diagonal().mean().log(),
         ),
         Slip(
-            "the cosine was scored: vectors are not brought to length 1 here.",
+            "the cosine was scored: vectors are not scaled to norm 1 here.",
             matrix_loss(normalize(queries), normalize(passages), temperature),
         ),
         Slip(
