@@ -138,7 +138,9 @@ def plain_letters(text: str) -> str:
 
 def grid(axis, grid) -> None:
     """A `Grid` as it stands."""
-    axis.set_title(literal(grid.title), fontsize=10, pad=16 if grid.blocks else 6)
+    width = axis.figure.bbox.width / axis.figure.dpi  # inches
+    title = literal(textwrap.fill(grid.title, max(16, int(12 * width))))
+    axis.set_title(title, fontsize=10, pad=16 if grid.blocks else 6)
     axis.set(xticks=[], yticks=[])
     if not grid.rows:
         axis.spines[:].set_linestyle((0, (4, 4)))
