@@ -169,7 +169,15 @@ def measure(name: str) -> dict:
     found: dict[str, list[dict]] = {way: [] for way in ways}
     for turn in range(SIZES[name]["rounds"]):
         for way in ways:
-            command = [sys.executable, "-m", "benchmarks.trainer_speed", "--one", way, name, str(turn)]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.trainer_speed",
+                "--one",
+                way,
+                name,
+                str(turn),
+            ]
             said = subprocess.run(command, capture_output=True, text=True)
             if said.returncode:
                 raise RuntimeError(
