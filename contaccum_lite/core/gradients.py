@@ -46,7 +46,8 @@ class Embeddings(NamedTuple):
     hard_negatives: Tensor | None  # (B·h, d)
 
     def detach(self) -> Embeddings:
-        return Embeddings(*(None if v is None else v.detach() for v in self))
+        hard = None if self.hard_negatives is None else self.hard_negatives.detach()
+        return Embeddings(self.queries.detach(), self.passages.detach(), hard)
 
 
 class Learner:

@@ -69,7 +69,9 @@ class Trainer:
         for tower in self.learner.towers:
             if hasattr(tower, "accumulate_embedding_grad"):
                 setattr(tower, "accumulate_embedding_grad", True)
-        self._trained = [_trained(tower) for tower in self.learner.towers]  # by tower
+        self._trained = [
+            [p for p in tower.parameters() if p.requires_grad] for tower in self.learner.towers
+        ]
         parameters = [p for of_tower in self._trained for p in of_tower]
         for extension in self.learner.extensions:
             parameters += extension.parameters()
@@ -192,8 +194,3 @@ class Trainer:
         if step < s.warmup:
             return s.learning_rate * (step + 1) / s.warmup
         return s.learning_rate * (s.updates - step) / max(1, s.updates - s.warmup)
-
-
-def _trained(tower) -> list[torch.nn.Parameter]:
-    """The parameters of a tower that training moves."""
-    return [p for p in tower.parameters() if p.requires_grad]
