@@ -106,20 +106,20 @@ def test_it_plays_pauses_and_steps_by_keyboard(tmp_path):
         empty = page.pixels(".ccl-story canvas")
         canvas.focus()
         for at in ("1.00", "2.00", "3.00"):
-            page.page.keyboard.press("ArrowRight")
+            canvas.press("ArrowRight")
             wait(at)
         assert "Micro-batch 1 is stored" in canvas.get_attribute("aria-label")
         assert page.pixels(".ccl-story canvas") != empty
-        page.page.keyboard.press("ArrowLeft")
+        canvas.press("ArrowLeft")
         wait("2.00")
-        page.page.keyboard.press("End")
+        canvas.press("End")
         wait("11.00")
         assert page.page.locator(".ccl-story-play").inner_text().strip().endswith("Again")
-        page.page.keyboard.press("Home")
+        canvas.press("Home")
         wait("0.00")
-        page.page.keyboard.press(" ")  # play
+        canvas.press(" ")  # play
         page.page.wait_for_function("document.querySelector('.ccl-story canvas').dataset.at > 1")
-        page.page.keyboard.press(" ")  # pause
+        canvas.press(" ")  # pause
         at = canvas.get_attribute("data-at")
         page.page.wait_for_timeout(400)
         assert canvas.get_attribute("data-at") == at
