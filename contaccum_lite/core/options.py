@@ -183,18 +183,7 @@ def check_options(settings) -> None:
 def check_loss(settings) -> None:
     """Raise `ValueError` where the objective's settings contradict each other."""
     if settings.similarity == "tiled":
-        other = ""
-        if settings.objective not in ("info_nce", "decoupled"):
-            other = f"objective is {settings.objective!r}"
-        elif settings.directions != "query":
-            other = f"directions is {settings.directions!r}"
-        elif settings.mask_margin is not None and settings.mask_guide != "self":
-            other = f"mask_guide is {settings.mask_guide!r}"
-        if other:
-            raise ValueError(
-                f"similarity is 'tiled', and {other}: tiles are made for info_nce and decoupled, "
-                "in the direction 'query', with their own scores. Set similarity to 'full'."
-            )
+        _check_tiles(settings)
     if settings.mask_guide != "self" and settings.directions != "query":
         raise ValueError(
             f"mask_guide is {settings.mask_guide!r}, and directions is {settings.directions!r}: "
@@ -205,6 +194,21 @@ def check_loss(settings) -> None:
             f"mask_guide is {settings.mask_guide!r}, and mask_margin is None: nothing is masked "
             "by scores. Set mask_margin to a number, such as 0."
         )
+
+
+def _check_tiles(settings) -> None:
+    if settings.objective not in ("info_nce", "decoupled"):
+        other = f"objective is {settings.objective!r}"
+    elif settings.directions != "query":
+        other = f"directions is {settings.directions!r}"
+    elif settings.mask_margin is not None and settings.mask_guide != "self":
+        other = f"mask_guide is {settings.mask_guide!r}"
+    else:
+        return
+    raise ValueError(
+        f"similarity is 'tiled', and {other}: tiles are made for info_nce and decoupled, "
+        "in the direction 'query', with their own scores. Set similarity to 'full'."
+    )
 
 
 def check_towers(settings) -> None:

@@ -23,8 +23,8 @@ class Run(Trainer):
         pairs: from `load_pairs`.
         settings: a `Settings`, or left out with its fields as keywords.
         towers: a (query tower, passage tower) of your own, in place of those the settings make.
-        accelerator: from `scale.processes.accelerator_here()`, where several processes make this run
-            together; every one of them calls the same methods in the same order.
+        accelerator: from `scale.processes.accelerator_here()`, where several processes make this
+            run together; every one of them calls the same methods in the same order.
 
     All randomness comes from `settings.seed`, so the same settings on the same pairs give the same
     run. An update that is interrupted is undone: the next step makes it again.
@@ -146,10 +146,10 @@ class Run(Trainer):
     def save(self, folder: str | Path) -> None:
         """Write all that the run needs to resume into the folder: safetensors and JSON.
 
-        A crash at any moment leaves the folder with the state saved before or with this one, never a
-        mixture. An update under way is undone first. Of several processes, the first one writes. An
-        earlier run in the folder is replaced; files that no run wrote stay. Raises `ValueError` where
-        run.json is another kind of file, or another process is writing here.
+        A crash at any moment leaves the folder with the state saved before or with this one, never
+        a mixture. An update under way is undone first. Of several processes, the first one writes.
+        An earlier run in the folder is replaced; files that no run wrote stay. Raises `ValueError`
+        where run.json is another kind of file, or another process is writing here.
         """
         self.cancel_update()
         if self.learner.group.rank == 0:

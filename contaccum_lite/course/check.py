@@ -231,14 +231,7 @@ def _try(exercise: Exercise, function: Callable, case: Case) -> tuple[Tensor, To
     except KeyboardInterrupt:  # the student stops it
         raise
     except BaseException as error:
-        if isinstance(error, NotImplementedError) and not error.args:
-            raise Failed("not written yet: fill in the blank, then run this cell again.") from None
-        if type(error) in (TypeError, AttributeError) and re.search(r"\bellipsis\b", str(error)):
-            raise Failed(
-                "not written yet: a `...` is still in it. Fill in each, then run this cell again."
-            ) from None
-        sentence = f"your function stopped in {case.name}{_line_of(error)}: {describe_error(error)}"
-        raise Failed(f"{sentence} {exercise.when_stopped}".rstrip()) from None
+        raise Failed(_explain_stop(exercise, case, error)) from None
     try:
         numbers = _read_numbers(exercise, returned, arguments, case.target)
     except WrongShape as error:
@@ -255,6 +248,16 @@ def _try(exercise: Exercise, function: Callable, case: Case) -> tuple[Tensor, To
                 f"{case.names[number - 1]}: work on a copy."
             )
     return numbers
+
+
+def _explain_stop(exercise: Exercise, case: Case, error: BaseException) -> str:
+    """What a function that raised an error is told: a blank is left, or where it stopped."""
+    if isinstance(error, NotImplementedError) and not error.args:
+        return "not written yet: fill in the blank, then run this cell again."
+    if type(error) in (TypeError, AttributeError) and re.search(r"\bellipsis\b", str(error)):
+        return "not written yet: a `...` is still in it. Fill in each, then run this cell again."
+    sentence = f"your function stopped in {case.name}{_line_of(error)}: {describe_error(error)}"
+    return f"{sentence} {exercise.when_stopped}".rstrip()
 
 
 # --- wrong values ---------------------------------------------------------------------------------

@@ -137,19 +137,26 @@ def next_runs(records: list[dict]) -> list[tuple[str, int]]:
     records: `with_baselines`. What is run depends on what the tuning runs gave, so call it again.
     """
     done = {(r["name"], r["seed"]) for r in records}
-    missing = [(name, seed) for name in SEARCHED for seed in RACE_SEEDS if (name, seed) not in done]
-    for name in SEARCHED:
-        missing += [run for run in _runs_of(name, records) if run not in done]
-    if not missing:
-        missing += [run for run in _confirming(records) if run not in done]
-    missing += [(name, seed) for name in LATER for seed in RACE_SEEDS if (name, seed) not in done]
-    for name in LATER:
-        missing += [run for run in _runs_of(name, records) if run not in done]
-    for name in map(from_random, FROM_RANDOM):
-        missing += [(name, seed) for seed in RACE_SEEDS if (name, seed) not in done]
-    if not missing:
-        missing += [run for run in _confirming_late(records) if run not in done]
-    return list(dict.fromkeys(missing))
+
+    def missing(runs: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+        return [run for run in runs if run not in done]
+
+    runs = missing(_race(SEARCHED) + _tuned(SEARCHED, records))
+    if not runs:
+        runs = missing(_confirming(records))
+    runs += missing(_race(LATER) + _tuned(LATER, records))
+    runs += missing(_race(map(from_random, FROM_RANDOM)))
+    if not runs:
+        runs = missing(_confirming_late(records))
+    return list(dict.fromkeys(runs))
+
+
+def _race(names: Iterable[str]) -> list[tuple[str, int]]:
+    return [(name, seed) for name in names for seed in RACE_SEEDS]
+
+
+def _tuned(names: Iterable[str], records: list[dict]) -> list[tuple[str, int]]:
+    return [run for name in names for run in _runs_of(name, records)]
 
 
 def _runs_of(name: str, records: list[dict]) -> list[tuple[str, int]]:

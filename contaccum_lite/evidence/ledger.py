@@ -295,21 +295,18 @@ def judge_mass(records: RunRecords) -> Verdict:
 
     A difference counts if it is significant and at least a tenth of the control.
     """
-    figures, differ, compared = [], [], 0
-    for name, ages in MASS.items():
+    figures, differ = [], []
+    for name, age in ((name, age) for name, ages in MASS.items() for age in ages):
         label = f"{name.removeprefix('ContAccum ')} (MRR@10 {mean(records.values(name)):.0f})"
-        for age in map(str, ages):
-            pairs = [(r["early mass"][age], r["early control"][age]) for r in records.of(name)]
-            gap = PairedDifference([banked - fresh for banked, fresh in pairs])
-            control = mean(fresh for _, fresh in pairs)
-            figures.append(f"{label}, age {age}: {control + gap.mean:.2f} (now {control:.2f})")
-            compared += 1
-            if (gap.is_positive or gap.is_negative) and abs(gap.mean) > control / 10:
-                differ.append(f"{label}, age {age}")
+        label = f"{label}, age {age}"
+        control, gap = _mass_of_age(records.of(name), str(age))
+        figures.append(f"{label}: {control + gap.mean:.2f} (now {control:.2f})")
+        if (gap.is_positive or gap.is_negative) and abs(gap.mean) > control / 10:
+            differ.append(label)
     outcome, ending = Outcome.HOLDS_IF, f"a difference at {', '.join(differ)}, and none elsewhere"
     if not differ:
         outcome, ending = Outcome.HOLDS, "no difference"
-    elif len(differ) == compared:
+    elif len(differ) == len(figures):
         outcome, ending = Outcome.FAILS_HERE, "a difference everywhere"
     return Verdict(
         outcome,
@@ -317,6 +314,13 @@ def judge_mass(records: RunRecords) -> Verdict:
         "As a share of the mass of a passage of this batch, an eighth into the run, where vectors "
         f"move most. Against the same passages encoded now, there is {ending}.",
     )
+
+
+def _mass_of_age(runs: list[dict], age: str) -> tuple[float, PairedDifference]:
+    """The mass of passages of an age encoded now, and by how much the banked ones differ."""
+    banked = [run["early mass"][age] for run in runs]
+    fresh = [run["early control"][age] for run in runs]
+    return mean(fresh), PairedDifference([a - b for a, b in zip(banked, fresh)])
 
 
 def judge_dropped_bank(records: RunRecords) -> Verdict:

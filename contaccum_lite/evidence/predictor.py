@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from contaccum_lite.core.settings import Settings
 from contaccum_lite.evidence.records import RunRecords, markdown_table
-from contaccum_lite.evidence.studies import CONTROL, VARIANT_RATES, VARIANTS
+from contaccum_lite.evidence.studies import CONTROL, CONTROLS, VARIANT_RATES, VARIANTS
 
 BESIDE = ("DPR 128", CONTROL, "bank fresh", "with M_q")  # kinds of run that are no cells
 PLAIN, DUAL = "plain map", "dual bank"
@@ -125,21 +125,26 @@ def rank_correlation(members: list[Cell], key: str, share: str = "share") -> flo
 
 def table(members: list[Cell]) -> str:
     """The share of the control by the level of the shift, for each thing that was varied."""
-    rows = []
-    for start, varied in dict.fromkeys((c.start, c.varied) for c in members):
-        group = [c for c in members if (c.start, c.varied) == (start, varied)]
-        row = [start, varied]
-        for low, high in zip(LEVELS, LEVELS[1:]):
-            shares = [c.share for c in group if low <= c.shift < high]
-            row.append(_span(shares) if shares else "–")
-        for key in ("shift", "ratio"):
-            is_enough = len(group) >= FEWEST_CELLS
-            row.append(f"{rank_correlation(group, key):+.2f}" if is_enough else "–")
-        rows.append(row)
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in members:
+        groups.setdefault((cell.start, cell.varied), []).append(cell)
+    rows = [[*key, *_row(group)] for key, group in groups.items()]
     header = ["start", "varied; MRR@10 as a share of the control's (cells)"]
     for low, high in zip(LEVELS, LEVELS[1:]):
         header.append(f"shift {low:g} to {high:g}" if high < math.inf else f"above {low:g}")
     return markdown_table([*header, "rank correlation with the shift", "with the ratio"], rows)
+
+
+def _row(group: list[Cell]) -> list[str]:
+    """The shares at each level of the shift, and both rank correlations where cells suffice."""
+    row = []
+    for low, high in zip(LEVELS, LEVELS[1:]):
+        shares = [c.share for c in group if low <= c.shift < high]
+        row.append(_span(shares) if shares else "–")
+    for key in ("shift", "ratio"):
+        is_enough = len(group) >= FEWEST_CELLS
+        row.append(f"{rank_correlation(group, key):+.2f}" if is_enough else "–")
+    return row
 
 
 def _span(shares: list[float]) -> str:
@@ -183,23 +188,29 @@ def control_words(failure: list[dict]) -> str:
     """Where the control is no cure: without a last layer, and with a large bank at a high rate."""
     book = RunRecords(failure)
     low, high = VARIANT_RATES[0], VARIANT_RATES[-1]
-    bare = f"no last layer, N_memory 512, rate {low:g}"
-    labels = {
-        "stale": f"w/o M_q, {bare}",
-        CONTROL: f"{CONTROL}, {bare}",
-        "bank fresh": f"bank fresh, {bare}",
-        "with a query bank": f"with M_q, {bare}",
-        "DPR 128": f"DPR 128, no last layer, rate {low:g}",
-    }
-    means = [f"{words} {book.format_mean(f'pretrained: {n}')}" for words, n in labels.items()]
+    bare, unit = (_beside_words(book, words, low) for words in CONTROLS)
     by_size = []
     for size in (128, 512, 1024, 2048):
         control = f"pretrained: {CONTROL}, N_memory {size}, rate {high:g}"
         by_size.append(f"N_memory {size} {book.format_mean(control)}")
     return (
-        f"MRR@10 without a last layer, at {low:g}: {', '.join(means)}. Of the control at {high:g}, "
-        f"with its last layer: {', '.join(by_size)}."
+        f"MRR@10 without a last layer, at {low:g}: {bare}. The same with vectors of length 1: "
+        f"{unit}. Of the control at {high:g}, with its last layer: {', '.join(by_size)}."
     )
+
+
+def _beside_words(book: RunRecords, words: str, rate: float) -> str:
+    """The MRR@10 of a passage bank and of what was run beside it, for an output layer."""
+    name = f"{words}, N_memory 512, rate {rate:g}"
+    labels = {
+        "stale": f"w/o M_q, {name}",
+        CONTROL: f"{CONTROL}, {name}",
+        "bank fresh": f"bank fresh, {name}",
+        "with a query bank": f"with M_q, {name}",
+        "DPR 128": f"DPR 128, {words}, rate {rate:g}",
+    }
+    means = [f"{word} {book.format_mean(f'pretrained: {run}')}" for word, run in labels.items()]
+    return ", ".join(means)
 
 
 def sentence(members: list[Cell]) -> str:

@@ -140,12 +140,8 @@ def known_stale(start: str) -> dict[str, list[dict]]:
 def update_stale(start: str, fresh: bool = False) -> dict[str, list[dict]]:
     """Run what the second paper's ledger lacks from a start, or all of it; give its records."""
     results = {"runs": [], CURVES: []} if fresh else known_stale(start)
-    done = {(r["name"], r["seed"]) for r in results["runs"]}
-    done |= {(CURVES, r["seed"]) for r in results[CURVES]}
-    plan = stale_claims.PLANS[start]
-    wanted = [(name, seed) for seed in stale_claims.SEEDS for name in (CURVES, *plan)]
-    jobs = [(start, *run, 1) for run in wanted if run not in done]
-    order = {name: number for number, name in enumerate(plan)}
+    jobs = _missing_stale(start, results)
+    order = {name: number for number, name in enumerate(stale_claims.PLANS[start])}
     for result in in_processes(run_of_stale, jobs) if jobs else ():
         if isinstance(result, list):
             results[CURVES] += result
@@ -155,6 +151,15 @@ def update_stale(start: str, fresh: bool = False) -> dict[str, list[dict]]:
         results[CURVES].sort(key=lambda r: r["seed"])
         records.write_record_lines(records.STALES[start], results)
     return results
+
+
+def _missing_stale(start: str, results: dict[str, list[dict]]) -> list[tuple[str, str, int, int]]:
+    """The jobs of `run_of_stale` whose records are not there."""
+    done = {(r["name"], r["seed"]) for r in results["runs"]}
+    done |= {(CURVES, r["seed"]) for r in results[CURVES]}
+    names = (CURVES, *stale_claims.PLANS[start])
+    planned = [(name, seed) for seed in stale_claims.SEEDS for name in names]
+    return [(start, *run, 1) for run in planned if run not in done]
 
 
 def run_of_field(job: tuple[str, int, int]) -> dict:

@@ -84,14 +84,7 @@ def train(name: str, seed: int, pairs: Pairs, step_divisor: int = 1, start: str 
     run = Run(pairs, settings)
     cache = run.learner.extension("cache")
     probes = random.Random(seed).sample(range(updates // 2, updates), min(NUM_PROBES, updates // 4))
-    gaps, bank_errors = [], []
-    for update in run:
-        if update.step not in probes:
-            continue
-        if cache:  # before it is refreshed for the next update, if it is
-            gaps.append(cache_gap(run))
-        if len(run.passage_bank):
-            bank_errors.append(bank_error(run))
+    gaps, bank_errors = _measure_while_training(run, probes)
     kinds = gaps[0] if gaps else {}
     return {
         "name": name,
@@ -107,6 +100,19 @@ def train(name: str, seed: int, pairs: Pairs, step_divisor: int = 1, start: str 
         "bank": _mean_by_key(bank_errors),
         **{key: value for key, value in run.evaluate().items() if key in ("top@20", "mrr@10")},
     }
+
+
+def _measure_while_training(run: Run, probes: list[int]) -> tuple[list[dict], list[dict]]:
+    """Train to the end; the gap of the cache and the error of the bank after these updates."""
+    gaps, bank_errors = [], []
+    for update in run:
+        if update.step not in probes:
+            continue
+        if run.learner.extension("cache"):  # before it is refreshed for the next update, if it is
+            gaps.append(cache_gap(run))
+        if len(run.passage_bank):
+            bank_errors.append(bank_error(run))
+    return gaps, bank_errors
 
 
 def _mean_by_key(numbers: list[dict[str, float]]) -> dict[str, float]:
@@ -350,40 +356,43 @@ def judge_generalisation(curve: list[dict]) -> Callable[[RunRecords], Verdict]:
 
     Each is judged by the difference of their KL, paired over seeds.
     """
+    return lambda records: _judge_curve(curve)
+
+
+def _judge_curve(curve: list[dict]) -> Verdict:
     few, many = min(r["pairs"] for r in curve), max(r["pairs"] for r in curve)
     ages = sorted({r["staleness"] for r in curve})
+    with_few = {age: _network_minus_none(curve, few, age) for age in ages}
+    with_many = {age: _network_minus_none(curve, many, age) for age in ages}
+    worse = [age for age in ages if with_few[age].is_positive]
+    better = [age for age in ages if with_many[age].is_negative]
+    figures = [
+        f"{age} updates old: none {mean(_kl(curve, 'identity', few, age)):.2g}, {few} pairs "
+        f"{_signed(with_few[age])}, {many} pairs {_signed(with_many[age])}"
+        for age in ages
+    ]
+    outcome = Outcome.HOLDS_IF if worse and better else Outcome.FAILS_HERE
+    if worse == better == ages:
+        outcome = Outcome.HOLDS
+    return Verdict(
+        outcome,
+        f"KL, and a network of 512 minus none: {'; '.join(figures)}",
+        f"With {few} pairs a large network is significantly worse than none at "
+        f"{', '.join(map(str, worse)) or 'no'} updates of staleness; "
+        f"with {many} it is better at {', '.join(map(str, better)) or 'none'}.",
+    )
 
-    def kl(corrector: str, pairs: int, age: int) -> list[float]:
-        key = (corrector, pairs, age)
-        same = [r for r in curve if (r["corrector"], r["pairs"], r["staleness"]) == key]
-        return [r["kl"] for r in sorted(same, key=lambda r: r["seed"])]
 
-    def minus_none(pairs: int, age: int) -> PairedDifference:
-        both = zip(kl("MLP of 512", pairs, age), kl("identity", pairs, age), strict=True)
-        return PairedDifference([network - none for network, none in both])
+def _kl(curve: list[dict], corrector: str, pairs: int, age: int) -> list[float]:
+    """The KL of a point of the curve, by seed."""
+    key = (corrector, pairs, age)
+    same = [r for r in curve if (r["corrector"], r["pairs"], r["staleness"]) == key]
+    return [r["kl"] for r in sorted(same, key=lambda r: r["seed"])]
 
-    def judge(records: RunRecords) -> Verdict:
-        with_few = {age: minus_none(few, age) for age in ages}
-        with_many = {age: minus_none(many, age) for age in ages}
-        worse = [age for age in ages if with_few[age].is_positive]
-        better = [age for age in ages if with_many[age].is_negative]
-        figures = [
-            f"{age} updates old: none {mean(kl('identity', few, age)):.2g}, {few} pairs "
-            f"{_signed(with_few[age])}, {many} pairs {_signed(with_many[age])}"
-            for age in ages
-        ]
-        outcome = Outcome.HOLDS_IF if worse and better else Outcome.FAILS_HERE
-        if worse == better == ages:
-            outcome = Outcome.HOLDS
-        return Verdict(
-            outcome,
-            f"KL, and a network of 512 minus none: {'; '.join(figures)}",
-            f"With {few} pairs a large network is significantly worse than none at "
-            f"{', '.join(map(str, worse)) or 'no'} updates of staleness; "
-            f"with {many} it is better at {', '.join(map(str, better)) or 'none'}.",
-        )
 
-    return judge
+def _network_minus_none(curve: list[dict], pairs: int, age: int) -> PairedDifference:
+    network, none = (_kl(curve, name, pairs, age) for name in ("MLP of 512", "identity"))
+    return PairedDifference([a - b for a, b in zip(network, none, strict=True)])
 
 
 def _signed(difference: PairedDifference) -> str:

@@ -27,6 +27,7 @@ VARIANTS = {
     "hard negatives": dict(hard_negatives=1),
 }
 VARIANT_RATES, VARIANT_SEEDS = (0.002, 0.005, 0.01), range(5)
+CONTROLS = ("no last layer", "unit vectors, τ 0.1")  # run beside more than their control
 CONTROL = "push removed"  # the same passage bank alone, without its common push
 
 
@@ -52,7 +53,8 @@ def failure_plan() -> dict[str, RunSpec]:
             fields = dict(seeds=VARIANT_SEEDS, start="pretrained", learning_rate=rate, **changes)
             name = f"{words}, N_memory 512, rate {rate:g}"
             runs |= _with_control(name, memory_size=512, **fields)
-    runs |= _without_last_layer(VARIANT_RATES[0])
+    for words in CONTROLS:
+        runs |= _beside_the_control(words, VARIANT_RATES[0])
     for rate in CORRECTED_RATES:
         fields = dict(seeds=MAP_SEEDS, start="pretrained", learning_rate=rate)
         name = f"N_memory 2048, rate {rate:g}"
@@ -60,13 +62,13 @@ def failure_plan() -> dict[str, RunSpec]:
     return runs
 
 
-def _without_last_layer(rate: float) -> dict[str, RunSpec]:
-    """Where the control is harmed too: DPR 128, the bank fresh, and a query bank, beside it.
+def _beside_the_control(words: str, rate: float) -> dict[str, RunSpec]:
+    """DPR 128, the bank fresh, and a query bank, for an output layer.
 
-    They were added once the control was seen to be below the untuned towers.
+    They were added once the control without a last layer was seen to be below the untuned towers;
+    those of unit vectors to test whether free norms are the reason.
     """
-    words = "no last layer"
-    fields = dict(seeds=range(3), start="pretrained", learning_rate=rate, **VARIANTS[words])
+    fields = dict(seeds=VARIANT_SEEDS, start="pretrained", learning_rate=rate, **VARIANTS[words])
     name = f"{words}, N_memory 512, rate {rate:g}"
     fresh = run_spec("pre_batch", memory_size=512, refresh_banks=True, **fields)
     return {

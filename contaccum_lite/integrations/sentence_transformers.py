@@ -305,17 +305,9 @@ class ContAccumLoss(nn.Module):
         rows = [vectors[:, 0]]
         if self.query_bank:
             rows.append(bank[:, 0])
-        columns = [vectors[:, 1], bank[:, 1], *vectors[:, 2:].unbind(1)]
-        passage_keys = [keys[:, 1], bank_keys[:, 1], *keys[:, 2:].unbind(1)]
-        if self.bank_hard_negatives:
-            columns += bank[:, 2:].unbind(1)
-            passage_keys += bank_keys[:, 2:].unbind(1)
-        rows, columns, passage_keys = torch.cat(rows), torch.cat(columns), torch.cat(passage_keys)
-        mask = None
-        if masks:
-            query_keys = torch.full_like(passage_keys, -1)
-            query_keys[: len(keys) + num_banked] = torch.cat([keys[:, 0], bank_keys[:, 0]])
-            mask = duplicate_mask(query_keys, passage_keys, len(rows))
+        columns = self._columns(vectors, bank)
+        rows, columns = torch.cat(rows), torch.cat(columns)
+        mask = self._duplicates(keys, bank_keys, len(rows)) if masks else None
         if self._is_plain:
             scores = self._scores(rows, columns)
             scores = scores if mask is None else scores.masked_fill(mask, -torch.inf)
@@ -323,6 +315,21 @@ class ContAccumLoss(nn.Module):
             return nn.functional.cross_entropy(scores, positives)
         how = self.objective, self.directions, self.mask_margin
         return rows_to_loss.loss_of(rows, columns, self._scores, mask, *how)
+
+    def _columns(self, batch: Tensor, bank: Tensor) -> list[Tensor]:
+        """[passages ; bank ; hard negatives ; banked hard negatives], of vectors or of keys."""
+        columns = [batch[:, 1], bank[:, 1], *batch[:, 2:].unbind(1)]
+        if self.bank_hard_negatives:
+            columns += bank[:, 2:].unbind(1)
+        return columns
+
+    def _duplicates(self, keys: Tensor, bank_keys: Tensor, num_rows: int) -> Tensor:
+        """The mask of columns that are a row's own passage or query once more."""
+        passage_keys = torch.cat(self._columns(keys, bank_keys))
+        own_keys = torch.cat([keys[:, 0], bank_keys[:, 0]])
+        query_keys = torch.full_like(passage_keys, -1)
+        query_keys[: len(own_keys)] = own_keys
+        return duplicate_mask(query_keys, passage_keys, num_rows)
 
     def _scores(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Similarities times the scale, (rows, columns)."""

@@ -124,8 +124,10 @@ class Index:
                 f"{folder} should hold {self.about['passages']:,} passages, and its shards hold "
                 f"{len(self):,}: make it anew."
             )
-        for shard, rows in zip(self.shards, np.diff(self.starts)):
+        self._line_starts = [
             _array(shard / "starts.npy", _WHOLE, (int(rows),))
+            for shard, rows in zip(self.shards, np.diff(self.starts))
+        ]
 
     def __len__(self):
         return int(self.starts[-1])
@@ -149,12 +151,11 @@ class Index:
     def passage(self, row: int) -> Passage:
         """The passage of this row, read from its shard."""
         number = int(np.searchsorted(self.starts, row, side="right")) - 1
-        rows = int(self.starts[number + 1] - self.starts[number])
-        starts = _array(self.shards[number] / "starts.npy", _WHOLE, (rows,))
+        starts = self._line_starts[number]
         path, row = self.shards[number] / "passages.jsonl", int(row - self.starts[number])
         columns = None
         try:
-            end = int(starts[row + 1]) if row + 1 < rows else path.stat().st_size
+            end = int(starts[row + 1]) if row + 1 < len(starts) else path.stat().st_size
             with open(path, "rb") as file:
                 file.seek(int(starts[row]))
                 line = file.readline()
