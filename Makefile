@@ -9,7 +9,7 @@ NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-sta
 COLAB_TESTS := $(patsubst %,tests/test_%.py,bank loss methods minimal run settings)
 ROOT := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 
-.PHONY: lab test check notebooks pages links colab api package gate sweep look regime speed clean
+.PHONY: lab test check notebooks pages links colab deepspeed api package gate sweep look regime speed clean
 
 lab: .venv/ready
 	$(BIN)/jupyter lab $(ROOT) notebooks/00_start_here.ipynb
@@ -46,6 +46,11 @@ colab: .colab/ready
 api: .venv/ready
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) "pdoc>=15,<17"
 	$(BIN)/python -m pdoc --math --docformat google --output-directory build/api contaccum_lite $(addprefix contaccum_lite.,core data encoders staleness scale integrations evidence lab course)
+
+# ContAccumLoss under DeepSpeed, which is installed for it and for nothing else
+deepspeed: .venv/ready
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-build-isolation $(PIP_FLAGS) deepspeed
+	DS_ACCELERATOR=cpu $(BIN)/python -m pytest -m '' tests/test_parallel.py -k zero
 
 # what is published, in build/dist: a wheel and an sdist, checked
 package: .venv/ready
