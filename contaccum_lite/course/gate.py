@@ -100,4 +100,5 @@ def _as_widget(result):
         return w.HTML(f"<img alt='{text}' src='data:image/png;base64,{png}'>")
     if "text/html" in data:
         return w.HTML(data["text/html"])
-    return w.HTML(f"<pre role='status' style='white-space:pre-wrap'>{text}</pre>")
+    style = "white-space:pre-wrap;word-break:normal"  # JupyterLab would break lines within words
+    return w.HTML(f"<pre role='status' style='{style}'>{text}</pre>")
