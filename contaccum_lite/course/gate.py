@@ -44,9 +44,13 @@ class Gate:
 
     def show(self) -> None:
         """Open it now."""
-        if not self.open:
-            self.open = True
-            self.widget.children = (_as_widget(self.result),)
+        if self.open:
+            return
+        result = _as_widget(self.result)
+        if result.comm is None:
+            return  # it was closed when its cell ran again: the cell's new gate is the one to open
+        self.open = True
+        self.widget.children = (result,)
 
     @property
     def sentence(self) -> str:
