@@ -107,13 +107,17 @@ function render({ model, el }) {
       nodes.push(svg("line", { class: "ccl-rule", x1: scale.room, x2: width - ROOM.right, y1: y, y2: y }));
       nodes.push(svg("text", { class: "ccl-y", x: scale.room - 5, y: Number(y) + 4, "text-anchor": "end" }, short(tick)));
     }
-    const end = width - ROOM.right, last = end - 7 * panel.unit.length - 16; // the axis' name stands in its last number's place
-    nodes.push(svg("text", { class: "ccl-unit", x: end, y: height - 5, "text-anchor": "end" }, panel.unit));
-    if (!scale.empty)
-      for (const tick of evenTicks(scale.left, scale.right, Math.max(2, Math.floor(scale.w / 60))).filter(Number.isInteger)) {
-        const x = scale.x(tick);
-        if (x <= last) nodes.push(svg("text", { class: "ccl-x", x, y: height - 5, "text-anchor": "middle" }, short(tick)));
+    if (!scale.empty) {
+      const ticks = evenTicks(scale.left, scale.right, Math.max(2, Math.floor(scale.w / 60))).filter(Number.isInteger);
+      let room = Infinity; // left of the last number, which the axis' name precedes: "update 100"
+      for (const tick of ticks.reverse()) {
+        const text = room === Infinity ? `${panel.unit} ${short(tick)}` : short(tick), half = 3.8 * text.length;
+        const right = Math.min(width - 2, scale.x(tick) + half);
+        if (right > room) continue;
+        nodes.push(svg("text", { class: "ccl-x", x: right, y: height - 5, "text-anchor": "end" }, text));
+        room = right - 2 * half - 4;
       }
+    }
     return nodes;
   }
 
