@@ -150,7 +150,24 @@ def test_a_refused_line_leaves_controls_and_settings(toy, line, words):
 def test_what_can_be_left_out_is_in_the_lab(toy):
     views = taught(toy).views
     others = {"kind", "line", "matrix", "banks", "curves", "search"}
-    assert set(HIDEABLE) <= {*views.controls, *views.buttons, *others}
+    panels = {panel[0] for panel in views.curves.plot.panels}
+    assert set(HIDEABLE) <= {*views.controls, *views.buttons, *others, *panels}
+
+
+def test_curves_can_be_left_out_one_by_one(toy):
+    lab = Lab(toy, updates=3, accumulation_steps=2, hide=("norms", "ratio", "mass"))
+    lab.run(2)
+    curves, guide = lab.views.curves, lab.views.guide
+    lab.views.draw()
+    assert curves.plot.hidden == ["norms", "ratio", "mass"] and [*curves.panels] == ["loss", "mrr"]
+    assert not any(line["legend"] for line in curves.plot.lines if line["panel"] == "norms")
+    assert "gradient norm" not in lab.views.sentence and "gradient" not in str(guide.steps[3])
+    small = lab.views.png()
+    lab.load(lab.share().split("&hide=")[0] + "&hide=")
+    lab.run(2)
+    assert curves.plot.hidden == [] and "gradient norms" in curves.sentence
+    assert lab.views.png() != small
+    assert "ratio" in str(Lab(toy, hide=("search",)).views.guide.steps[3])
     assert "play" not in HIDEABLE
     with pytest.raises(ValueError, match="hide has 'tau'.*temperature"):
         Lab(toy, hide="tau")

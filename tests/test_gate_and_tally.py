@@ -51,6 +51,20 @@ def test_several_results_wait_for_one_prediction_and_none_for_another():
     assert gates[2].open
 
 
+def test_a_cell_that_ran_twice_before_the_answer_opens_the_new_gate():
+    toy = cl.load_pairs("toy")
+    ask()
+    gates = []
+    for _ in range(2):
+        lab = cl.Lab(toy, updates=2, accumulation_steps=2, dim=8)
+        lab.run(1)
+        gates.append((lab, cl.Gate("01.a", lab.views.curves)))
+        if len(gates) == 1:
+            lab.close()  # as its cell does when it runs again
+    ask().commit("b")
+    assert [gate.open for _, gate in gates] == [False, True]
+
+
 def test_what_was_never_asked_hides_nothing():
     gate = cl.Gate("09.z", "the result")
     assert gate.open and "the result" in gate.widget.children[0].value

@@ -44,9 +44,13 @@ class Gate:
 
     def show(self) -> None:
         """Open it now."""
-        if not self.open:
-            self.open = True
-            self.widget.children = (_as_widget(self.result),)
+        if self.open:
+            return
+        result = _as_widget(self.result)
+        if result.comm is None:
+            return  # it was closed when its cell ran again: the cell's new gate is the one to open
+        self.open = True
+        self.widget.children = (result,)
 
     @property
     def sentence(self) -> str:
@@ -100,4 +104,5 @@ def _as_widget(result):
         return w.HTML(f"<img alt='{text}' src='data:image/png;base64,{png}'>")
     if "text/html" in data:
         return w.HTML(data["text/html"])
-    return w.HTML(f"<pre role='status' style='white-space:pre-wrap'>{text}</pre>")
+    style = "white-space:pre-wrap;word-break:normal"  # JupyterLab would break lines within words
+    return w.HTML(f"<pre role='status' style='{style}'>{text}</pre>")

@@ -8,20 +8,13 @@ import ipywidgets
 
 from contaccum_lite.diagnostics import measure
 from contaccum_lite.lab import stills
+from contaccum_lite.lab.fields import PANELS
 from contaccum_lite.lab.history import GHOSTS, format_scores
 from contaccum_lite.lab.plot import Plot
 from contaccum_lite.lab.style import STYLES
 from contaccum_lite.lab.view import View, paragraph
 from contaccum_lite.utils.text import without_halves
 
-#: panel -> (title, y axis is logarithmic)
-PANELS = {
-    "loss": ("loss; dashed: log N", False),
-    "norms": ("gradient norms", True),
-    "ratio": ("ratio, passage ÷ query", True),
-    "mrr": ("MRR@10, %", False),
-    "mass": ("similarity mass by age", False),
-}
 _GREY, _BLUE, _ORANGE, _GREEN = "#8A8A8A", "#0072B2", "#D55E00", "#009E73"
 _MAX_POINTS = 200  # of a line
 
@@ -38,12 +31,17 @@ class CurvesView(View):
     def __init__(self, lab):
         super().__init__(lab)
         self.plot = Plot(
-            panels=[(key, title, log) for key, (title, log) in PANELS.items()],
+            panels=[(key, *panel) for key, panel in PANELS.items()],
             band=["ratio", 0.5, 2.0],  # where neither tower's gradient drowns the other's
         )
         self.words = ipywidgets.HTML()
         self.widget = ipywidgets.VBox([self.plot, self.words])
         self.draw()
+
+    @property
+    def panels(self) -> dict[str, tuple]:
+        """The panels that are not hidden."""
+        return {name: panel for name, panel in PANELS.items() if name not in self.lab.hide}
 
     def data(self) -> dict[str, dict]:
         """{run's name: its numbers by update}; the last is the run under way."""
@@ -77,7 +75,8 @@ class CurvesView(View):
 
     def draw(self) -> None:
         """Bring the lines and the sentence up to date."""
-        self.plot.show([_sendable(line) for line in self.lines()])
+        hidden = self.plot.hidden = [panel for panel in PANELS if panel in self.lab.hide]
+        self.plot.show([_sendable(line, hidden) for line in self.lines()])
         self.words.value = paragraph(self.sentence)
 
     @property
@@ -93,15 +92,19 @@ class CurvesView(View):
         local_batch = micro and self.lab.track.value_at("local_batch", micro.update)
         if micro is not None and 0 < micro.local < local_batch:
             short = f"; the last micro-batch of an epoch has {micro.local} pairs"
+        norms = ""
+        if not {"norms", "ratio"} <= {*self.lab.hide}:
+            norms = (
+                f"; gradient norms {last.grad_norm_query:.3g} (query tower) and "
+                f"{last.grad_norm_passage:.3g} (passage tower), ratio {last.grad_norm_ratio:.2f}"
+            )
         return (
             f"After update {last.step}: loss {last.loss:.2f} (log {columns} = "
-            f"{math.log(columns):.2f}{short}); gradient norms {last.grad_norm_query:.3g} (query "
-            f"tower) and {last.grad_norm_passage:.3g} (passage tower), ratio "
-            f"{last.grad_norm_ratio:.2f}.{score}{earlier}"
+            f"{math.log(columns):.2f}{short}){norms}.{score}{earlier}"
         )
 
     def still(self, figure) -> None:
-        stills.curves(figure, self.lines(), PANELS)
+        stills.curves(figure, self.lines(), self.panels)
 
 
 def _numbers(track) -> dict:
@@ -139,9 +142,10 @@ def _start_line(track, lines: list[dict]) -> dict:
     return _line("mrr", name, x, y, _GREY, "dot", 1.2)
 
 
-def _sendable(line: dict) -> dict:
+def _sendable(line: dict, hidden: list[str]) -> dict:
     """A line as a `Plot` takes it: with a name that can be sent, and whether the legend has it."""
-    return {**line, "name": without_halves(line["name"]), "legend": _in_legend(line)}
+    in_legend = _in_legend(line) and not (line["panel"] == "norms" and "norms" in hidden)
+    return {**line, "name": without_halves(line["name"]), "legend": in_legend}
 
 
 def _in_legend(line: dict) -> bool:
@@ -151,14 +155,15 @@ def _in_legend(line: dict) -> bool:
 def _describe_earlier(ghosts) -> str:
     if not ghosts:
         return ""
-    runs = []
-    for name, track in ghosts:
+    runs, shown = [], ghosts if len(ghosts) <= 3 else ghosts[-1:]
+    for name, track in shown:
         result = f"{track.run.step_count} updates"
         if track.scores:
             update, scores = track.scores[-1]
             result = f"{format_scores(scores)} after {update} updates"
         runs.append(f"{name}, {result}")
-    return f" Earlier runs: {'; '.join(runs)}."
+    words = "Earlier runs" if shown is ghosts else f"The last of {len(ghosts)} earlier runs"
+    return f" {words}: {'; '.join(runs)}."
 
 
 def _line(panel, name, x, y, color, dash, width, ghost=False) -> dict:

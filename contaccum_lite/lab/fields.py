@@ -39,8 +39,17 @@ CHOICES: dict[str, dict] = {
 }
 BUTTONS = ("micro", "update", "stop", "reset", "race")  # without Play, which always stays
 VIEWS = ("matrix", "banks", "curves", "search")
-#: What a teacher can leave out of a lab: its settings' controls, its buttons and its views.
-HIDEABLE = ("method", *CHOICES, *SLIDERS, *SWITCHES, "pace", *BUTTONS, "kind", *VIEWS, "line")
+#: panel of the curves -> (title, y axis is logarithmic, name of the x axis)
+PANELS = {
+    "loss": ("loss; dashed: log N", False, "update"),
+    "norms": ("gradient norms", True, "update"),
+    "ratio": ("ratio, passage ÷ query", True, "update"),
+    "mrr": ("MRR@10, %", False, "update"),
+    "mass": ("similarity mass", False, "age"),
+}
+_CONTROLS = ("method", *CHOICES, *SLIDERS, *SWITCHES, "pace", *BUTTONS, "kind")
+#: What a teacher can leave out of a lab: its settings' controls, buttons, views and curves.
+HIDEABLE = (*_CONTROLS, *VIEWS, *PANELS, "line")
 NAMES = {method: preset["name"] for method, preset in PRESETS.items()}
 #: start -> how a sentence names a run that starts so
 START_WORDS = {

@@ -49,6 +49,16 @@ STEPS = (
 )
 
 
+_WITHOUT_NORMS = "The loss of each update, and MRR@10 on the test queries from time to time."
+
+
+def steps(hide=()) -> list[tuple]:
+    """The tour of a lab in which these panels are hidden."""
+    if not {"norms", "ratio"} <= {*hide}:
+        return list(STEPS)
+    return [(at, title, _WITHOUT_NORMS if at == "curves" else text) for at, title, text in STEPS]
+
+
 class Guide(anywidget.AnyWidget):
     """Gives the lab that it stands in the height of the screen, and explains it.
 

@@ -101,9 +101,13 @@ class Lab(Player):
         last = run.history[-1]
         summary = (
             f"{name}: update {run.step_count} of {run.settings.updates}, loss {last.loss:.2f}, "
-            f"{last.negatives} negatives per query, gradient norm of the passage tower "
-            f"{last.grad_norm_ratio:.2f} times the query tower's"
+            f"{last.negatives} negatives per query"
         )
+        if "ratio" not in self.hide:
+            summary += (
+                f", gradient norm of the passage tower {last.grad_norm_ratio:.2f} times the query "
+                "tower's"
+            )
         if self.track.scores:
             summary += f", {self.track.accuracy}"
         return summary + "."

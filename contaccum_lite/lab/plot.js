@@ -18,7 +18,7 @@ function html(tag, name, text) {
   return node;
 }
 const doubles = (view) => new Float64Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
-const short = (value) => (value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e5) ? value.toExponential(0) : String(Number(value.toPrecision(6))));
+const short = (value) => (value !== 0 && (Math.abs(value) < 1e-4 || Math.abs(value) >= 1e5) ? value.toExponential(0) : String(Number(value.toPrecision(6))));
 const read = (value) => (Math.abs(value) >= 1000 ? value.toFixed(0) : value.toPrecision(3));
 
 // Round numbers from low to high, about `most` of them.
@@ -74,7 +74,7 @@ function pathOf(line, scale, log) {
 
 function render({ model, el }) {
   el.classList.add("ccl-plot");
-  const panels = model.get("panels").map(([key, title, log]) => {
+  const panels = model.get("panels").map(([key, title, log, unit]) => {
     const box = html("div", "panel"), caption = html("div", "caption"), picture = svg("svg", { role: "img" });
     const words = html("span", "caption-title", title), values = html("span", "caption-values");
     values.setAttribute("aria-hidden", "true");
@@ -82,7 +82,7 @@ function render({ model, el }) {
     picture.setAttribute("aria-label", title);
     box.append(caption, picture);
     box.dataset.panel = key;
-    const panel = { key, title, log, box, picture, words, values, lines: [], scale: null };
+    const panel = { key, title, log, unit, box, picture, words, values, lines: [], scale: null };
     picture.addEventListener("pointermove", (event) => point(panel, event));
     picture.addEventListener("pointerleave", () => point(panel, null));
     return panel;
@@ -107,11 +107,17 @@ function render({ model, el }) {
       nodes.push(svg("line", { class: "ccl-rule", x1: scale.room, x2: width - ROOM.right, y1: y, y2: y }));
       nodes.push(svg("text", { class: "ccl-y", x: scale.room - 5, y: Number(y) + 4, "text-anchor": "end" }, short(tick)));
     }
-    if (!scale.empty)
-      for (const tick of evenTicks(scale.left, scale.right, Math.max(2, Math.floor(scale.w / 60))).filter(Number.isInteger)) {
-        const x = scale.x(tick);
-        nodes.push(svg("text", { class: "ccl-x", x, y: height - 5, "text-anchor": x > width - 24 ? "end" : "middle" }, short(tick)));
+    if (!scale.empty) {
+      const ticks = evenTicks(scale.left, scale.right, Math.max(2, Math.floor(scale.w / 60))).filter(Number.isInteger);
+      let room = Infinity; // left of the last number, which the axis' name precedes: "update 100"
+      for (const tick of ticks.reverse()) {
+        const text = room === Infinity ? `${panel.unit} ${short(tick)}` : short(tick), half = 3.8 * text.length;
+        const right = Math.min(width - 2, scale.x(tick) + half);
+        if (right > room) continue;
+        nodes.push(svg("text", { class: "ccl-x", x: right, y: height - 5, "text-anchor": "end" }, text));
+        room = right - 2 * half - 4;
       }
+    }
     return nodes;
   }
 
@@ -146,11 +152,12 @@ function render({ model, el }) {
     const at = own[0].x[nearest(own[0])];
     panel.cursor.setAttribute("x1", scale.x(at));
     panel.cursor.setAttribute("x2", scale.x(at));
-    panel.values.textContent = `${panel.key === "mass" ? "age" : model.get("unit")} ${at}: ${own.map((line) => read(line.y[nearest(line)])).join(" · ")}`;
+    panel.values.textContent = `${panel.unit} ${at}: ${own.map((line) => read(line.y[nearest(line)])).join(" · ")}`;
   }
 
   function paintLegend(lines) {
-    const rows = lines.filter((line) => line.legend).map((line) => {
+    const named = lines.filter((line) => line.legend);
+    const rows = [...named.filter((line) => !line.ghost), ...named.filter((line) => line.ghost).reverse()].map((line) => {
       const row = html("div", "entry"), mark = svg("svg", { width: 30, height: 10, "aria-hidden": "true" });
       mark.append(svg("line", { x1: 0, x2: 30, y1: 5, y2: 5, stroke: line.color, "stroke-width": Math.max(2, line.width), "stroke-dasharray": DASHES[line.dash], opacity: line.ghost ? 0.55 : 1 }));
       row.append(mark, html("span", "entry-name", line.name));
@@ -162,6 +169,7 @@ function render({ model, el }) {
   function draw() {
     const lines = model.get("lines").map((line) => ({ ...line, x: doubles(line.x), y: doubles(line.y) }));
     for (const panel of panels) {
+      panel.box.style.display = model.get("hidden").includes(panel.key) ? "none" : "";
       panel.lines = lines.filter((line) => line.panel === panel.key && line.x.length);
       paint(panel);
     }

@@ -14,7 +14,7 @@ _HERE = Path(__file__).parent
 class Plot(anywidget.AnyWidget):
     """Lines in panels, with a legend and the values under the pointer.
 
-    panels: (key, title, whether the y axis is logarithmic), in the order in which they are drawn.
+    panels: (key, title, whether the y axis is logarithmic, name of the x axis), in their order.
     lines: as `show` sends them. The page says in `drawn` which frame it has drawn last, so that
     nobody sends it more than it can draw.
     """
@@ -26,7 +26,7 @@ class Plot(anywidget.AnyWidget):
     band = traitlets.List(help="(panel, low, high): a strip in which a line should stay").tag(
         sync=True
     )
-    unit = traitlets.Unicode("update", help="what x counts").tag(sync=True)
+    hidden = traitlets.List(help="panels that are left out").tag(sync=True)
     frame = traitlets.Int(0).tag(sync=True)
     drawn = traitlets.Int(0).tag(sync=True, echo_update=False)
 

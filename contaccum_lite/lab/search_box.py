@@ -88,8 +88,8 @@ class Card:
         self.pair = pair
         self.widget = ipywidgets.HTML(
             f"<p><b>query</b> &nbsp; {plain_text(pair.query)}</p>"
-            f"<p><b>passage</b> &nbsp; <i>{plain_text(pair.title)}</i><br>"
-            "<span style='white-space:pre-wrap;line-height:1.35'>"
+            f"<p style='line-height:1.35'><b>passage</b> &nbsp; <i>{plain_text(pair.title)}</i><br>"
+            "<span style='white-space:pre-wrap'>"
             f"{plain_text(pair.passage)}</span></p>"
         )
 

@@ -75,6 +75,7 @@ def label(name: str) -> str:
 
 
 HEADROOM = 0.12  # inches above a picture, without which its titles are cut
+DOTS = 100  # per inch: 9 points are then 12.5 pixels, and a page shows pixels
 
 
 def new(width: float, height: float):
@@ -92,14 +93,14 @@ def png(figure, sentence: str) -> bytes:
     from PIL import Image
 
     width, height = figure.get_size_inches()
-    caption = textwrap.fill(sentence, int(width * 13.5))
-    margin = 0.16 * (caption.count("\n") + 1) + 0.1
+    caption = textwrap.fill(sentence, int(width * 12.6))
+    margin = 0.17 * (caption.count("\n") + 1) + 0.1
     total = height + margin + HEADROOM
     figure.set_size_inches(width, total)
     figure.get_layout_engine().set(rect=(0, margin / total, 1, height / total))
-    figure.text(0.01, 0.05 / total, literal(caption), fontsize=8.5, va="bottom", color="#333333")
+    figure.text(0.01, 0.05 / total, literal(caption), fontsize=9, va="bottom", color="#333333")
     full, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(full, format="png", dpi=80)
+    figure.savefig(full, format="png", dpi=DOTS)
     image = Image.open(full).convert("RGB").quantize(128, dither=Image.Dither.NONE)
     image.save(small, format="png", optimize=True)
     return small.getvalue()
@@ -173,7 +174,7 @@ def _block(axis, name: str, start: int, end: int, side: str, total: int) -> None
     if (end - start) / total <= 0.15:
         return
     middle = (start + end) / 2 - 0.5
-    style = dict(textcoords="offset points", fontsize=8, annotation_clip=False)
+    style = dict(textcoords="offset points", fontsize=9, annotation_clip=False)
     if side == "column":
         axis.annotate(name, (middle, -0.5), xytext=(0, 3), ha="center", va="bottom", **style)
     else:
@@ -188,30 +189,39 @@ def _frame(axis, row: int, column: int) -> None:
     axis.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="#D55E00", linewidth=2))
 
 
+def curve_rows(panels) -> int:
+    """How many rows these panels and their legend take, three to a row."""
+    return 1 if len(panels) < 3 else 2
+
+
 def curves(figure, lines: list[dict], panels: dict) -> None:
     """Lines of a `CurvesView` in its panels."""
-    *axes, legend = np.ravel(figure.subplots(2, 3))
+    *axes, legend = np.ravel(figure.subplots(curve_rows(panels), 3))
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
     axes = dict(zip(panels, axes))
-    for panel, (title, log) in panels.items():
+    for panel, (title, log, x) in panels.items():
         axes[panel].set_title(title, fontsize=9.5)
         axes[panel].set_yscale("log" if log else "linear")
         axes[panel].spines[["top", "right"]].set_visible(False)
-        axes[panel].tick_params(labelsize=8)
+        axes[panel].set_xlabel(x, fontsize=9)
+        axes[panel].tick_params(labelsize=9)
     for line in lines:
-        if line["x"]:
+        if line["x"] and line["panel"] in panels:
             _curve(axes[line["panel"]], line)
-    axes["ratio"].axhspan(0.5, 2, color="#009E73", alpha=0.1)
-    for panel, (_, log) in panels.items():
+    if "ratio" in panels:
+        axes["ratio"].axhspan(0.5, 2, color="#009E73", alpha=0.1)
+    for panel, (_, log, _) in panels.items():
         if log:
             plain(axes[panel].yaxis)  # after the lines, whose range decides which numbers it has
-    for panel in ("loss", "mrr", "mass"):
+    for panel in {"loss", "mrr", "mass"} & {*panels}:
         axes[panel].set_ylim(bottom=0)
-    if axes["norms"].lines:
-        axes["norms"].legend(frameon=False, fontsize=7.5)
+    if "norms" in panels and axes["norms"].lines:
+        axes["norms"].legend(frameon=False, fontsize=9)
     legend.set_axis_off()
-    runs = axes["mrr"].lines
+    runs = axes["mrr"].lines if "mrr" in panels else []
     if runs:
-        legend.legend(handles=list(runs), loc="center left", frameon=False, fontsize=8.5)
+        legend.legend(handles=list(runs), loc="center left", frameon=False, fontsize=9)
 
 
 def _curve(axis, line: dict) -> None:
@@ -250,7 +260,7 @@ def _titles(axis, title: str, x: str, y: str) -> None:
     axis.set_xlabel(literal(x), fontsize=9)
     axis.set_ylabel(literal(y), fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=8)
+    axis.tick_params(labelsize=9)
 
 
 def lines(axis, lines: dict, title: str, x: str, y: str, log: bool, log_x: bool) -> None:
@@ -269,7 +279,7 @@ def lines(axis, lines: dict, title: str, x: str, y: str, log: bool, log_x: bool)
     if log:
         plain(axis.yaxis)
     if len(lines) > 1:
-        axis.legend(frameon=False, fontsize=8.5)
+        axis.legend(frameon=False, fontsize=9)
 
 
 def points(axis, points: dict, title: str, x: str, y: str, log_x: bool) -> None:
@@ -286,7 +296,7 @@ def points(axis, points: dict, title: str, x: str, y: str, log_x: bool) -> None:
         axis.set_xscale("symlog", linthresh=1)
         axis.xaxis.set_major_formatter(_format_number)
     beside = dict(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=0, markerscale=0)
-    axis.legend(frameon=False, fontsize=8, **beside)
+    axis.legend(frameon=False, fontsize=9, **beside)
     axis.figure.canvas.draw()  # where the points lie is known only now
     data = [(across, up) for across, up, _ in points.values()]
     positions = axis.transData.transform(data) * 72 / axis.figure.dpi
@@ -376,13 +386,13 @@ def methods_figure():
         axis.set(xlim=(-0.2, 6.2), ylim=(-6.2, 0.2), aspect="equal", xticks=[], yticks=[])
         axis.set_title(method, fontsize=12)
         axis.spines[:].set_visible(False)
-        axis.text(0, -rows - 0.3, note, va="top", fontsize=8.5)
-    axes[0].set_ylabel("queries", fontsize=9)
+        axis.text(0, -rows - 0.3, note, va="top", fontsize=10)
+    axes[0].set_ylabel("queries", fontsize=10)
     handles = [
         Patch(facecolor=c, edgecolor="#888888", label=text) for c, text in GRADIENTS.values()
     ]
     title = "An entry's gradient goes to (+ is the positive; columns are passages)"
-    style = dict(loc="lower center", ncols=5, frameon=False, fontsize=9, title_fontsize=9)
+    style = dict(loc="lower center", ncols=5, frameon=False, fontsize=10, title_fontsize=10)
     figure.legend(handles=handles, title=title, **style)
     figure.get_layout_engine().set(rect=(0, 0.14, 1, 0.82))
     return figure

@@ -15,6 +15,7 @@ from contaccum_lite.lab.fields import BEFORE
 from contaccum_lite.lab.grid import colours
 from contaccum_lite.lab.hosts import tooltip
 from contaccum_lite.lab.stills import bundle
+from contaccum_lite.lab.view import paragraph
 from contaccum_lite.utils.text import plain
 
 #: share of the scale of colours above which text on them is black
@@ -252,7 +253,7 @@ class HeatMap:
             ):  # ipywidgets 7: text is black, so colours are light
                 share = _LIGHT + (1 - _LIGHT) * share
             style.button_color, style.text_color = _button_colors(share)
-        self.words.value = f"<p role='status'>{html.escape(self.sentence)}</p>"
+        self.words.value = paragraph(self.sentence)
         if self.line:
             self.text.value = self.line
 

@@ -11,13 +11,13 @@ from contaccum_lite.lab.banks import BanksView
 from contaccum_lite.lab.controls import Controls
 from contaccum_lite.lab.curves import CurvesView
 from contaccum_lite.lab.fields import VIEWS
-from contaccum_lite.lab.guide import STEPS, Guide
+from contaccum_lite.lab.guide import Guide, steps
 from contaccum_lite.lab.hosts import in_colab
 from contaccum_lite.lab.matrix import MatrixView
 from contaccum_lite.lab.page_drive import PageDrive
 from contaccum_lite.lab.search_box import SearchBox
 from contaccum_lite.lab.startup import import_compiler_soon
-from contaccum_lite.lab.stills import bundle, new, png, waiting
+from contaccum_lite.lab.stills import bundle, curve_rows, new, png, waiting
 from contaccum_lite.utils.text import plain
 
 MAX_FPS = 16  # the page's work slows training where cores are few
@@ -66,7 +66,7 @@ class LabWidget:
         self.fold = widgets.ToggleButton(description="More controls", icon="chevron-down")
         self.fold.add_class("ccl-fold")
         self.fold.observe(self._on_fold, "value")
-        self.guide = Guide(steps=list(STEPS) if lab.tour else [])
+        self.guide = Guide(steps=steps(lab.hide) if lab.tour else [])
         self.widget = self._layout()
         self.frames = 0
         self._next_frame = self._next_text = self._next_curves = self._last_sent = 0.0
@@ -122,6 +122,8 @@ class LabWidget:
         self.matrix_column.layout.display = self.matrix.widget.layout.display
         folded = {*self.controls, "line"} - {*FIRST}
         self.fold.layout.display = "none" if folded <= {*self.lab.hide} else None
+        if change is not None:
+            self.curves.draw()
 
     # --- drawing ------------------------------------------------------------------------------
 
@@ -248,8 +250,11 @@ class LabWidget:
         bands = [["matrix", "banks"], ["curves"]]
         bands = [[name for name in band if name not in self.lab.hide] for band in bands]
         bands = [band for band in bands if band] or [["matrix"]]
-        figure = new(9.8, 4.3 * len(bands))
-        subfigures = figure.subfigures(len(bands), 1, squeeze=False)[:, 0]
+        low = 2.5 if curve_rows(self.curves.panels) == 1 else 4.3
+        heights = [low if band == ["curves"] else 4.3 for band in bands]
+        figure = new(9.8, sum(heights))
+        ratios = dict(height_ratios=heights, squeeze=False)
+        subfigures = figure.subfigures(len(bands), 1, **ratios)[:, 0]
         for subfigure, names in zip(subfigures, bands, strict=True):
             parts = subfigure.subfigures(1, len(names), squeeze=False)[0]
             for part, name in zip(parts, names, strict=True):
