@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import ipywidgets
 
@@ -142,7 +143,7 @@ def _start_line(track, lines: list[dict]) -> dict:
     return _line("mrr", name, x, y, _GREY, "dot", 1.2)
 
 
-def _sendable(line: dict, hidden: list[str]) -> dict:
+def _sendable(line: dict, hidden: Sequence[str] = ()) -> dict:
     """A line as a `Plot` takes it: with a name that can be sent, and whether the legend has it."""
     in_legend = _in_legend(line) and not (line["panel"] == "norms" and "norms" in hidden)
     return {**line, "name": without_halves(line["name"]), "legend": in_legend}
