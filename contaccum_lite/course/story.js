@@ -195,7 +195,7 @@ function render({ model, el }) {
     frame ||= requestAnimationFrame(tick);
   }
   function pause() { playing = false; paint(); settle(); }
-  let stop = () => {};
+  let stop = () => {}, goal = null; // where a step is going, while it is on its way
   // Go to a moment: at once by the slider, in a third of a second by a step.
   function go(target) {
     target = Math.max(0, Math.min(last, target));
@@ -203,18 +203,21 @@ function render({ model, el }) {
     stop();
     const from = at, began = performance.now();
     let live = true;
-    stop = () => { live = false; };
+    goal = target;
+    stop = () => { live = false; goal = null; };
     const move = (time) => {
       if (!live) return;
       const t = still ? 1 : Math.min(1, Math.max(0, time - began) / 450);
       at = t >= 1 ? target : mix(from, target, t);
       paint();
-      if (t < 1) requestAnimationFrame(move);
-      else settle();
+      if (t < 1) return requestAnimationFrame(move);
+      goal = null;
+      settle();
     };
     requestAnimationFrame(move);
   }
-  const step = (by) => go(by > 0 ? Math.floor(at + 1e-6) + 1 : Math.ceil(at - 1e-6) - 1);
+  // A second press on the way goes on from where the first one leads.
+  const step = (by) => go((goal ?? (by > 0 ? Math.floor(at + 1e-6) : Math.ceil(at - 1e-6))) + by);
   const toggle = () => { stop(); if (playing) pause(); else start(); };
   play.addEventListener("click", toggle);
   back.addEventListener("click", () => step(-1));
