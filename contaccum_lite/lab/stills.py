@@ -200,28 +200,37 @@ def curves(figure, lines: list[dict], panels: dict) -> None:
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     axes = dict(zip(panels, axes))
-    for panel, (title, log, x) in panels.items():
-        axes[panel].set_title(title, fontsize=9.5)
-        axes[panel].set_yscale("log" if log else "linear")
-        axes[panel].spines[["top", "right"]].set_visible(False)
-        axes[panel].set_xlabel(x, fontsize=9)
-        axes[panel].tick_params(labelsize=9)
+    for panel, axis in axes.items():
+        _dress_panel(axis, *panels[panel])
     for line in lines:
-        if line["x"] and line["panel"] in panels:
+        if line["x"] and line["panel"] in axes:
             _curve(axes[line["panel"]], line)
-    if "ratio" in panels:
-        axes["ratio"].axhspan(0.5, 2, color="#009E73", alpha=0.1)
-    for panel, (_, log, _) in panels.items():
-        if log:
-            plain(axes[panel].yaxis)  # after the lines, whose range decides which numbers it has
-    for panel in {"loss", "mrr", "mass"} & {*panels}:
-        axes[panel].set_ylim(bottom=0)
-    if "norms" in panels and axes["norms"].lines:
-        axes["norms"].legend(frameon=False, fontsize=9)
+    for panel, axis in axes.items():
+        _finish_panel(axis, panel)
     legend.set_axis_off()
-    runs = axes["mrr"].lines if "mrr" in panels else []
+    runs = axes["mrr"].lines if "mrr" in axes else []
     if runs:
         legend.legend(handles=list(runs), loc="center left", frameon=False, fontsize=9)
+
+
+def _dress_panel(axis, title: str, is_log: bool, x: str) -> None:
+    axis.set_title(title, fontsize=9.5)
+    axis.set_yscale("log" if is_log else "linear")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_xlabel(x, fontsize=9)
+    axis.tick_params(labelsize=9)
+
+
+def _finish_panel(axis, panel: str) -> None:
+    """What is drawn after the lines, whose range decides which numbers an axis has."""
+    if panel == "ratio":
+        axis.axhspan(0.5, 2, color="#009E73", alpha=0.1)
+    if axis.get_yscale() == "log":
+        plain(axis.yaxis)
+    else:
+        axis.set_ylim(bottom=0)
+    if panel == "norms" and axis.lines:
+        axis.legend(frameon=False, fontsize=9)
 
 
 def _curve(axis, line: dict) -> None:

@@ -247,9 +247,7 @@ class LabWidget:
         """All views that are not hidden, as one still picture."""
         if self.lab.micro is None and not self.lab.training.history:
             return waiting([self.matrix.title, self.banks.title, self.curves.title], self.sentence)
-        bands = [["matrix", "banks"], ["curves"]]
-        bands = [[name for name in band if name not in self.lab.hide] for band in bands]
-        bands = [band for band in bands if band] or [["matrix"]]
+        bands = self._bands()
         low = 2.5 if curve_rows(self.curves.panels) == 1 else 4.3
         heights = [low if band == ["curves"] else 4.3 for band in bands]
         figure = new(9.8, sum(heights))
@@ -260,6 +258,12 @@ class LabWidget:
             for part, name in zip(parts, names, strict=True):
                 getattr(self, name).still(part)
         return png(figure, self.lab.summary + " " + self.matrix.sentence)
+
+    def _bands(self) -> list[list[str]]:
+        """The views of the still picture, by row."""
+        bands = [["matrix", "banks"], ["curves"]]
+        shown = [[name for name in band if name not in self.lab.hide] for band in bands]
+        return [band for band in shown if band] or [["matrix"]]
 
     def bundle(self) -> tuple[dict, dict]:
         """One output for all readers."""
